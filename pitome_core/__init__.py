@@ -1,0 +1,38 @@
+"""PiToMe: energy-based, spectrum-preserving token merging for Vision Transformers."""
+
+from .counting import Counts, flops, schedule
+from .energy import energy_score, margin_schedule
+from .families import UnsupportedModelError
+from .merge_plan import LinearPlan, MergePlan
+from .mergers import Method, methods, plan, register_method
+from .mergers.preset_table import Preset, presets
+from .patching import apply, patched, remove
+from .schedules import Schedule
+from .spectral import spectral_distance
+from .tracing import Trace, record
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Counts",
+    "LinearPlan",
+    "MergePlan",
+    "Method",
+    "Preset",
+    "Schedule",
+    "Trace",
+    "UnsupportedModelError",
+    "apply",
+    "energy_score",
+    "flops",
+    "margin_schedule",
+    "methods",
+    "patched",
+    "plan",
+    "presets",
+    "record",
+    "register_method",
+    "remove",
+    "schedule",
+    "spectral_distance",
+]

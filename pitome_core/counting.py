@@ -1,0 +1,154 @@
+"""Exact multiply-accumulates of a model, merging included.
+
+Counters that watch kernels miss the attention product inside a fused kernel; these numbers come from the shapes.
+One multiply-accumulate is counted once (many papers write "FLOPs" for the same number).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from .families import ModelShape, find_family
+from .mergers import Method, find_method
+from .patching import Patch, find_patch
+from .schedules import Schedule, cheapest_schedule, fixed_schedule, keep_schedule, target_schedule
+
+
+@dataclass(frozen=True)
+class LayerCounts:
+    """Multiply-accumulates of one block for one image: attention on the tokens before the merge, MLP after it."""
+
+    attention: int
+    mlp: int
+    merge: int
+
+    @property
+    def total(self) -> int:
+        """All three."""
+        return self.attention + self.mlp + self.merge
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Multiply-accumulates of one image (batch 1).
+
+    Attributes:
+        layers: one entry per block.
+        embed: patch embedding.
+        head: everything behind the blocks.
+        other_ops: exponentials, comparisons and sorts of making the plans; no multiply-accumulates.
+        blocks_released: the blocks as the released counter sees them: the MLP charged with the tokens before the
+            merge, the merge itself not counted. For comparison with published numbers.
+        tokens: tokens entering each block and leaving the last, prefix included.
+    """
+
+    layers: tuple[LayerCounts, ...]
+    embed: int
+    head: int
+    other_ops: int
+    blocks_released: int
+    tokens: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """Embedding, blocks with merges, head."""
+        return self.embed + sum(layer.total for layer in self.layers) + self.head
+
+
+def _count(shape: ModelShape, schedule: Schedule, method: Method | None, metric: str, restore: bool) -> Counts:
+    layers, other, released = [], 0, 0
+    for block, before, after in zip(shape.layers, schedule.tokens, schedule.tokens[1:], strict=False):
+        attention = before * block.attention_linear + 2 * before**2 * block.attention_channels
+        merge = 0
+        if before != after and method is not None:
+            width = {"keys": block.attention_channels // block.heads, "concat": block.attention_channels,
+                     "hidden": block.channels}[metric]
+            patches = before - shape.prefix
+            if method.cost is not None:
+                merge, extra = method.cost(patches, before - after, width)
+                other += extra
+            merge += before * block.channels  # the weighted sum itself
+        layers.append(LayerCounts(attention, after * block.mlp_linear, merge))
+        released += attention + before * block.mlp_linear
+    last = shape.num_patches if restore else schedule.tokens[-1] - shape.prefix
+    return Counts(tuple(layers), shape.embed, shape.head(last), other, released, schedule.tokens)
+
+
+def _schedule_of(patch: Patch | None, shape: ModelShape) -> Schedule:
+    if patch is None:
+        return Schedule.from_removals(shape.num_patches, [0] * len(shape.layers), shape.prefix)
+    return Schedule.from_removals(shape.num_patches, patch.removals(shape.num_patches), shape.prefix)
+
+
+def flops(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> Counts:
+    """Multiply-accumulates of a model for one image of `input_size` (channels, height, width), merged as it is now.
+
+    Raises:
+        UnsupportedModelError: a model of no supported family.
+    """
+    shape = find_family(model).shape(model, input_size)
+    patch = find_patch(model)
+    method = None if patch is None else patch.method
+    metric = "keys" if patch is None else patch.metric
+    return _count(shape, _schedule_of(patch, shape), method, metric, patch is None or patch.restore)
+
+
+def schedule(
+    model: nn.Module,
+    *,
+    keep: float | list[float] | None = None,
+    remove: int | list[int] | None = None,
+    tokens: int | None = None,
+    flops: float | None = None,
+    input_size: tuple[int, int, int] | None = None,
+) -> Schedule:
+    """Tokens to remove per layer, for `pc.apply(model, keep=...)`. Give exactly one of the four.
+
+    Args:
+        model: patched or not; a patched one lends its method's limits and costs, else `pitome`'s are used.
+        keep: share of patch tokens kept per layer (or one per layer).
+        remove: patch tokens to remove per layer (or one count per layer); reduced where a layer cannot lose as many.
+        tokens: patch tokens to end with; the number shrinks geometrically.
+        flops: a share of the whole model's multiply-accumulates (up to 1), or their number (above 1).
+        input_size: (channels, height, width); None = the model's own.
+
+    Returns:
+        The schedule; `tokens` and `flops` targets are met as closely as whole tokens allow.
+
+    Raises:
+        ValueError: none or several targets given, or one that cannot be met.
+    """
+    given = {"keep": keep, "remove": remove, "tokens": tokens, "flops": flops}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        raise ValueError(f"give exactly one of keep, remove, tokens, flops; got {', '.join(named) or 'none'}")
+    shape = find_family(model).shape(model, input_size)
+    patch = find_patch(model)
+    method = find_method("pitome") if patch is None else patch.method
+    metric, restore = ("keys", True) if patch is None else (patch.metric, patch.restore)
+    num, depth, prefix = shape.num_patches, len(shape.layers), shape.prefix
+    if keep is not None:
+        made = keep_schedule(num, keep, depth, prefix)
+    elif remove is not None:
+        made = fixed_schedule(num, remove, depth, prefix, method.max_remove)
+    elif tokens is not None:
+        made = target_schedule(num, tokens, depth, prefix)
+    else:
+        whole = _count(shape, _schedule_of(None, shape), None, metric, True).total
+        budget = flops * whole if flops <= 1 else flops
+
+        def cost(option: Schedule) -> float:
+            return _count(shape, option, method, metric, restore).total
+
+        cheapest = cost(target_schedule(num, 1, depth, prefix))
+        if not cheapest <= budget <= whole:
+            raise ValueError(
+                f"a budget of {budget:.4g} multiply-accumulates cannot be met: this model takes {whole:.4g} whole, "
+                f"and {cheapest:.4g} with one patch token left"
+            )
+        made = cheapest_schedule(num, budget, depth, prefix, cost)
+    for k, entering in zip(made.remove, made.tokens, strict=False):
+        method.check_remove(k, entering - prefix)
+    return made

@@ -1,0 +1,128 @@
+"""The cosine graph of a layer's tokens and the energy score on it (PiToMe, eq. 3 and 4).
+
+    W_ij = 1 - cos(k_i, k_j)                                        eq. 3, a distance
+    E_i  = (1/N) sum_j f_m(cos(k_i, k_j))                           eq. 4, j runs over all tokens, i included
+    f_m(x) = x                       if x >= m
+             alpha (exp(x - m) - 1)  otherwise
+
+High energy: the token sits inside a large cluster of look-alikes, it is redundant. Low energy: it is isolated, it is
+informative. The paper's `m` is `margin` here, its metric are the keys of the layer averaged over heads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Above this many tokens the (B, N, N) cosine matrix is never built; energies come from blocks of rows.
+MAX_DENSE_TOKENS = 4096
+_ROWS_PER_BLOCK = 1024
+
+
+def _paper(cos: Tensor, margin: float, alpha: float) -> Tensor:
+    return torch.where(cos >= margin, cos, alpha * torch.expm1(cos - margin))
+
+
+def _elu(cos: Tensor, margin: float, alpha: float) -> Tensor:
+    return torch.where(cos >= margin, cos - margin, alpha * torch.expm1(cos - margin))
+
+
+def _gaussian(cos: Tensor, margin: float, alpha: float) -> Tensor:
+    sigma = 1.0 - margin
+    return torch.exp(-0.5 * ((1.0 - cos) / sigma) ** 2) / (sigma * math.sqrt(2.0 * math.pi))
+
+
+KERNELS = {"paper": _paper, "elu": _elu, "gaussian": _gaussian}
+
+
+def check_kernel(kernel: str, margin: float) -> None:
+    """Raise ValueError for an unknown kernel, or for a margin that the kernel has no value for."""
+    if kernel not in KERNELS:
+        raise ValueError(f"unknown kernel {kernel!r}: choose one of {', '.join(KERNELS)}")
+    if kernel == "gaussian" and not margin < 1.0:
+        raise ValueError(f"the gaussian kernel has width 1 - margin: margin must be below 1, got {margin}")
+
+
+def unit_tokens(metric: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens scaled to length 1 for cosines: `(B, N, C) -> unit (B, N, C), usable (B, N)`.
+
+    The result is float32 (float64 for float64 input) whatever the autocast state: cosines near 1 tie in half
+    precision. A zero vector stays zero, so its cosine to every token is 0. A token with a NaN or an infinity becomes
+    zero too and is marked not usable.
+    """
+    metric = metric.to(torch.promote_types(metric.dtype, torch.float32))
+    norm = metric.norm(dim=-1, keepdim=True)
+    usable = norm.isfinite()
+    unit = torch.where(usable & (norm > 0), metric / norm, torch.zeros_like(metric))
+    return unit, usable.squeeze(-1)
+
+
+def cosine_graph(metric: Tensor) -> Tensor:
+    """Cosine similarity of every pair of tokens, `(B, N, C) -> (B, N, N)`; the paper's W (eq. 3) is 1 minus this."""
+    with torch.autocast(metric.device.type, enabled=False):
+        unit, _ = unit_tokens(metric)
+        return unit @ unit.transpose(-1, -2)
+
+
+def energy_and_cosine(
+    metric: Tensor, margin: float, alpha: float = 1.0, kernel: str = "paper", mask: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Energies, unit tokens and, while it fits, the cosine matrix they came from.
+
+    `metric (B, N, C)`, `mask (B, N)` True = real token -> `energy (B, N)`, `unit (B, N, C)`, `cos (B, N, N)` or None
+    beyond `MAX_DENSE_TOKENS`. Padding and non-finite tokens get energy -inf: they rank behind every other token.
+    """
+    check_kernel(kernel, margin)
+    f = KERNELS[kernel]
+
+    def mean_over_tokens(rows: Tensor) -> Tensor:  # (B, n, N) -> (B, n)
+        value = f(rows, margin, alpha)
+        if mask is None:
+            return value.mean(dim=-1)
+        return value.masked_fill(~mask[:, None, :], 0.0).sum(dim=-1) / mask.sum(dim=-1, keepdim=True).clamp_min(1)
+
+    with torch.autocast(metric.device.type, enabled=False):
+        unit, usable = unit_tokens(metric)
+        if unit.shape[1] <= MAX_DENSE_TOKENS:
+            cos = unit @ unit.transpose(-1, -2)
+            energy = mean_over_tokens(cos)
+        else:
+            cos = None
+            blocks = unit.split(_ROWS_PER_BLOCK, dim=1)
+            energy = torch.cat([mean_over_tokens(rows @ unit.transpose(-1, -2)) for rows in blocks], dim=1)
+    real = usable if mask is None else usable & mask
+    return energy.masked_fill(~real, -math.inf), unit, cos
+
+
+def energy_score(
+    metric: Tensor, margin: float, alpha: float = 1.0, kernel: str = "paper", mask: Tensor | None = None
+) -> Tensor:
+    """Energy of every token (eq. 4).
+
+    Args:
+        metric: `(B, N, C)` tokens that may merge, no prefix tokens.
+        margin: the paper's m, a cosine.
+        alpha: depth of the penalty for tokens beyond the margin; the paper uses 1.
+        kernel: `paper` (eq. 4, jumps by m at the margin), `elu` (cos - m above the margin, the released vision code),
+            `gaussian` (density of 1 - cos with sigma = 1 - m, the released text code).
+        mask: `(B, N)` True for real tokens; padding takes no part and gets -inf.
+
+    Returns:
+        `(B, N)` float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: unknown kernel; gaussian with margin >= 1; a metric that is not `(B, N, C)`.
+    """
+    if metric.ndim != 3:
+        raise ValueError(f"metric must be (batch, tokens, channels), got shape {tuple(metric.shape)}")
+    return energy_and_cosine(metric, margin, alpha, kernel, mask)[0]
+
+
+def margin_schedule(num_layers: int, base: float = 0.9) -> list[float]:
+    """Margin of every layer: `base - base * l / num_layers`, l = 0, 1, ...
+
+    The paper calls this "an increasing margin"; its formula decreases with depth. This is the formula.
+    """
+    return [base - base * layer / num_layers for layer in range(num_layers)]

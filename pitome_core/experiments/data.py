@@ -1,0 +1,181 @@
+"""Photographs that are on the disk already, and the rule that splits every data set."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from pitome_core.experiments import assets
+
+SPLITS = ("train", "dev", "test")
+SHARES = (0.6, 0.2, 0.2)
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One picture inside an installed package.
+
+    ``natural`` is a colour photograph of an everyday scene; the others (grey, textures, microscopy,
+    medicine, astronomy) are far from what an image encoder is trained on. ``height`` and ``width`` in pixels.
+    """
+
+    name: str
+    asset: str
+    file: str
+    height: int
+    width: int
+    shows: str
+    credit: str
+    natural: bool = True
+
+
+# Credits as the docstrings of skimage.data and the README in sklearn.datasets.images state them. That README names
+# danielbuechele for the flower too, but both its links lead to vultilion. The right view of the motorcycle is left
+# out: it is the same scene again.
+PHOTOGRAPHS: dict[str, Photograph] = {
+    photo.name: photo
+    for photo in (
+        Photograph(
+            "chelsea", "photos-skimage", "chelsea.png", 300, 451,
+            "the face of a tabby cat",
+            "Stefan van der Walt, CC0",
+        ),
+        Photograph(
+            "astronaut", "photos-skimage", "astronaut.png", 512, 512,
+            "the astronaut Eileen Collins, with a flag and a model shuttle",
+            "NASA, public domain",
+        ),
+        Photograph(
+            "coffee", "photos-skimage", "coffee.png", 400, 600,
+            "a cup of coffee on a wooden table",
+            "Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0",
+        ),
+        Photograph(
+            "rocket", "photos-skimage", "rocket.jpg", 427, 640,
+            "a Falcon 9 between its lightning towers, at dusk",
+            "SpaceX, public domain",
+        ),
+        Photograph(
+            "motorcycle", "photos-skimage", "motorcycle_left.png", 500, 741,
+            "a red motorcycle in a garage",
+            "Middlebury 2014 stereo benchmark (Scharstein et al., GCPR 2014), no licence stated",
+        ),
+        Photograph(
+            "china", "photos-sklearn", "china.jpg", 427, 640,
+            "a pagoda above trees and a lake",
+            "danielbuechele on Flickr, CC BY 2.0",
+        ),
+        Photograph(
+            "flower", "photos-sklearn", "flower.jpg", 427, 640,
+            "a dahlia against dark leaves",
+            "vultilion on Flickr, CC BY 2.0",
+        ),
+        Photograph(
+            "camera", "photos-skimage", "camera.png", 512, 512,
+            "a man behind a film camera, grey",
+            "Lav Varshney, CC0", natural=False,
+        ),
+        Photograph(
+            "coins", "photos-skimage", "coins.png", 303, 384,
+            "rows of Greek coins, grey",
+            "Brooklyn Museum, no known copyright restrictions", natural=False,
+        ),
+        Photograph(
+            "brick", "photos-skimage", "brick.png", 512, 512,
+            "a brick wall, grey",
+            "CC0Textures, CC0", natural=False,
+        ),
+        Photograph(
+            "grass", "photos-skimage", "grass.png", 512, 512,
+            "grass, grey",
+            "linolafett on DeviantArt, CC0", natural=False,
+        ),
+        Photograph(
+            "gravel", "photos-skimage", "gravel.png", 512, 512,
+            "gravel, grey",
+            "CC0Textures, CC0", natural=False,
+        ),
+        Photograph(
+            "retina", "photos-skimage", "retina.jpg", 1411, 1411,
+            "the back of a human eye",
+            "Mikael Häggström, CC0", natural=False,
+        ),
+        Photograph(
+            "tissue", "photos-skimage", "ihc.png", 512, 512,
+            "stained glands under a microscope",
+            "CMMI, no known copyright restrictions", natural=False,
+        ),
+        Photograph(
+            "hubble", "photos-skimage", "hubble_deep_field.jpg", 872, 1000,
+            "the Hubble eXtreme Deep Field",
+            "NASA, public domain", natural=False,
+        ),
+    )
+}
+
+
+def photographs(names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """``{name: (height, width, 3) uint8 RGB}`` in the order of ``names``; by default every natural photograph.
+
+    Read from the installed scikit-image and scikit-learn, without a network. Raises ``KeyError`` for an
+    unknown name, ``assets.AssetError`` when the package or the file is not there.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"names is the string {names!r}; pass a list: [{names!r}]")
+    chosen = [p.name for p in PHOTOGRAPHS.values() if p.natural] if names is None else list(names)
+    return {name: _read(name) for name in chosen}
+
+
+def _read(name: str) -> np.ndarray:
+    if name not in PHOTOGRAPHS:
+        raise KeyError(f"no photograph {name!r}; there are {', '.join(PHOTOGRAPHS)}")
+    photo = PHOTOGRAPHS[name]
+    file = assets.fetch(photo.asset) / photo.file
+    try:
+        with Image.open(file) as image:
+            return np.array(image.convert("RGB"))
+    except FileNotFoundError:
+        package = assets.ASSETS[photo.asset].package
+        raise assets.AssetError(
+            f"the installed {package} has no {photo.file}: install the version in requirements.lock"
+        ) from None
+
+
+def split_of(identity: str, salt: str, shares: Sequence[float] = SHARES) -> str:
+    """``train``, ``dev`` or ``test``: where everything that belongs to ``identity`` goes.
+
+    The SHA-256 of ``salt``, a newline and ``identity`` (UTF-8), read as a number in [0, 1), falls into
+    one of three intervals of lengths ``shares``. So the answer depends on nothing else: not on the other
+    items, their order, the platform or the Python version, and new items never move old ones. ``salt``
+    names the data set; two data sets with the same identities then split independently.
+    Raises ``TypeError`` if identity or salt is no string, ``ValueError`` for an empty identity, a salt
+    with a newline, or shares that are not three numbers from 0 to 1 with sum 1.
+    """
+    for what, value in (("identity", identity), ("salt", salt)):
+        if not isinstance(value, str):
+            raise TypeError(f"{what} must be a string, got {type(value).__name__} {value!r}: str() it in one fixed way")
+    if not identity or "\n" in salt:
+        raise ValueError(f"identity {identity!r} must not be empty and salt {salt!r} must not contain a newline")
+    if len(shares) != 3 or min(shares) < 0 or not abs(sum(shares) - 1) < 1e-9:
+        raise ValueError(f"shares {tuple(shares)} must be three numbers >= 0 with sum 1, not {sum(shares)}")
+    digest = hashlib.sha256(f"{salt}\n{identity}".encode()).digest()
+    position = (int.from_bytes(digest[:7], "big") >> 3) / 2**53  # 53 bits: exact in a float, always below 1
+    if position < shares[0]:
+        return "train"
+    # Without the second test a rounding error in the sum could send an item into an empty test set.
+    return "dev" if position < shares[0] + shares[1] or shares[2] == 0 else "test"
+
+
+def split_indices(identities: Sequence[str], salt: str, shares: Sequence[float] = SHARES) -> dict[str, np.ndarray]:
+    """``{"train": ..., "dev": ..., "test": ...}``: the indices of ``identities`` in each part, ascending, int64.
+
+    Items that share an identity stay together. Arguments and errors as for `split_of`.
+    """
+    if isinstance(identities, str):
+        raise TypeError(f"identities is the string {identities!r}; pass a list of strings")
+    parts = np.array([split_of(identity, salt, shares) for identity in identities], dtype=object)
+    return {part: np.flatnonzero(parts == part) for part in SPLITS}

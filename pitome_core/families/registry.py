@@ -1,0 +1,116 @@
+"""What the rest of the package needs to know of a model family, and the list of families."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+class UnsupportedModelError(TypeError):
+    """The model, or a part of it, is none that token merging can be put into rightly."""
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Sizes of one block, for counting.
+
+    Attributes:
+        channels: C, width of a token.
+        heads: H.
+        attention_channels: width of all heads together.
+        attention_linear: multiply-accumulates per token in the attention's linear maps (q, k, v, output, gate).
+        mlp_linear: the same for the MLP.
+    """
+
+    channels: int
+    heads: int
+    attention_channels: int
+    attention_linear: int
+    mlp_linear: int
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a model at one input size.
+
+    Attributes:
+        num_patches: N, tokens that may merge.
+        prefix: tokens in front that never do.
+        layers: one entry per block.
+        embed: multiply-accumulates of the patch embedding.
+        head: multiply-accumulates of everything behind the blocks, as a function of the patch tokens it reads.
+    """
+
+    num_patches: int
+    prefix: int
+    layers: tuple[LayerShape, ...]
+    embed: int
+    head: Callable[[int], int]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How models of one kind run around a merge.
+
+    Attributes:
+        name: shown in errors and in `repr`.
+        supports: what is supported, for error messages.
+        matches: whether a module is (or derives from) this family's model.
+        refusal: why such a module cannot be patched, or None when it can.
+        entry_points: `(model, patch) -> [(module, method name, function)]`: the bound functions that take the place of
+            the module's own while it is patched.
+        shape: `(model, input_size or None) -> ModelShape`.
+    """
+
+    name: str
+    supports: str
+    matches: Callable[[nn.Module], bool]
+    refusal: Callable[[nn.Module, Any], str | None]
+    entry_points: Callable[[nn.Module, Any], list[tuple[nn.Module, str, Callable]]]
+    shape: Callable[[nn.Module, tuple[int, int, int] | None], ModelShape]
+
+
+# Library -> family files; a file is imported only for a model of its library, so none of them is a requirement.
+_FILES = {"timm": ("timm_vit",)}
+
+
+def _families(model: nn.Module) -> list[Family]:
+    libraries = {cls.__module__.split(".")[0] for cls in type(model).__mro__}
+    return [
+        importlib.import_module(f"{__package__}.{file}").FAMILY
+        for library, files in _FILES.items()
+        if library in libraries
+        for file in files
+    ]
+
+
+def _supported() -> str:
+    names = []
+    for library, files in _FILES.items():
+        for file in files:
+            try:
+                names.append(importlib.import_module(f"{__package__}.{file}").FAMILY.supports)
+            except ImportError:
+                names.append(f"models of {library} (not installed here)")
+    return "; ".join(names)
+
+
+def find_family(model: nn.Module) -> Family:
+    """The family of a model; UnsupportedModelError names what is supported and where a supported part lies."""
+    for family in _families(model):
+        if family.matches(model):
+            return family
+    kind = f"{type(model).__module__}.{type(model).__qualname__}"
+    if hasattr(model, "_orig_mod"):
+        raise UnsupportedModelError(f"{kind} is compiled: apply the patch first and compile the patched model")
+    inside = [
+        name
+        for name, part in model.named_modules()
+        if name and any(family.matches(part) for family in _families(part))
+    ]
+    hint = f" A supported model lies inside, at {inside[0]!r}: patch that one." if inside else ""
+    raise UnsupportedModelError(f"{kind} is not supported. Supported: {_supported()}.{hint}")

@@ -1,0 +1,6 @@
+"""Methods: each one a function from a metric to a plan, in a table that anybody can add to."""
+
+from . import pitome, tome  # noqa: F401  (importing a method's file registers it)
+from .registry import Method, find_method, make_plan, methods, plan, register_method
+
+__all__ = ["Method", "find_method", "make_plan", "methods", "plan", "register_method"]

@@ -1,0 +1,61 @@
+"""PiToMe: energy first, then an ordered split, then matching (the paper's section 3.2)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..energy import energy_and_cosine
+from ..merge_plan import MergePlan
+from .registry import active_pairs, register_method
+
+
+def plan_pitome(
+    metric: Tensor,
+    remove: int | Tensor,
+    *,
+    margin: float = 0.9,
+    mask: Tensor | None = None,
+    kernel: str = "paper",
+    alpha: float = 1.0,
+) -> MergePlan:
+    """Merge k pairs among the 2k tokens of highest energy; protect all others.
+
+    Tokens are sorted by energy, highest first (stable). Of the first 2k, even ranks form A and odd ranks B. Every a
+    joins the b of highest cosine (the first one in rank order where several tie), so exactly k tokens go.
+
+    `metric (B, N, C)`; `remove` = k, or `(B,)` with `mask`; real tokens come first. Source: eq. 4 and Algorithm 1.
+    """
+    energy, unit, cos = energy_and_cosine(metric, margin, alpha, kernel, mask)
+    k, active = active_pairs(remove)
+    rank = energy.argsort(dim=-1, descending=True, stable=True)
+    a, b = rank[:, 0 : 2 * k : 2], rank[:, 1 : 2 * k : 2]
+    item = torch.arange(len(metric), device=metric.device)[:, None]
+    if cos is None:  # too many tokens for the full matrix: only the k x k corner that is needed
+        score = unit[item, a] @ unit[item, b].transpose(-1, -2)
+    else:
+        score = cos[item[..., None], a[:, :, None], b[:, None, :]]
+    if active is not None:
+        score = score.masked_fill(~active[:, None, :], -math.inf)
+    if k == 0:
+        target = b
+    else:
+        target = b.gather(1, score.max(dim=-1).indices)  # max over a dimension takes the first of equals
+    return MergePlan.from_merges(a, target, metric.shape[1], active=active, mask=mask, energy=energy)
+
+
+def cost(num_tokens: int, removed: int, channels: int) -> tuple[int, int]:
+    """All cosines; then an exponential for each, a sort, and the maxima of the k x k corner."""
+    sort = int(num_tokens * math.log2(max(num_tokens, 2)))
+    return num_tokens**2 * channels, num_tokens**2 + sort + removed**2
+
+
+register_method(
+    "pitome",
+    plan_pitome,
+    paper="Tran et al., NeurIPS 2024",
+    summary="merge among the tokens of highest energy, protect the isolated ones",
+    cost=cost,
+)

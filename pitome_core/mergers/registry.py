@@ -1,0 +1,228 @@
+"""The table of methods, and `plan`, the one door to all of them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..merge_plan import LinearPlan, MergePlan
+
+# What a layer can tell a method; a method is handed those that its signature names.
+CONTEXT = ("margin", "size", "mask", "layer", "num_layers", "attention", "positions")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to make a plan, and what a reader wants to know of it.
+
+    Attributes:
+        name: what `pc.apply` and `pc.plan` call it.
+        function: `fn(metric, remove, *, <context names>, **options) -> plan`. With a mask, real tokens come first.
+        paper: where it was published.
+        summary: one line.
+        partition: whether every token joins exactly one slot (the laws of merging hold); False for pruning and
+            transforms.
+        limit: `half` (at most N // 2 tokens can go in one layer) or `all` (N - 1).
+        cost: `(tokens, removed, channels of the metric) -> (multiply-accumulates, other operations)` of making the
+            plan for one image; other operations are exponentials, comparisons of a sort and the like.
+    """
+
+    name: str
+    function: Callable[..., MergePlan | LinearPlan]
+    paper: str
+    summary: str
+    partition: bool = True
+    limit: str = "half"
+    cost: Callable[[int, int, int], tuple[int, int]] | None = None
+
+    @cached_property
+    def _keywords(self) -> dict[str, Any]:
+        parameters = inspect.signature(self.function).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The context that the function takes."""
+        return tuple(name for name in self._keywords if name in CONTEXT)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The function's own options and their defaults."""
+        return {name: default for name, default in self._keywords.items() if name not in CONTEXT}
+
+    def max_remove(self, num_tokens: int) -> int:
+        """How many of `num_tokens` tokens can go in one layer."""
+        return num_tokens // 2 if self.limit == "half" else max(num_tokens - 1, 0)
+
+    def check_options(self, options: dict[str, Any]) -> None:
+        """Raise TypeError for an option that the method does not have."""
+        unknown = sorted(set(options) - set(self.options))
+        if unknown:
+            allowed = ", ".join(self.options) or "none"
+            raise TypeError(f"method {self.name!r} has no option {', '.join(unknown)}; its options: {allowed}")
+
+    def check_remove(self, remove: int, num_tokens: int) -> None:
+        """Raise ValueError when `remove` of `num_tokens` tokens is not possible in one layer."""
+        most = self.max_remove(num_tokens)
+        if not 0 <= remove <= most:
+            share = math.ceil(100 * (1 - most / num_tokens)) / 100 if num_tokens else 1.0
+            remedy = "remove 0 or more" if remove < 0 else f"raise keep to {share:g} or more"
+            verb = "merge" if self.partition else "go"
+            raise ValueError(
+                f"cannot remove {remove} of {num_tokens} tokens: at most {most} can {verb} in one layer; {remedy}"
+            )
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def register_method(
+    name: str,
+    function: Callable[..., MergePlan | LinearPlan],
+    *,
+    paper: str,
+    summary: str,
+    partition: bool = True,
+    limit: str = "half",
+    cost: Callable[[int, int, int], tuple[int, int]] | None = None,
+) -> Method:
+    """Add a method to the table, or replace the one of that name; the fields are those of `Method`.
+
+    Raises:
+        ValueError: `limit` is neither `half` nor `all`.
+    """
+    if limit not in ("half", "all"):
+        raise ValueError(f"limit must be 'half' or 'all', got {limit!r}")
+    _METHODS[name] = Method(name, function, paper, summary, partition, limit, cost)
+    return _METHODS[name]
+
+
+def methods() -> dict[str, Method]:
+    """The registered methods by name (a copy)."""
+    return dict(_METHODS)
+
+
+def find_method(name: str) -> Method:
+    """The method of that name; ValueError names those that exist."""
+    if name not in _METHODS:
+        raise ValueError(
+            f"unknown method {name!r}; registered: {', '.join(_METHODS)}. "
+            "Rivals and controls are registered by `import pitome_core.experiments.baselines`"
+        )
+    return _METHODS[name]
+
+
+def make_plan(
+    method: Method, metric: Tensor, remove: int | Tensor, context: dict[str, Any], options: dict[str, Any]
+) -> MergePlan | LinearPlan:
+    """Make a plan from arguments that were checked already (the path that models take).
+
+    Selection runs without gradient and outside autocast. With a mask, real tokens are moved to the front (their order
+    kept), so that no method has to care where padding stands; the plan is translated back afterwards.
+    """
+    if isinstance(remove, int) and remove == 0 and context.get("mask") is None:
+        return MergePlan.identity(metric.shape[0], metric.shape[1], metric.device)
+    with torch.no_grad(), torch.autocast(metric.device.type, enabled=False):
+        mask = context.get("mask")
+        if mask is None:
+            wanted = {name: context[name] for name in method.needs if name in context}
+            return method.function(metric, remove, **wanted, **options)
+        order = mask.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+        context = {**context, "mask": mask.gather(1, order)}
+        for name in ("size", "positions"):
+            if context.get(name) is not None:
+                context[name] = _take(context[name], order)
+        wanted = {name: context[name] for name in method.needs if name in context}
+        plan = method.function(_take(metric, order), remove, **wanted, **options)
+        return _restore_places(plan, order)
+
+
+def _take(x: Tensor, order: Tensor) -> Tensor:
+    return x.gather(1, order.view(*order.shape, *[1] * (x.ndim - 2)).expand(*order.shape, *x.shape[2:]))
+
+
+def _restore_places(plan: MergePlan, order: Tensor) -> MergePlan:
+    """A plan over tokens taken in `order`, as a plan over the tokens in their places."""
+    place = order.argsort(dim=-1)
+
+    def back(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.gather(1, place)
+
+    anchor = order.gather(1, plan.anchor.clamp_min(0)).masked_fill(plan.anchor < 0, -1)
+    return replace(plan, assignment=back(plan.assignment), anchor=anchor, weight=back(plan.weight),
+                   energy=back(plan.energy))
+
+
+def plan(
+    metric: Tensor,
+    remove: int | Tensor,
+    method: str = "pitome",
+    *,
+    margin: float = 0.9,
+    size: Tensor | None = None,
+    mask: Tensor | None = None,
+    **options: Any,
+) -> MergePlan | LinearPlan:
+    """Decide which tokens merge.
+
+    Args:
+        metric: `(B, N, C)`, what tokens are compared by (keys averaged over heads), without prefix tokens.
+        remove: how many tokens go: an int, or with `mask` a `(B,)` long, one number per item.
+        method: a name from `pc.methods()`.
+        margin: the paper's m, for methods that use one.
+        size: `(B, N)` sizes, for methods that use them.
+        mask: `(B, N)` True for real tokens; padding may stand anywhere and changes no item's result.
+        options: the method's own (`pc.methods()[name].options`).
+
+    Returns:
+        A `MergePlan` (a `LinearPlan` for transforms that are no partition). M is N - remove without a mask.
+
+    Raises:
+        ValueError: unknown method, a count that is too large (it names both numbers), shapes that do not fit, a
+            metric with NaN or infinity.
+        TypeError: an unknown option.
+
+    Example:
+        >>> import torch, pitome_core as pc
+        >>> step = pc.plan(torch.randn(1, 196, 64), remove=20)
+        >>> x, size = step.merge(torch.randn(1, 196, 384))
+        >>> x.shape, step.unmerge(x).shape
+        (torch.Size([1, 176, 384]), torch.Size([1, 196, 384]))
+    """
+    chosen = find_method(method)
+    chosen.check_options(options)
+    if metric.ndim != 3 or not metric.is_floating_point():
+        raise ValueError(f"metric must be floating (batch, tokens, channels), got {metric.dtype} {tuple(metric.shape)}")
+    for name, value in (("size", size), ("mask", mask)):
+        if value is not None and value.shape != metric.shape[:2]:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, the metric {tuple(metric.shape)}")
+    finite = metric.isfinite().all(dim=-1)
+    broken = int((~finite if mask is None else ~finite & mask).sum())
+    if broken:
+        raise ValueError(f"the metric has NaN or infinity in {broken} of {finite.numel()} tokens; mend it or mask them")
+    if isinstance(remove, Tensor):
+        if mask is None:
+            raise ValueError("remove as a tensor needs a mask: without padding every item has as many tokens as the others")
+        if remove.shape != metric.shape[:1]:
+            raise ValueError(f"remove has shape {tuple(remove.shape)}, the batch {metric.shape[0]} items")
+    lengths = [metric.shape[1]] if mask is None else mask.sum(dim=-1).tolist()
+    counts = remove.tolist() if isinstance(remove, Tensor) else [remove] * len(lengths)
+    for count, length in zip(counts, lengths, strict=True):
+        chosen.check_remove(count, length)
+    context = {"margin": margin, "size": size, "mask": mask, "layer": 0, "num_layers": 1}
+    return make_plan(chosen, metric, remove, context, options)
+
+
+def active_pairs(remove: int | Tensor) -> tuple[int, Tensor | None]:
+    """How many pairs the batch needs room for, and which of them each item uses, `(B, k)` or None for all."""
+    if isinstance(remove, int):
+        return remove, None
+    k = int(remove.max()) if remove.numel() else 0
+    return k, torch.arange(k, device=remove.device) < remove[:, None]

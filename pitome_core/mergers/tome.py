@@ -1,0 +1,50 @@
+"""Bipartite soft matching, the merge step of ToMe (Bolya et al., ICLR 2023)."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from ..energy import unit_tokens
+from ..merge_plan import MergePlan
+from .registry import active_pairs, register_method
+
+
+def plan_tome(metric: Tensor, remove: int | Tensor, *, mask: Tensor | None = None) -> MergePlan:
+    """Merge the k most similar edges between even (A) and odd (B) positions.
+
+    Every a finds its best b; the k edges of highest cosine merge (stable, the first of equals). Positions are those of
+    the tokens that may merge: counting a class token would swap A and B. `metric (B, N, C)`, `remove` = k, or `(B,)`
+    with `mask`; real tokens come first.
+    """
+    unit, usable = unit_tokens(metric)
+    width = metric.shape[1]
+    if width < 2:
+        return MergePlan.identity(len(metric), width, metric.device)
+    a, b = unit[:, 0::2], unit[:, 1::2]
+    score = a @ b.transpose(-1, -2)
+    may = usable if mask is None else usable & mask
+    # Padding and non-finite tokens are nobody's partner, and merge only when nothing else is left.
+    score = score.masked_fill(~may[:, None, 1::2], -math.inf).masked_fill(~may[:, 0::2, None], -math.inf)
+    best, partner = score.max(dim=-1)
+    k, active = active_pairs(remove)
+    chosen = best.argsort(dim=-1, descending=True, stable=True)[:, :k]
+    source = 2 * chosen
+    target = 2 * partner.gather(1, chosen) + 1
+    return MergePlan.from_merges(source, target, width, active=active, mask=mask)
+
+
+def cost(num_tokens: int, removed: int, channels: int) -> tuple[int, int]:
+    """Cosines between A and B; then the maximum of each row and a sort."""
+    a, b = (num_tokens + 1) // 2, num_tokens // 2
+    return a * b * channels, a * b + int(a * math.log2(max(a, 2)))
+
+
+register_method(
+    "tome",
+    plan_tome,
+    paper="Bolya et al., ICLR 2023",
+    summary="bipartite soft matching: the most similar pairs of an even/odd split merge",
+    cost=cost,
+)

@@ -1,0 +1,106 @@
+"""See what merging did: `with pc.record(model) as trace: model(images)`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from .merge_plan import LinearPlan, MergePlan
+from .patching import find_patch
+
+
+@dataclass(frozen=True, eq=False)
+class LayerTrace:
+    """One layer of one forward call, prefix tokens left out.
+
+    Attributes:
+        plan: what merged; the identity where nothing did.
+        size: `(B, M)` sizes after the merge.
+    """
+
+    plan: MergePlan | LinearPlan
+    size: Tensor
+
+    @property
+    def energy(self) -> Tensor | None:
+        """`(B, N)` energies the plan was made from, or None for methods without."""
+        return self.plan.energy
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardTrace:
+    """One forward call."""
+
+    layers: tuple[LayerTrace, ...]
+
+    def plan(self, layers: int | None = None) -> MergePlan | LinearPlan:
+        """The plan from the patches to the tokens behind the first `layers` layers (None = all)."""
+        steps = [layer.plan for layer in self.layers[:layers]]
+        if not steps:
+            first = self.layers[0].plan
+            return MergePlan.identity(*first.assignment.shape, device=first.assignment.device)
+        plan = steps[0]
+        for step in steps[1:]:
+            plan = plan.then(step)
+        return plan
+
+    @property
+    def assignment(self) -> Tensor:
+        """`(B, N_patches)`: the final token of every patch, -1 = dropped."""
+        return self.plan().assignment
+
+
+class Trace:
+    """What `record` yields. `forwards` has one entry per call of the recording thread."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.forwards: list[ForwardTrace] = []
+
+    def add(self, steps: list[tuple[MergePlan | LinearPlan, Tensor]]) -> None:
+        """Append a forward call (called by the patched model)."""
+        self.forwards.append(ForwardTrace(tuple(LayerTrace(plan, size) for plan, size in steps)))
+
+    @property
+    def last(self) -> ForwardTrace:
+        """The last call; RuntimeError when there was none."""
+        if not self.forwards:
+            raise RuntimeError("nothing was recorded: call the model inside `with pc.record(model) as trace:`")
+        return self.forwards[-1]
+
+    @property
+    def layers(self) -> tuple[LayerTrace, ...]:
+        """The layers of the last call."""
+        return self.last.layers
+
+    @property
+    def assignment(self) -> Tensor:
+        """The final assignment of the last call."""
+        return self.last.assignment
+
+
+@contextmanager
+def record(model: nn.Module) -> Iterator[Trace]:
+    """Record every forward call that this thread makes on a patched model.
+
+    Raises:
+        RuntimeError: the model is not patched, or compiled (a compiled graph would keep the recording of its first
+            call); it says what to do instead.
+    """
+    if hasattr(model, "_orig_mod"):
+        raise RuntimeError("a compiled model cannot be recorded: record the model that was compiled, `model._orig_mod`")
+    patch = find_patch(model)
+    if patch is None:
+        inside = [name for name, part in model.named_modules() if find_patch(part) is not None]
+        hint = f"; a patched model lies inside, at {inside[0]!r}: record that one" if inside else ""
+        raise RuntimeError(f"this {type(model).__qualname__} does not merge: call pc.apply on it first{hint}")
+    trace = Trace()
+    patch.traces.append(trace)
+    try:
+        yield trace
+    finally:
+        patch.traces.remove(trace)
