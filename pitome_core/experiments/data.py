@@ -20,102 +20,56 @@ class Photograph:
     """One picture inside an installed package.
 
     ``natural`` is a colour photograph of an everyday scene; the others (grey, textures, microscopy,
-    medicine, astronomy) are far from what an image encoder is trained on. ``height`` and ``width`` in pixels.
+    medicine, astronomy) are far from what an image encoder is trained on. ``size`` is height, width in pixels.
     """
 
     name: str
     asset: str
     file: str
-    height: int
-    width: int
+    size: tuple[int, int]
     shows: str
     credit: str
     natural: bool = True
 
 
 # Credits as the docstrings of skimage.data and the README in sklearn.datasets.images state them. That README names
-# danielbuechele for the flower too, but both its links lead to vultilion. The right view of the motorcycle is left
-# out: it is the same scene again.
-PHOTOGRAPHS: dict[str, Photograph] = {
-    photo.name: photo
-    for photo in (
-        Photograph(
-            "chelsea", "photos-skimage", "chelsea.png", 300, 451,
-            "the face of a tabby cat",
-            "Stefan van der Walt, CC0",
-        ),
-        Photograph(
-            "astronaut", "photos-skimage", "astronaut.png", 512, 512,
-            "the astronaut Eileen Collins, with a flag and a model shuttle",
-            "NASA, public domain",
-        ),
-        Photograph(
-            "coffee", "photos-skimage", "coffee.png", 400, 600,
-            "a cup of coffee on a wooden table",
-            "Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0",
-        ),
-        Photograph(
-            "rocket", "photos-skimage", "rocket.jpg", 427, 640,
-            "a Falcon 9 between its lightning towers, at dusk",
-            "SpaceX, public domain",
-        ),
-        Photograph(
-            "motorcycle", "photos-skimage", "motorcycle_left.png", 500, 741,
-            "a red motorcycle in a garage",
-            "Middlebury 2014 stereo benchmark (Scharstein et al., GCPR 2014), no licence stated",
-        ),
-        Photograph(
-            "china", "photos-sklearn", "china.jpg", 427, 640,
-            "a pagoda above trees and a lake",
-            "danielbuechele on Flickr, CC BY 2.0",
-        ),
-        Photograph(
-            "flower", "photos-sklearn", "flower.jpg", 427, 640,
-            "a dahlia against dark leaves",
-            "vultilion on Flickr, CC BY 2.0",
-        ),
-        Photograph(
-            "camera", "photos-skimage", "camera.png", 512, 512,
-            "a man behind a film camera, grey",
-            "Lav Varshney, CC0", natural=False,
-        ),
-        Photograph(
-            "coins", "photos-skimage", "coins.png", 303, 384,
-            "rows of Greek coins, grey",
-            "Brooklyn Museum, no known copyright restrictions", natural=False,
-        ),
-        Photograph(
-            "brick", "photos-skimage", "brick.png", 512, 512,
-            "a brick wall, grey",
-            "CC0Textures, CC0", natural=False,
-        ),
-        Photograph(
-            "grass", "photos-skimage", "grass.png", 512, 512,
-            "grass, grey",
-            "linolafett on DeviantArt, CC0", natural=False,
-        ),
-        Photograph(
-            "gravel", "photos-skimage", "gravel.png", 512, 512,
-            "gravel, grey",
-            "CC0Textures, CC0", natural=False,
-        ),
-        Photograph(
-            "retina", "photos-skimage", "retina.jpg", 1411, 1411,
-            "the back of a human eye",
-            "Mikael Häggström, CC0", natural=False,
-        ),
-        Photograph(
-            "tissue", "photos-skimage", "ihc.png", 512, 512,
-            "stained glands under a microscope",
-            "CMMI, no known copyright restrictions", natural=False,
-        ),
-        Photograph(
-            "hubble", "photos-skimage", "hubble_deep_field.jpg", 872, 1000,
-            "the Hubble eXtreme Deep Field",
-            "NASA, public domain", natural=False,
-        ),
-    )
-}
+# danielbuechele for the flower too, but both its links lead to vultilion. The motorcycle is from the Middlebury 2014
+# stereo benchmark (Scharstein et al., GCPR 2014). Its right view, the same scene, is left out.
+SKIMAGE, SKLEARN = "photos-skimage", "photos-sklearn"
+# fmt: off
+PHOTOGRAPHS: dict[str, Photograph] = {photo.name: photo for photo in (
+    Photograph("chelsea", SKIMAGE, "chelsea.png", (300, 451),
+               "the face of a tabby cat", "Stefan van der Walt, CC0"),
+    Photograph("astronaut", SKIMAGE, "astronaut.png", (512, 512),
+               "the astronaut Eileen Collins before a flag", "NASA, public domain"),
+    Photograph("coffee", SKIMAGE, "coffee.png", (400, 600),
+               "a cup of coffee on a wooden table", "Rachel Michetti, CC0"),
+    Photograph("rocket", SKIMAGE, "rocket.jpg", (427, 640),
+               "a Falcon 9 between its towers at dusk", "SpaceX, public domain"),
+    Photograph("motorcycle", SKIMAGE, "motorcycle_left.png", (500, 741),
+               "a red motorcycle in a garage", "Middlebury 2014 stereo benchmark, no licence stated"),
+    Photograph("china", SKLEARN, "china.jpg", (427, 640),
+               "a pagoda above trees and a lake", "danielbuechele on Flickr, CC BY 2.0"),
+    Photograph("flower", SKLEARN, "flower.jpg", (427, 640),
+               "a dahlia against dark leaves", "vultilion on Flickr, CC BY 2.0"),
+    Photograph("camera", SKIMAGE, "camera.png", (512, 512),
+               "a man behind a film camera, grey", "Lav Varshney, CC0", natural=False),
+    Photograph("coins", SKIMAGE, "coins.png", (303, 384),
+               "rows of Greek coins, grey", "Brooklyn Museum, no known copyright restrictions", natural=False),
+    Photograph("brick", SKIMAGE, "brick.png", (512, 512),
+               "a brick wall, grey", "CC0Textures, CC0", natural=False),
+    Photograph("grass", SKIMAGE, "grass.png", (512, 512),
+               "grass, grey", "linolafett on DeviantArt, CC0", natural=False),
+    Photograph("gravel", SKIMAGE, "gravel.png", (512, 512),
+               "gravel, grey", "CC0Textures, CC0", natural=False),
+    Photograph("retina", SKIMAGE, "retina.jpg", (1411, 1411),
+               "the back of a human eye", "Mikael Häggström, CC0", natural=False),
+    Photograph("tissue", SKIMAGE, "ihc.png", (512, 512),
+               "stained glands under a microscope", "CMMI, no known copyright restrictions", natural=False),
+    Photograph("hubble", SKIMAGE, "hubble_deep_field.jpg", (872, 1000),
+               "the Hubble eXtreme Deep Field", "NASA, public domain", natural=False),
+)}
+# fmt: on
 
 
 def photographs(names: Iterable[str] | None = None) -> dict[str, np.ndarray]:

@@ -273,5 +273,5 @@ def convert_onnx(file: Path) -> dict[str, Tensor]:
     except KeyError as error:
         raise ValueError(f"{file} is not the graph this converter knows: it has no {error.args[0]}") from None
     if named:
-        raise ValueError(f"{file} is not the graph this converter knows: {len(named)} parameters are left, {named.keys()}")
+        raise ValueError(f"{file} is not the graph this converter knows: it also has {', '.join(named)}")
     return {name: value.contiguous() for name, value in weights.items()}

@@ -60,7 +60,8 @@ class Family:
         name: shown in errors and in `repr`.
         supports: what is supported, for error messages.
         matches: whether a module is (or derives from) this family's model.
-        refusal: why such a module cannot be patched, or None when it can.
+        refusal: `(model, patch)`: why such a module cannot be patched (in this way), or None when it can. With None
+            for the patch it says whether the module is of a kind that is known at all.
         entry_points: `(model, patch) -> [(module, method name, function)]`: the bound functions that take the place of
             the module's own while it is patched.
         shape: `(model, input_size or None) -> ModelShape`.
@@ -101,8 +102,13 @@ def _supported() -> str:
 
 def find_family(model: nn.Module) -> Family:
     """The family of a model; UnsupportedModelError names what is supported and where a supported part lies."""
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"expected a model, got a {type(model).__qualname__}. Supported: {_supported()}")
     for family in _families(model):
         if family.matches(model):
+            reason = family.refusal(model, None)
+            if reason:
+                raise UnsupportedModelError(f"{reason}. Supported: {family.supports}")
             return family
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     if hasattr(model, "_orig_mod"):

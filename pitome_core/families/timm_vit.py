@@ -29,7 +29,7 @@ _BLOCKS = (Block, ResPostBlock)
 _MLPS = (Mlp, GluMlp, SwiGLU)
 
 
-def _refusal(model: nn.Module, patch: Patch) -> str | None:
+def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
     """Exact types only: a subclass may override the very loop that is replaced here."""
     if type(model) not in _MODELS:
         return f"{type(model).__qualname__} derives from VisionTransformer and may run its blocks in another way"
@@ -40,7 +40,7 @@ def _refusal(model: nn.Module, patch: Patch) -> str | None:
             return f"blocks.{i}.attn is a {type(block.attn).__qualname__}: its keys are not known"
         if type(block.mlp) not in _MLPS:
             return f"blocks.{i}.mlp is a {type(block.mlp).__qualname__}: it may mix tokens"
-    if model.global_pool == "prr" and (not patch.restore or not patch.method.partition):
+    if model.global_pool == "prr" and patch is not None and not (patch.restore and patch.method.partition):
         return "pooling 'prr' attends among all patches and has no weights for tokens that are merged or missing"
     return None
 

@@ -1,0 +1,81 @@
+# The two commands are `make book` and `make test`; `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+# The stages of `make test` follow one another even under -j: they share two cores' worth of time budget.
+.NOTPARALLEL:
+
+# Where the environment lives; VENV=path reuses one.
+VENV ?= .venv
+# An interpreter that already has everything: used as it is, nothing is set up. PYTHON=python make book
+PYTHON ?=
+# The interpreter that creates the environment.
+BASE_PYTHON ?= python3
+PORT ?= 8000
+WORKERS ?= 2
+# For `make pair`: --execute runs every notebook again, 01 treats that one alone.
+ARGS ?=
+
+PY := $(if $(PYTHON),$(PYTHON),$(abspath $(VENV))/bin/python)
+STAGE := @tools/stage.sh
+HTML := _build/html
+TEST_HTML := _build/test/_build/html
+
+.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval gpu lock clean
+
+help: ## list the targets
+	@echo 'usage: make TARGET [VENV=path | PYTHON=interpreter]'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## create the environment, install the locked requirements, fetch the assets
+ifeq ($(PYTHON),)
+	@$(BASE_PYTHON) tools/setup_env.py '$(VENV)'
+endif
+
+book: setup ## execute the notebooks and build the book into _build/html
+	$(STAGE) book env PITOME_PROFILE=$${PITOME_PROFILE:-embedded} $(PY) tools/build_book.py
+	@echo 'Open $(HTML)/index.html in a browser, or run `make open`.'
+
+open: ## serve the built book on localhost
+	@$(if $(PYTHON),$(PY),$$(test -x $(PY) && echo $(PY) || echo $(BASE_PYTHON))) tools/open_book.py $(HTML) $(PORT)
+
+# -k: every stage runs and reports, and one failure is enough to fail the whole.
+test: ## run everything: lint, spelling, book in the smoke tier, unit, notebook and browser tests
+	$(STAGE) 'make test' $(MAKE) --no-print-directory -k setup lint spelling browser test-book pytest
+
+lint: setup ## ruff
+	$(STAGE) lint $(PY) -m ruff check .
+
+spelling: setup ## codespell on the tracked text
+	$(STAGE) spelling bash -o pipefail -c "git ls-files -coz --exclude-standard '*.md' '*.py' '*.yml' '*.toml' '*.cff' '*.css' Makefile | xargs -0 $(PY) -m codespell_lib"
+
+pair: setup ## after editing notebooks/*.py: rewrite the .ipynb and its checked outputs
+	@PITOME_PROFILE=smoke $(PY) tools/pair.py $(ARGS)
+
+pairing: setup ## check that every .ipynb agrees with its .py
+	$(STAGE) pairing $(PY) tools/pair.py --check
+
+browser: ## find chromium and its driver; install them from Debian where that is allowed
+	$(STAGE) browser tools/ensure_browser.sh
+
+test-book: setup ## build the book from nothing in the smoke tier, into its own folder
+	$(STAGE) 'book from an empty cache' env PITOME_PROFILE=smoke $(PY) tools/build_book.py --fresh --output _build/test
+
+pytest: setup ## unit tests, notebooks (nbval) and tests of the pages that test-book built
+	$(STAGE) pytest env PITOME_PROFILE=smoke PITOME_BOOK_HTML=$(TEST_HTML) OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
+
+nbval: setup ## the notebooks alone, against their stored outputs
+	$(STAGE) nbval env PITOME_PROFILE=smoke OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile notebooks
+
+# No set-up here: it must run on a machine without a network.
+gpu: ## notebooks and GPU tests on CUDA; writes results/gpu/environment.json
+	@command -v $(PY) >/dev/null || { echo 'no interpreter at $(PY): run `make setup` or pass VENV= or PYTHON='; exit 1; }
+	$(STAGE) gpu $(PY) tools/gpu_check.py
+
+lock: ## resolve pyproject.toml into requirements.lock (needs a network)
+	@$(BASE_PYTHON) -m venv _build/uv && _build/uv/bin/python -m pip install --quiet uv
+	_build/uv/bin/uv pip compile --quiet --universal --no-header --extra test --extra book pyproject.toml -o requirements.lock
+
+clean: ## remove everything that was built; the environment and the assets stay
+	rm -rf _build dist .pytest_cache .ruff_cache .hypothesis
+	find pitome_core tests tools book notebooks conftest.py -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

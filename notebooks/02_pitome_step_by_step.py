@@ -1,0 +1,363 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # PiToMe, step by step
+#
+# The [energy score](01_energy_score.ipynb) says which tokens can be spared. This chapter does the rest: sort, protect,
+# split, match, merge, and then tell attention that some tokens now stand for many. We build it slowly on sixteen
+# coloured squares, check it against `pitome_core`, and then watch it work through the twelve layers of a real model,
+# beside the method it wants to improve on, bipartite soft matching (ToMe).
+#
+# *Reading time: 20 minutes. Everything here is computed live, on a CPU, with a real pretrained model.*
+
+# %% tags=["remove-cell"]
+import sys
+
+if "google.colab" in sys.modules:  # beside Colab's own torch and numpy, which stay as they are
+    import subprocess
+
+    package = "pitome-core[experiments] @ git+https://github.com/OWNER/pitome-companion@v0.1.0"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from IPython.display import Markdown, display
+
+import pitome_core as pc
+import pitome_core.experiments.baselines  # registers the controls
+from pitome_core.attention import attention, size_bias
+from pitome_core.experiments import data, plots, towers
+from pitome_core.experiments.settings import profile
+
+plots.use_style()
+
+# %% [markdown]
+# ## First, what it does
+#
+# One line puts merging into a model; a second records what happened. Both methods keep 90 % of the patch tokens in each
+# layer, so they have the same number of tokens everywhere.
+
+# %%
+model = towers.vit_small(img_size=224)
+device = next(model.parameters()).device
+names = ["rocket", "astronaut"] if profile() == "smoke" else list(data.photographs())
+names = ["rocket", "astronaut"] + [name for name in names if name not in ("rocket", "astronaut")]
+photos = towers.preprocess(list(data.photographs(names).values())).to(device)  # (B, 3, 224, 224)
+shown = towers.to_display(photos)
+depth, grid = len(model.blocks), (16, 16)
+
+
+def run(method, keep=0.9, **options):
+    """Merge with a method; features (B, 257, 384) and the trace of the forward call."""
+    with pc.patched(model, method, keep, **options), pc.record(model) as trace, torch.no_grad():
+        features = model.forward_features(photos)
+    return features.cpu(), trace.forwards[-1]
+
+
+features, traces = {}, {}
+for method in ("pitome", "tome", "random_merge"):
+    features[method], traces[method] = run(method)
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Where the 256 patches of a photograph went. Each patch has the mean colour of the token it ended in, lines separate different tokens. PiToMe leaves rocket and towers alone and merges sky; so does ToMe here, with neater regions: horizontal neighbours start on different sides of its odd/even split. *Live.*", "name": "fig-step-first"}, "image": {"alt": "Two rows of four token maps of a rocket at dusk, after 3, 6, 9 and 12 layers, PiToMe above and ToMe below. The sky fuses into few large regions; the rocket stays in small ones."}}
+def token_maps(item, methods=("pitome", "tome"), after=(3, 6, 9, 12)):
+    figure, axes = plt.subplots(len(methods), 1 + len(after), figsize=(11, 2.3 * len(methods)))
+    for row, method in zip(axes, methods, strict=True):
+        plots.picture(row[0], shown[item], {"pitome": "PiToMe", "tome": "ToMe"}.get(method, method))
+        for ax, layers in zip(row[1:], after, strict=True):
+            plan = traces[method].plan(layers)
+            plots.token_map(ax, shown[item], plan.assignment[item].view(grid).cpu().numpy(),
+                            f"after {layers} layers: {plan.num_tokens}")
+    plt.show()
+
+
+token_maps(0)
+
+# %% [markdown]
+# On a busier photograph the two part ways, and it is not obvious that PiToMe's choice is the better one.
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The same on a busier photograph. ToMe's tokens follow the regions of the picture; PiToMe keeps many small tokens on the dark helmet and merges scattered patches, of the face too, into one token. *Live.*", "name": "fig-step-astronaut"}, "image": {"alt": "Token maps of an astronaut's portrait after 3, 6, 9 and 12 layers. With PiToMe a reddish average colour appears in scattered places; with ToMe face, suit and background become separate regions."}}
+token_maps(1)
+
+# %% [markdown]
+# ## Sixteen tokens
+#
+# To see why, we follow one merge by hand. Our picture has sixteen patches: seven of sky, a sun, six of meadow and a
+# house of two. A token's key is simply its colour, measured from middle grey, so that the cosine compares hues.
+
+# %%
+sky, sun, meadow, house = (0.42, 0.68, 0.95), (1.0, 0.85, 0.2), (0.35, 0.72, 0.28), (0.8, 0.22, 0.2)
+layout = [sky, sky, sky, sun, sky, sky, sky, sky, meadow, meadow, house, meadow, meadow, meadow, house, meadow]
+wobble = torch.randn(16, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+colours = (torch.tensor(layout, dtype=torch.float64) + 0.035 * wobble).clamp(0, 1)  # (16, 3)
+keys = colours - 0.5  # (16, 3)
+margin, k = 0.9, 4  # 4 of the 16 tokens are to go
+
+unit = keys / keys.norm(dim=-1, keepdim=True)
+cos = unit @ unit.T  # (16, 16)
+energy = torch.where(cos >= margin, cos, torch.exp(cos - margin) - 1).mean(dim=1)  # (16,)
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Sixteen tokens and their energies. The seven patches of sky form the largest cluster and have the highest energies, then the meadow; the house and the sun come last. *Live.*", "name": "fig-step-toy"}, "image": {"alt": "Left: a four by four grid of coloured squares, blue sky with a yellow sun above, green meadow with a red house below, numbered 0 to 15. Right: bars of the energies in the same colours, highest for sky, lowest for the sun."}}
+def swatch(ax, x, y, colour, label, width=0.9, edge="0.3", lines=1.0):
+    ax.add_patch(plt.Rectangle((x, y), width, 0.9, facecolor=np.clip(colour, 0, 1), edgecolor=edge, linewidth=lines))
+    ax.text(x + width / 2, y + 0.45, label, ha="center", va="center", fontsize=8,
+            color="white" if np.mean(colour) < 0.5 else "black")
+
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 2.9), width_ratios=[1, 2.2])
+for i in range(16):
+    swatch(left, i % 4, 3 - i // 4, colours[i].numpy(), str(i))
+left.set(xlim=(-0.1, 4), ylim=(-0.1, 4), aspect="equal")
+left.set_axis_off()
+right.bar(range(16), energy, color=colours.numpy(), edgecolor="0.3")
+right.axhline(0, color="0.3", linewidth=0.8)
+right.set(xticks=range(16), xlabel="token", ylabel="energy")
+plt.show()
+
+# %% [markdown]
+# **Sort and protect.** Highest energy first; where energies tie, the earlier token first, so that the result never
+# depends on a sorting routine's mood. The first $2k$ tokens may merge, all others are protected.
+
+# %%
+order = energy.argsort(descending=True, stable=True)  # (16,)
+mergeable, protected = order[: 2 * k], order[2 * k :]
+
+# %% [markdown]
+# **Split.** The mergeable tokens are dealt out in turn: even ranks to A, odd ranks to B. Tokens of one cluster have
+# neighbouring ranks, so a cluster lands on both sides and every token finds a partner of its own kind. This *ordered*
+# split is what the paper sets against the odd/even split by position in ToMe.
+
+# %%
+A, B = mergeable[0::2], mergeable[1::2]  # k tokens each
+
+# %% [markdown]
+# **Match.** Every token of A joins the token of B with the highest cosine. All $k$ of them merge; nobody asks whether
+# the partner is any good. Several may choose the same partner.
+
+# %%
+partner = B[cos[A][:, B].argmax(dim=1)]  # (k,)
+
+# %% tags=["nbval-check-output"]
+print("sorted by energy:", order.tolist())
+print("A:", A.tolist(), " B:", B.tolist())
+print("merges:", ", ".join(f"{a} into {b}" for a, b in zip(A.tolist(), partner.tolist(), strict=True)))
+
+# %% [markdown]
+# **Merge.** A token that stands for $s$ original ones counts $s$ times:
+#
+# $$x_b \leftarrow \frac{s_b x_b + \sum_a s_a x_a}{s_b + \sum_a s_a}, \qquad s_b \leftarrow s_b + \sum_a s_a .$$
+#
+# Here all sizes are 1 so far. The merged tokens stay in the order of the picture, each at the place of the token that
+# received.
+
+# %%
+joined = torch.arange(16)
+joined[A] = partner
+kept = [i for i in range(16) if joined[i] == i]
+merged = torch.stack([colours[joined == i].mean(dim=0) for i in kept])  # (12, 3)
+sizes = torch.tensor([int((joined == i).sum()) for i in kept])
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "One merge. Above: the sixteen tokens by energy, the cut after 2k = 8, and for every token of A the token of B that it joins. Below: the twelve tokens that leave the layer, in the order of the picture, with their sizes. Meadow, house and sun were never candidates, except where the sky runs out. *Live.*", "name": "fig-step-merge"}, "image": {"alt": "A row of sixteen coloured squares sorted by energy with letters A and B in turn above the first eight, arrows from A to B, and a dashed line after the eighth. Below, twelve squares with sizes."}}
+figure, ax = plt.subplots(figsize=(9.5, 3))
+place = {int(token): rank for rank, token in enumerate(order)}
+for token, rank in place.items():
+    swatch(ax, rank, 2, colours[token].numpy(), str(token))
+    if rank < 2 * k:
+        ax.text(rank + 0.45, 3.02, "AB"[rank % 2], ha="center", va="bottom", fontsize=9)
+for a, b in zip(A.tolist(), partner.tolist(), strict=True):
+    ax.annotate("", (place[b] + 0.45, 1.95), (place[a] + 0.45, 1.95),
+                arrowprops={"arrowstyle": "->", "connectionstyle": f"arc3,rad={0.5 if place[a] < place[b] else -0.5}"})
+ax.plot([2 * k - 0.05] * 2, [1.6, 3.4], "--", color="0.4")
+ax.text(2 * k + 0.05, 3.1, "protected", fontsize=9)
+for i, token in enumerate(kept):
+    swatch(ax, i, 0, merged[i].numpy(), str(token), lines=2.2 if sizes[i] > 1 else 1)
+    ax.text(i + 0.45, -0.15, f"size {int(sizes[i])}" if sizes[i] > 1 else "", ha="center", va="top", fontsize=8)
+ax.set(xlim=(-0.2, 16.2), ylim=(-0.6, 3.6))
+ax.set_axis_off()
+plt.show()
+
+# %% [markdown]
+# That is all of the method. `pc.plan` does the same for a batch; what it returns is a `MergePlan`, which says for every
+# token where it went, and from which merging, un-merging and the averaging matrix follow.
+
+# %%
+plan = pc.plan(keys[None], remove=k, margin=margin)  # one picture
+x, size = plan.merge(colours[None])  # (1, 12, 3), (1, 12)
+assert torch.equal(size[0].long(), sizes) and torch.allclose(x[0], merged)
+assert torch.equal(plan.anchor[0], torch.tensor(kept))
+assert torch.allclose(plan.matrix()[0].double() @ colours, merged)
+print("equal to the steps above; slots:", plan.num_tokens, " sizes:", size[0].long().tolist())
+
+# %% [markdown]
+# ## Attention must know
+#
+# After a merge one token stands for several, and softmax attention would count it once. **Proportional attention** adds
+# the logarithm of the size to the score of each key, $\mathrm{softmax}(qk^\top/\sqrt{d} + \log s)\,v$. For exact copies
+# this is no approximation:
+
+# %% tags=["nbval-check-output"]
+draw = torch.Generator().manual_seed(0)
+q, key, value = (torch.randn(1, 1, n, 8, generator=draw, dtype=torch.float64) for n in (3, 5, 5))
+copies = torch.tensor([1, 4, 1, 2, 1])  # how many exact copies of each of the five tokens there are
+whole = attention(q, key.repeat_interleave(copies, 2), value.repeat_interleave(copies, 2))
+plain = attention(q, key, value)
+counted = attention(q, key, value, size_bias(copies[None].float(), torch.float64))
+print(f"merged copies, sizes ignored:  differs by {float((plain - whole).abs().max()):.2f}")
+print(f"merged copies, sizes counted:  equal: {torch.allclose(counted, whole, atol=1e-6)}")
+
+# %% [markdown]
+# ## Twelve layers
+#
+# In a model the merge sits between attention and MLP, in every layer. With keep ratio $r$ each layer removes
+# $k = \lfloor N - Nr \rfloor$ of the $N$ tokens it has, so the count falls like a staircase, and the multiply-accumulates
+# (MACs) with it. `pc.flops` counts them exactly, from the shapes, with the merging itself included.
+
+# %%
+with pc.patched(model, "pitome", keep=0.9):
+    counts = pc.flops(model, input_size=(3, 224, 224))
+whole = pc.flops(model, input_size=(3, 224, 224))
+assert counts.tokens == pc.schedule(model, keep=0.9).tokens
+assert [layer.plan.num_tokens + 1 for layer in traces["pitome"].layers] == list(counts.tokens[1:])
+assert [layer.plan.num_tokens + 1 for layer in traces["tome"].layers] == list(counts.tokens[1:])
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: tokens entering each layer at keep ratios 0.95, 0.9 and 0.85. Right: MACs of each layer at 0.9 against the whole model. The sliver on top is the price of PiToMe's merging itself, mostly the matrix of cosines. *Live.*", "name": "fig-step-staircase"}, "image": {"alt": "Left: three descending staircases from 257 tokens. Right: stacked bars per layer for attention, MLP and a thin slice for merging, shrinking from layer to layer, below a flat line for the whole model."}}
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
+for keep, style in [(0.95, ":"), (0.9, "-"), (0.85, "--")]:
+    steps = pc.schedule(model, keep=keep).tokens
+    left.step(range(depth + 1), steps, style, where="post", color=plots.COLOURS["pitome"], label=f"keep {keep}")
+left.set(xlabel="layer", ylabel="tokens", ylim=(0, 270))
+left.legend()
+bottom = np.zeros(depth)
+parts = [("attention", plots.COLOURS["pitome"], ""), ("mlp", plots.COLOURS["tome"], "//"), ("merge", "black", "")]
+for part, colour, hatch in parts:
+    height = np.array([getattr(layer, part) for layer in counts.layers]) / 1e6
+    right.bar(range(depth), height, bottom=bottom, color=colour, hatch=hatch, label=part if part != "mlp" else "MLP")
+    bottom += height
+right.step(np.arange(depth + 1) - 0.5, [layer.total / 1e6 for layer in whole.layers] + [whole.layers[-1].total / 1e6],
+           where="post", color="0.5", label="whole model")
+right.set(xlabel="layer", ylabel="million MACs", ylim=(0, 620))
+right.legend(ncols=2, fontsize=8)
+plt.show()
+
+# %% tags=["nbval-check-output"]
+merging = sum(layer.merge for layer in counts.layers)
+print("tokens:", *counts.tokens)
+print(f"whole model {whole.total / 1e9:.3f} GMACs, keep 0.9: {counts.total / 1e9:.3f}, of which merging {merging / 1e9:.3f}")
+
+# %% [markdown]
+# A patch that is asked to keep everything must not change the model at all:
+
+# %% tags=["nbval-check-output"]
+with torch.no_grad():
+    before = model.forward_features(photos)
+    with pc.patched(model, "pitome", keep=1.0):
+        unchanged = model.forward_features(photos)
+    after = model.forward_features(photos)
+print("keep=1 equals the whole model:", bool((unchanged - before).abs().max() < 1e-6))
+print("taken out again, bit for bit:", torch.equal(after, before))
+
+# %% [markdown]
+# ## How alike are the tokens that merge?
+#
+# ToMe takes the $k$ most similar pairs there are across its split. PiToMe first decides *who* may merge and then takes
+# all $k$ pairs. So it should merge less similar pairs, in exchange for sparing the isolated tokens. By how much?
+
+# %%
+def pair_cosines(method):
+    """Mean cosine of a merging token to the token it joins, as the layer saw them: (layers, photographs)."""
+    seen = []
+    with pc.patched(model, method, 0.9):
+        hooks = [block.attn.k_norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
+                 for block in model.blocks]
+        with pc.record(model) as trace, torch.no_grad():
+            model.forward_features(photos)
+        [hook.remove() for hook in hooks]
+    rows = []
+    for key, layer in zip(seen, trace.layers, strict=True):
+        metric = key[:, :, 1:].mean(dim=1)  # (B, N, 64)
+        anchor = layer.plan.anchor.gather(1, layer.plan.assignment)  # (B, N): the token each one joins
+        joined = metric.gather(1, anchor[..., None].expand_as(metric))
+        moves = anchor != torch.arange(anchor.shape[1], device=anchor.device)
+        cosine = torch.cosine_similarity(metric, joined, dim=-1)
+        rows.append((cosine * moves).sum(dim=1) / moves.sum(dim=1))
+    return torch.stack(rows).cpu().numpy()
+
+
+alike = {method: pair_cosines(method) for method in ("pitome", "tome", "random_merge")}
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean cosine between the two tokens of a merging pair, by layer, each method on its own tokens, keep 0.9. Lines: mean over photographs; bands: smallest to largest. *Live.*", "name": "fig-step-pairs"}, "image": {"alt": "Three lines against the layer. ToMe is highest in every layer, PiToMe second, random merging lowest; the distance is largest in the middle layers."}}
+figure, ax = plt.subplots(figsize=(6.2, 3.1))
+looks = {"pitome": ("PiToMe", "pitome", "-"), "tome": ("ToMe", "tome", "--"), "random_merge": ("random", "random", ":")}
+for method, (label, colour, style) in looks.items():
+    values = alike[method]
+    ax.plot(values.mean(axis=1), style, color=plots.COLOURS[colour], label=label)
+    ax.fill_between(range(depth), values.min(axis=1), values.max(axis=1), color=plots.COLOURS[colour], alpha=0.2)
+ax.set(xlabel="layer", ylabel="cosine of a pair", ylim=(0, 1.02))
+ax.legend(loc="lower right")
+plt.show()
+
+# %%
+higher = int((alike["tome"] > alike["pitome"]).sum())
+display(Markdown(
+    f"ToMe's pairs are the more similar ones in {higher} of {alike['tome'].size} pairs of layer and photograph; averaged "
+    f"over all, {alike['tome'].mean():.2f} against {alike['pitome'].mean():.2f} (random partners: "
+    f"{alike['random_merge'].mean():.2f})."
+))
+
+# %% [markdown]
+# Whether sparing isolated tokens is worth that is a question about the model's answers, not about cosines. It cannot be
+# settled by looking at a few photographs; the [protocol](../book/protocol.md) says how this book will settle it.
+#
+# > **Takeaway.** PiToMe is ToMe with two changes: tokens compete by *energy* for being merged, and the split into A and
+# > B follows the energy order instead of the position. Everything else (means by size, proportional attention, the
+# > place between attention and MLP) is shared. At equal token counts the two cost the same, up to the matrix of cosines.
+#
+# | | |
+# |---|---|
+# | The paper claims | Merging only among high-energy tokens, in energy order, protects informative tokens. |
+# | We saw | Isolated objects on even ground are spared. The price: less similar pairs merge than with ToMe, and on a busy photograph distant patches end up in one token. |
+# | What could overturn this | These are pictures of what merges, from one backbone; quality on a task is another matter. |
+#
+# ## Exercises
+#
+# **1.** At which keep ratio do half of the multiply-accumulates go? Ask for a schedule with that budget.
+
+# %% tags=["hide-cell"]
+half = pc.schedule(model, flops=0.5)
+with pc.patched(model, "pitome", keep=half):
+    print(f"share of MACs: {pc.flops(model).total / whole.total:.3f}, tokens: {half.tokens}")
+print(f"about keep = {((half.tokens[-1] - 1) / 256) ** (1 / depth):.3f} in every layer")
+
+# %% [markdown]
+# **2.** Shuffle the sixteen coloured tokens and merge again, with PiToMe and with ToMe. Who merges the same pairs?
+
+# %% tags=["hide-cell"]
+shuffle = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+
+
+def groups(method, keys, names):
+    """The merged groups as a set of sets of token names."""
+    assignment = pc.plan(keys[None], k, method).assignment[0]
+    return {frozenset(names[assignment == slot].tolist()) for slot in assignment.unique()}
+
+
+for method in ("pitome", "tome"):
+    same = groups(method, keys, torch.arange(16)) == groups(method, keys[shuffle], shuffle)
+    print(f"{method}: same groups after shuffling: {same}")
+
+# %% [markdown]
+# **3.** Switch proportional attention off. How far do the class tokens move from the whole model's, with and without?
+
+# %% tags=["hide-cell"]
+reference = before[:, 0].cpu()
+for proportional in (True, False):
+    cls = run("pitome", proportional=proportional)[0][:, 0]
+    cosine = torch.cosine_similarity(cls, reference, dim=-1)
+    print(f"proportional={proportional}: cosine to the whole model's class token {cosine.mean():.3f} on average")

