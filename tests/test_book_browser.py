@@ -198,13 +198,18 @@ def test_contrast_check_sees_grey_on_grey(browser, site):
     assert browser.execute_script(CONTRAST)[2]["text"][0] < 3
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_figures_keep_their_colours(browser, site, theme):
-    """Colours carry meaning in a token map or a heat map: no theme may dim or tint a figure."""
+@pytest.mark.parametrize(("size", "theme"), [(WIDE, "light"), (WIDE, "dark"), (PHONE, "dark")])
+def test_figures_keep_their_colours_and_proportions(browser, site, size, theme):
+    """In a token map or a heat map both carry meaning: no theme may dim or tint a figure, no column may squeeze it."""
     for name in names():
-        open_page(browser, f"{site}/{name}", theme=theme)
-        filters = browser.execute_script("""
-            const figures = document.querySelectorAll(".cell_output img, figure img");
-            return [...figures].map(node => getComputedStyle(node).filter);
+        open_page(browser, f"{site}/{name}", size, theme)
+        figures = browser.execute_script("""
+            return [...document.querySelectorAll(".cell_output img, figure img")].map(node => {
+                const style = getComputedStyle(node), px = key => parseFloat(style[key]);
+                const wide = node.clientWidth - px("paddingLeft") - px("paddingRight");
+                const high = node.clientHeight - px("paddingTop") - px("paddingBottom");
+                return [node.src, style.filter, wide / high / (node.naturalWidth / node.naturalHeight)];
+            });
         """)
-        assert set(filters) <= {"none"}, name
+        for source, tint, stretch in figures:
+            assert tint == "none" and abs(stretch - 1) < 0.02, (name, source, tint, stretch)

@@ -103,10 +103,3 @@ def test_the_repository_is_the_remote_or_the_placeholder(tmp_path, remote, url):
         if None not in command:
             subprocess.run(command, cwd=tmp_path, env=plain, check=True, capture_output=True)
     assert companion.repository_url(tmp_path) == url
-
-
-def test_the_placeholder_is_nowhere_but_in_pyproject_and_the_notebooks():
-    """The notebooks' install cell must name an address; test_notebooks holds it to pyproject's."""
-    listed = subprocess.run(["git", "grep", "-lI", "OWNER/pitome-companion"], cwd=ROOT, capture_output=True, text=True)
-    named = {name for name in listed.stdout.splitlines() if not name.startswith(("notebooks/", "tests/"))}
-    assert named <= {"pyproject.toml"}

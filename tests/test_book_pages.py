@@ -83,10 +83,11 @@ def test_every_picture_has_alt_text(book):
 
 def test_every_figure_of_a_notebook_has_number_and_caption(book):
     for page, soup in book.items():
-        for picture in soup.select(".cell_output img"):
+        for picture in soup.select(".cell_output img, .cell_output .text_html svg[role=img]"):
             figure = picture.find_parent("figure")
-            assert figure and figure.get("id") and figure.select_one("figcaption .caption-text"), (page, picture["src"])
-            assert figure.select_one("figcaption .caption-number"), (page, picture["src"])
+            assert figure and figure.get("id"), (page, str(picture)[:120])
+            for part in ("text", "number"):
+                assert figure.select_one(f"figcaption .caption-{part}"), (page, figure["id"])
 
 
 def test_drawings_in_html_outputs_say_what_they_show(book):

@@ -93,9 +93,9 @@ def test_wider_metrics_cost_more():
     """Comparing hidden states or all heads' keys costs H times the similarity of head-mean keys."""
     merge = {}
     for metric in ("keys", "hidden", "concat"):
-        merge[metric] = pc.flops(
-            pc.apply(on_meta("deit_small_patch16_224"), "pitome", keep=0.9, metric=metric)
-        ).layers[0].merge
+        merge[metric] = (
+            pc.flops(pc.apply(on_meta("deit_small_patch16_224"), "pitome", keep=0.9, metric=metric)).layers[0].merge
+        )
     assert merge["hidden"] > 3 * merge["keys"] and merge["concat"] > 3 * merge["keys"]
 
 
@@ -105,10 +105,19 @@ def test_input_size_is_followed():
     assert pc.flops(model, (3, 96, 64)).tokens[0] == 25 and pc.flops(model).tokens[0] == 197
 
 
-def test_unsupported_models_are_refused():
-    """Counting a model of no family raises, as patching it does."""
+def parallel_blocks() -> torch.nn.Module:
+    from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
+
+    return VisionTransformer(img_size=32, embed_dim=48, num_heads=3, depth=2, block_fn=ParallelScalingBlock)
+
+
+@pytest.mark.parametrize("make", [lambda: torch.nn.Linear(2, 2), parallel_blocks], ids=["linear", "parallel blocks"])
+def test_unsupported_models_are_refused(make):
+    """Counting or scheduling a model that cannot be patched raises, as patching it does."""
     with pytest.raises(pc.UnsupportedModelError):
-        pc.flops(torch.nn.Linear(2, 2))
+        pc.flops(make(), (3, 32, 32))
+    with pytest.raises(pc.UnsupportedModelError):
+        pc.schedule(make(), keep=0.9)
 
 
 MODELS = {

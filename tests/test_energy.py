@@ -135,7 +135,10 @@ def test_energy_sees_directions_only(seed, kernel):
     metric = gaussian_tokens(1, 8, 5, seed)
     scale = 2.0 ** torch.randint(-9, 10, (1, 8, 1), generator=torch.Generator().manual_seed(seed)).double()
     torch.testing.assert_close(
-        pc.energy_score(metric * scale, 0.4, kernel=kernel), pc.energy_score(metric, 0.4, kernel=kernel), rtol=0, atol=1e-13
+        pc.energy_score(metric * scale, 0.4, kernel=kernel),
+        pc.energy_score(metric, 0.4, kernel=kernel),
+        rtol=0,
+        atol=1e-13,
     )
 
 

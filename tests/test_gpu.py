@@ -54,7 +54,13 @@ def test_plans_are_those_of_the_cpu(method, n, c):
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW])
 @pytest.mark.parametrize(
     "metric",
-    [torch.ones(1, 50, 4), one_hot_tokens(64, 4, 0), one_hot_tokens(197, 8, 1), sign_tokens(64, 4, 2), sign_tokens(99, 16, 3)],
+    [
+        torch.ones(1, 50, 4),
+        one_hot_tokens(64, 4, 0),
+        one_hot_tokens(197, 8, 1),
+        sign_tokens(64, 4, 2),
+        sign_tokens(99, 16, 3),
+    ],
     ids=["equal", "one-hot 64", "one-hot 197", "signs 4", "signs 16"],
 )
 def test_exact_ties_break_alike(method, dtype, metric):
@@ -93,7 +99,10 @@ def test_energies_agree_with_the_loop(kernel, dtype):
                     continue  # whoever allows TF32 for float32 has asked for its rounding
                 for item in range(2):
                     np.testing.assert_allclose(
-                        energy[item].cpu().numpy(), oracle.energies(metric[item], 0.3, kernel=kernel), rtol=1e-4, atol=1e-5
+                        energy[item].cpu().numpy(),
+                        oracle.energies(metric[item], 0.3, kernel=kernel),
+                        rtol=1e-4,
+                        atol=1e-5,
                     )
     finally:
         torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -139,8 +148,12 @@ def test_fused_attention_takes_the_size_bias(dtype, num_tokens):
     for fused in (True, False):
         out = attention(*on_device, size_bias(size.to(DEVICE), dtype), fused=fused)
         assert out.dtype == dtype
-        torch.testing.assert_close(out.double().cpu(), exact, rtol=0, atol=max(4 * torch.finfo(dtype).eps, 1e-3 if
-                                   torch.backends.cuda.matmul.allow_tf32 else 1e-5))
+        torch.testing.assert_close(
+            out.double().cpu(),
+            exact,
+            rtol=0,
+            atol=max(4 * torch.finfo(dtype).eps, 1e-3 if torch.backends.cuda.matmul.allow_tf32 else 1e-5),
+        )
 
 
 def test_fused_attention_with_sizes_is_differentiable():

@@ -231,6 +231,33 @@ def test_padding_never_changes_a_result(data, seed, method, batch):
         assert sizes[item][valid[item]].tolist() == size[0].tolist()
 
 
+@pytest.mark.parametrize("method", CORE + CONTROLS)
+def test_one_count_for_all_items_may_have_a_mask_too(method):
+    """An int with a mask is that count for every item."""
+    metric, mask = gaussian_tokens(3, 10, 6, 0), torch.ones(3, 10, dtype=torch.bool)
+    mask[0, 7:], mask[1, ::4] = False, False
+    one = pc.plan(metric, 3, method, mask=mask)
+    each = pc.plan(metric, torch.tensor([3, 3, 3]), method, mask=mask)
+    assert oracle.plan_roots(one) == oracle.plan_roots(each) and torch.equal(one.valid, each.valid)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_plans_of_very_many_tokens_are_made_in_blocks(monkeypatch, masked):
+    """Where the similarity matrix is not built at once, energies and plans are the same."""
+    from pitome_core import energy
+
+    metric, mask = gaussian_tokens(2, 23, 6, 0), torch.ones(2, 23, dtype=torch.bool)
+    mask[0, ::3] = False
+    arguments = dict(margin=0.3, mask=mask) if masked else dict(margin=0.3)
+    remove = torch.tensor([6, 9]) if masked else 9
+    dense = pc.plan(metric, remove, **arguments)
+    monkeypatch.setattr(energy, "MAX_DENSE_TOKENS", 7)
+    monkeypatch.setattr(energy, "_ROWS_PER_BLOCK", 5)
+    blocked = pc.plan(metric, remove, **arguments)
+    assert torch.equal(blocked.assignment, dense.assignment)
+    torch.testing.assert_close(blocked.energy, dense.energy)
+
+
 def test_removal_per_item_needs_a_mask():
     """A tensor of removals without a mask is refused."""
     with pytest.raises(ValueError, match="mask"):
@@ -262,7 +289,9 @@ def test_zero_vectors_follow_the_rule(method):
     metric = gaussian_tokens(1, 11, 5, 0)
     metric[0, [1, 4, 8]] = 0
     for k in range(6):
-        assert oracle.plan_roots(pc.plan(metric, k, method, margin=0.5))[0] == oracle.roots_of(method, metric[0], k, 0.5)
+        assert oracle.plan_roots(pc.plan(metric, k, method, margin=0.5))[0] == oracle.roots_of(
+            method, metric[0], k, 0.5
+        )
 
 
 # --------------------------------------------------------------------------------------------------------- controls
@@ -355,7 +384,9 @@ def test_registered_methods_are_first_class(toy_method):
 
 def test_registering_again_replaces(toy_method):
     """A name stands for one function: the last one registered."""
-    pc.register_method("toy", lambda metric, remove: pc.MergePlan.identity(*metric.shape[:2]), paper="none", summary="b")
+    pc.register_method(
+        "toy", lambda metric, remove: pc.MergePlan.identity(*metric.shape[:2]), paper="none", summary="b"
+    )
     assert pc.methods()["toy"].summary == "b" and pc.plan(torch.randn(1, 4, 2), 1, "toy").num_tokens == 4
     with pytest.raises(ValueError, match="(?s)half.*all"):
         pc.register_method("toy", lambda metric, remove: None, paper="none", summary="c", limit="most")

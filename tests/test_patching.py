@@ -155,9 +155,7 @@ def test_every_choice_equals_the_reference(build, architecture, variant):
         margins=margin if isinstance(margin, list) else [margin] * 3,
         **{key: variant[key] for key in ("kernel", "alpha") if key in variant},
     )
-    logits, *_ = oracle.merged_vit(
-        copy.deepcopy(model), images, remove=oracle.keep_removals(16, 0.75, 3), **reference
-    )
+    logits, *_ = oracle.merged_vit(copy.deepcopy(model), images, remove=oracle.keep_removals(16, 0.75, 3), **reference)
     torch.testing.assert_close(run(pc.apply(model, **arguments), images), logits, rtol=1e-6, atol=1e-7)
 
 
@@ -201,8 +199,15 @@ def test_the_default_is_the_papers(build):
     images = torch.nn.functional.interpolate(images, size=(128, 128))
     default = run(pc.apply(model), images)
     explicit = pc.apply(
-        model, "pitome", keep=0.925, preset="paper", margin=pc.margin_schedule(3), metric="keys", proportional=True,
-        kernel="paper", alpha=1.0,
+        model,
+        "pitome",
+        keep=0.925,
+        preset="paper",
+        margin=pc.margin_schedule(3),
+        metric="keys",
+        proportional=True,
+        kernel="paper",
+        alpha=1.0,
     )
     assert torch.equal(run(explicit, images), default)
     assert "paper" in pc.presets()
@@ -372,8 +377,17 @@ def test_dynamic_sizes(build):
 
 
 # ------------------------------------------------------------------------------------------------------------ training
-@pytest.mark.parametrize("options", [{"drop_path_rate": 0.5}, {"patch_drop_rate": 0.5}, {"proj_drop_rate": 0.3},
-                                     {"attn_drop_rate": 0.3}, {"pos_drop_rate": 0.3}], ids=lambda o: next(iter(o)))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"drop_path_rate": 0.5},
+        {"patch_drop_rate": 0.5},
+        {"proj_drop_rate": 0.3},
+        {"attn_drop_rate": 0.3},
+        {"pos_drop_rate": 0.3},
+    ],
+    ids=lambda o: next(iter(o)),
+)
 @pytest.mark.parametrize("architecture", ["plain", "post-norm"])
 def test_stochastic_layers_draw_the_same_numbers(build, architecture, options):
     """In train mode with one seed, keep=1 draws the same random numbers as the unpatched model; merging runs too."""
@@ -434,7 +448,9 @@ def test_gradient_checkpointing_changes_nothing(build, architecture):
 def test_remove_restores_bit_for_bit(build, architecture):
     """After remove() the instance holds what it held, no class was touched, and outputs are equal to the bit."""
     model, images = build(architecture)
-    classes = {cls: dict(vars(cls)) for cls in (nn.Module, vit.VisionTransformer, vit.Block, vit.ResPostBlock, Attention)}
+    classes = {
+        cls: dict(vars(cls)) for cls in (nn.Module, vit.VisionTransformer, vit.Block, vit.ResPostBlock, Attention)
+    }
     before, expected = snapshot(model), run(model, images)
     assert pc.apply(model, keep=0.7) is model
     run(model, images)

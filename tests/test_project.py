@@ -95,6 +95,15 @@ def test_one_licence():
     assert PROJECT["license"] == citation()["license"] == "MIT"
 
 
+def test_one_address():
+    """Text and notebooks cannot ask pyproject.toml where the repository is; they agree with it instead."""
+    address = PROJECT["urls"]["Repository"].removeprefix("https://")
+    anyone = re.compile(r"github\.com/[\w.-]+/" + re.escape(address.split("/")[-1]))
+    for path in tracked():
+        if path.suffix in {".md", ".py", ".ipynb", ".yml", ".toml", ".cff"} and path.parent.name != "tests":
+            assert set(anyone.findall(path.read_text())) <= {address}, path
+
+
 def locked() -> dict[str, list[Version]]:
     """Package -> its versions in the lock: several where platforms or pythons differ."""
     found: dict[str, list[Version]] = {}

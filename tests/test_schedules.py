@@ -22,7 +22,9 @@ def test_removal_is_the_exact_floor(n, thousandths):
     assert isinstance(removed, int) and removed == oracle.tokens_removed(n, thousandths / 1000)
 
 
-@pytest.mark.parametrize(("n", "keep", "k"), [(200, 0.9, 20), (196, 0.925, 14), (10, 0.7, 3), (196, 1.0, 0), (1, 0.9, 0)])
+@pytest.mark.parametrize(
+    ("n", "keep", "k"), [(200, 0.9, 20), (196, 0.925, 14), (10, 0.7, 3), (196, 1.0, 0), (1, 0.9, 0)]
+)
 def test_removal_golden(n, keep, k):
     """The float is guarded: 200 tokens at 0.9 lose 20, never 19."""
     assert tokens_removed(n, keep) == oracle.tokens_removed(n, keep) == k

@@ -140,7 +140,9 @@ def test_each_item_of_a_batch_has_its_own_distance():
     together = pc.spectral_distance(metric, pc.plan(metric, 4, margin=0.3))
     for item in range(3):
         alone = metric[item : item + 1]
-        torch.testing.assert_close(together[item : item + 1], pc.spectral_distance(alone, pc.plan(alone, 4, margin=0.3)))
+        torch.testing.assert_close(
+            together[item : item + 1], pc.spectral_distance(alone, pc.plan(alone, 4, margin=0.3))
+        )
 
 
 def test_theorem_1_in_its_own_setting():

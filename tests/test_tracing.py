@@ -52,7 +52,9 @@ def test_every_layer_has_its_plan_sizes_and_energy(merged, method):
             assert layer.energy.shape == (2, left)
             merging = layer.energy.argsort(dim=1, descending=True, stable=True)[:, : 2 * removed]
             grouped = layer.plan.sizes.gather(1, layer.plan.assignment) > 1
-            assert all(set(g.nonzero().flatten().tolist()) <= set(m.tolist()) for g, m in zip(grouped, merging, strict=True))
+            assert all(
+                set(g.nonzero().flatten().tolist()) <= set(m.tolist()) for g, m in zip(grouped, merging, strict=True)
+            )
         elif method == "tome":
             assert layer.energy is None
         left -= removed
@@ -93,7 +95,7 @@ def test_recording_changes_nothing(merged):
 
 
 def test_every_call_inside_is_one_entry(merged):
-    """forwards has one entry per call, whichever entry point; layers are the last one's; calls outside are not in it."""
+    """forwards has one entry per call inside, whichever entry point; layers and assignment are the last one's."""
     model, x = merged()
     with torch.no_grad(), pc.record(model) as trace:
         model(x)

@@ -9,11 +9,15 @@ import webbrowser
 from pathlib import Path
 
 
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
 def main(folder: str, port: int) -> None:
     if not Path(folder, "index.html").exists():
         sys.exit(f"{folder} has no pages yet: run `make book` first")
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
-    handler.log_message = lambda *_: None
+    handler = functools.partial(Quiet, directory=folder)
     try:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
     except OSError:  # taken: any free port will do

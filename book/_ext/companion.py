@@ -39,16 +39,22 @@ def pages_url(repository: str) -> str:
     return f"https://{owner.lower()}.github.io/{name}/"
 
 
-def execution_key(root: Path) -> str:
-    """`<tier>-<hash>`: changes whenever a notebook could print something else although its cells are the same."""
-    digest = hashlib.sha256(os.environ.get("PITOME_DEVICE", "").encode())
-    for source in (root / name for name in SOURCES):
+def fingerprint(root: Path, *names: str) -> str:
+    """A hash of these files, and of all files in these folders."""
+    digest = hashlib.sha256()
+    for source in (root / name for name in names):
         files = sorted(source.rglob("*")) if source.is_dir() else [source]
         for file in files:
             if file.is_file() and "__pycache__" not in file.parts:
                 digest.update(f"\0{file.relative_to(root).as_posix()}\0".encode())
                 digest.update(file.read_bytes())
-    return f"{os.environ.get('PITOME_PROFILE') or 'embedded'}-{digest.hexdigest()[:16]}"
+    return digest.hexdigest()[:16]
+
+
+def execution_key(root: Path) -> str:
+    """`<tier>-<device>-<hash>`: changes if a notebook could print something else although its cells are the same."""
+    tier, device = os.environ.get("PITOME_PROFILE") or "embedded", os.environ.get("PITOME_DEVICE") or "default"
+    return f"{tier}-{device.replace(':', '')}-{fingerprint(root, *SOURCES)}"
 
 
 def configure(app: Sphinx, config) -> None:
@@ -56,6 +62,9 @@ def configure(app: Sphinx, config) -> None:
     config.html_theme_options["repository_url"] = repository_url(root)
     config.html_baseurl = config.ogp_site_url = pages_url(repository_url(root))
     config.ogp_image = config.html_baseurl + "_static/social.png"
+
+    # Without outdated pages Sphinx copies no static file: a new style sheet makes it write all pages again.
+    config.companion_looks = fingerprint(root, "book/_static", "book/_ext")
 
     key = execution_key(root)
     caches = Path(app.outdir).parent / ".execution"
@@ -102,6 +111,7 @@ def write_redirect(app: Sphinx, exception: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> dict:
+    app.add_config_value("companion_looks", "", "html")
     app.connect("config-inited", configure, priority=100)
     app.connect("builder-inited", copy_mathjax)
     app.connect("env-get-outdated", outdated)

@@ -29,6 +29,10 @@ _BLOCKS = (Block, ResPostBlock)
 _MLPS = (Mlp, GluMlp, SwiGLU)
 
 
+def _matches(model: nn.Module) -> bool:
+    return isinstance(model, VisionTransformer)
+
+
 def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
     """Exact types only: a subclass may override the very loop that is replaced here."""
     if type(model) not in _MODELS:
@@ -238,7 +242,7 @@ def _shape(model: nn.Module, input_size: tuple[int, int, int] | None) -> ModelSh
 FAMILY = Family(
     name="timm VisionTransformer",
     supports="timm VisionTransformer and VisionTransformerDistilled with Block or ResPostBlock and plain Attention",
-    matches=lambda model: isinstance(model, VisionTransformer),
+    matches=_matches,
     refusal=_refusal,
     entry_points=_entry_points,
     shape=_shape,
