@@ -239,9 +239,9 @@ plt.show()
 # %% [markdown]
 # ## What moves when the margin moves
 #
-# Drag the slider: the same keys, the same photograph, another margin.
+# The same keys, the same photograph, another margin:
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Energy map of the rocket with the mergeable patches outlined, with a slider for the margin."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Energy of the rocket's tokens in layer 7 at every margin; the fifty that may merge are outlined. The rocket is dark throughout; the mergeable patches move from the sky beside it to the sky above. *Live; move the slider.*", "name": "fig-energy-slider"}, "image": {"alt": "Energy map of the rocket with the mergeable patches outlined, with a slider for the margin."}}
 steps = [round(0.05 * i, 2) for i in range(20)]
 sweep = torch.stack([pc.energy_score(metrics[7][:1], m)[0].cpu() for m in steps])  # (20, 256)
 display(plots.MarginSlider(shown[0], sweep.view(-1, *grid).numpy(), steps, 2 * k, steps.index(0.4), "margin-slider"))

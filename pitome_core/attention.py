@@ -36,6 +36,8 @@ def attention(
     `fused=False` spells it out in matrix products, for counters of operations that do not see into the kernel.
     `scale` defaults to 1 / sqrt(D).
     """
+    if bias is not None:
+        bias = bias.to(q.dtype)  # under autocast the tokens are wider than queries and keys
     if fused:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
     score = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)

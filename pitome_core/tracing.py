@@ -50,8 +50,11 @@ class ForwardTrace:
 
     @property
     def assignment(self) -> Tensor:
-        """`(B, N_patches)`: the final token of every patch, -1 = dropped."""
-        return self.plan().assignment
+        """`(B, N_patches)`: the final token of every patch, -1 = dropped; ValueError after a transform."""
+        plan = self.plan()
+        if not isinstance(plan, MergePlan):
+            raise ValueError("a transform assigns no patch to a token: read `plan().matrix()` instead")
+        return plan.assignment
 
 
 class Trace:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pitome_core as pc
-import pitome_core.experiments.baselines  # noqa: F401
+import pitome_core.experiments.baselines
 
 pytest.importorskip("timm")
 LOW = (torch.bfloat16, torch.float16)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pitome_core as pc
-import pitome_core.experiments.baselines  # noqa: F401
+import pitome_core.experiments.baselines
 
 timm = pytest.importorskip("timm")
 

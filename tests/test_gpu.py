@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pitome_core as pc
-import pitome_core.experiments.baselines  # noqa: F401
+import pitome_core.experiments.baselines
 from pitome_core.attention import attention, size_bias
 
 pytestmark = pytest.mark.gpu

@@ -31,7 +31,8 @@ def code_lines(source: str) -> int:
 
 
 def test_code_lines_counts_code_only():
-    assert code_lines('"""Doc\nstring."""\n\n# comment\nx = (1,\n     2)\n\n\ndef f():\n    """Doc."""\n    return 1\n') == 4
+    source = '"""Doc\nstring."""\n\n# comment\nx = (1,\n     2)\n\n\ndef f():\n    """Doc."""\n    return 1\n'
+    assert code_lines(source) == 4
 
 
 def test_core_can_be_read_in_an_evening():

@@ -234,6 +234,23 @@ def test_weighted_plans_average_with_their_weights(roots, seed):
     assert plan.merge(x)[1].sum().item() == len(roots), "sizes count tokens, whatever the weights"
 
 
+@given(n=st.integers(2, 10), seed=st.integers(0, 2**31), which=st.sampled_from(["first", "second", "both"]))
+def test_weights_compose(n, seed, which):
+    """Composing weighted plans gives the averaging matrix of one step after the other, at unit sizes."""
+    rng = np.random.default_rng(seed)
+    kept = int(rng.integers(1, n + 1))
+    steps = []
+    for width, left, name in ((n, kept, "first"), (kept, int(rng.integers(1, kept + 1)), "second")):
+        weight = torch.from_numpy(rng.uniform(0.2, 2, (1, width))).float() if which in (name, "both") else None
+        steps.append(plan_of(random_roots(rng, width, left), weight=weight))
+    first, second = steps
+    x = gaussian_tokens(1, n, 3, seed)
+    stepwise, _ = second.merge(*first.merge(x))
+    composed = first.then(second)
+    torch.testing.assert_close(composed.merge(x)[0], stepwise, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(composed.matrix().double() @ x, stepwise, rtol=1e-5, atol=1e-6)
+
+
 @given(roots=partitions, seed=st.integers(0, 2**31))
 def test_mlerp_keeps_the_largest_norm(roots, seed):
     """MLERP: direction of the mean, norm = the largest norm in the group; lone tokens untouched."""

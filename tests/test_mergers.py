@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pitome_core as pc
-import pitome_core.experiments.baselines  # noqa: F401  (registers the random controls)
+import pitome_core.experiments.baselines
 
 CORE = ("pitome", "tome")
 CONTROLS = ("random_prune", "random_merge")
@@ -229,6 +229,28 @@ def test_padding_never_changes_a_result(data, seed, method, batch):
         value, size = alone.merge(x[item, real][None])
         torch.testing.assert_close(merged[item][valid[item]], value[0], rtol=1e-12, atol=1e-13)
         assert sizes[item][valid[item]].tolist() == size[0].tolist()
+
+
+@pytest.mark.parametrize("method", CORE + CONTROLS)
+@pytest.mark.parametrize("seed", range(8))
+def test_large_padded_batches_equal_their_items(method, seed):
+    """Eight items of very different lengths and counts, to the limit of each, plan as each does alone."""
+    rng = np.random.default_rng(seed)
+    metric = gaussian_tokens(8, 40, 5, seed)
+    mask = torch.from_numpy(rng.random((8, 40)) < rng.uniform(0.1, 1, (8, 1)))
+    mask[:, 17] = True
+    metric[~mask] = metric[0, 17].clone()  # padding that looks like a real token would be a tempting partner
+    lengths = mask.sum(1).tolist()
+    most = [n // 2 if method in CORE else n - 1 for n in lengths]
+    remove = [int(rng.integers(0, m + 1)) for m in most]
+    remove[seed] = most[seed]
+    plan = pc.plan(metric, torch.tensor(remove), method, margin=0.2, mask=mask)
+    for item in range(8):
+        real = mask[item].nonzero().flatten().tolist()
+        alone = pc.plan(metric[item, real][None], remove[item], method, margin=0.2)
+        roots = [real[root] if root >= 0 else -1 for root in oracle.plan_roots(alone)[0]]
+        assert [oracle.plan_roots(plan)[item][i] for i in real] == roots
+        assert plan.assignment[item][~mask[item]].eq(-1).all()
 
 
 @pytest.mark.parametrize("method", CORE + CONTROLS)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import pitome_core as pc
-import pitome_core.experiments.baselines  # noqa: F401
+import pitome_core.experiments.baselines
 
 timm = pytest.importorskip("timm")
 from timm.layers import Attention  # noqa: E402
@@ -399,6 +399,28 @@ def test_stochastic_layers_draw_the_same_numbers(build, architecture, options):
     torch.manual_seed(5)
     torch.testing.assert_close(run(model, images), expected, rtol=1e-6, atol=1e-6)
     assert torch.isfinite(run(pc.apply(model, keep=0.7), images)).all()
+
+
+STOCHASTIC = dict(drop_path_rate=0.5, proj_drop_rate=0.2, attn_drop_rate=0.2, pos_drop_rate=0.1, drop_rate=0.1)
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_the_merging_path_without_merges_is_the_unpatched_model(build, registry, architecture, train):
+    """A method whose plan is the identity runs the whole merging path, and gives the unpatched model's numbers."""
+    pc.register_method(
+        "nothing", lambda metric, remove: pc.MergePlan.identity(*metric.shape[:2]), paper="none", summary="no merge"
+    )
+    model, images = build(architecture, **STOCHASTIC)
+    model.train(train)
+    torch.manual_seed(5)
+    expected = run(model, images)
+    pc.apply(model, "nothing", keep=0.7)
+    with pc.record(model) as trace:
+        torch.manual_seed(5)
+        got = run(model, images)
+    assert [layer.plan.num_tokens for layer in trace.layers] == [16] * 3
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["pitome", "tome"])

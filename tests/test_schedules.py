@@ -93,7 +93,6 @@ def test_fixed_removal_is_clamped(deit, k):
 
 def test_fixed_removal_knows_the_methods_limit(deit):
     """A method that may remove all but one is clamped there, not at half."""
-    import pitome_core.experiments.baselines  # noqa: F401
 
     pc.apply(deit, "random_prune", keep=0.9)
     schedule = pc.schedule(deit, remove=[150] + [0] * 11)

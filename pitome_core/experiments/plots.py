@@ -67,8 +67,8 @@ def heat_map(
     height, width = image.shape[:2]
     ax.imshow(image.mean(axis=-1), cmap="gray", vmin=0, vmax=255)
     low, high = (values.min(), values.max()) if limits is None else limits
-    shown = ax.imshow(values, cmap=HEAT, vmin=low, vmax=high, alpha=opacity, extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-                      interpolation="nearest")
+    box = (-0.5, width - 0.5, height - 0.5, -0.5)
+    shown = ax.imshow(values, cmap=HEAT, vmin=low, vmax=high, alpha=opacity, extent=box, interpolation="nearest")
     if outline is not None:
         ax.add_collection(LineCollection(_cells(outline, height, width), colors="white", linewidths=1.4))
     ax.set_title(title)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -207,9 +208,11 @@ def plan(
     broken = int((~finite if mask is None else ~finite & mask).sum())
     if broken:
         raise ValueError(f"the metric has NaN or infinity in {broken} of {finite.numel()} tokens; mend it or mask them")
-    if isinstance(remove, Tensor):
+    if not isinstance(remove, Tensor):
+        remove = operator.index(remove)
+    else:
         if mask is None:
-            raise ValueError("remove as a tensor needs a mask: without padding every item has as many tokens as the others")
+            raise ValueError("remove as a tensor needs a mask: without padding all items have equally many tokens")
         if remove.shape != metric.shape[:1]:
             raise ValueError(f"remove has shape {tuple(remove.shape)}, the batch {metric.shape[0]} items")
     lengths = [metric.shape[1]] if mask is None else mask.sum(dim=-1).tolist()
