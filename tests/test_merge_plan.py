@@ -149,15 +149,16 @@ def test_identity_does_nothing():
         torch.testing.assert_close(composed.merge(x)[0], plan.merge(x)[0])
 
 
+@pytest.mark.parametrize("reduce", ["mean", "mlerp"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF])
-def test_lone_tokens_pass_bit_for_bit(dtype):
+def test_lone_tokens_pass_bit_for_bit(dtype, reduce):
     """A token that nobody joins is copied, never recomputed: any size, any dtype, infinity and tiny values included."""
     x = gaussian_tokens(1, 400, 7, 0, dtype)
     x[0, 0, 0], x[0, 1, 0], x[0, 2, 0] = math.inf, torch.finfo(dtype).max, torch.finfo(dtype).tiny
     roots = list(range(400))
     roots[398] = roots[399] = 397
     size = torch.randint(1, 50, (1, 400), generator=torch.Generator().manual_seed(0)).float()
-    merged, _ = plan_of(roots).merge(x, size)
+    merged, _ = plan_of(roots, reduce=reduce).merge(x, size)
     assert merged.dtype == dtype
     assert torch.equal(merged[:, :397], x[:, :397])
 
@@ -258,6 +259,18 @@ def test_mlerp_keeps_the_largest_norm(roots, seed):
     merged, sizes = plan_of(roots, reduce="mlerp").merge(x)
     np.testing.assert_allclose(merged[0].numpy(), oracle.mlerp(x[0], roots), rtol=1e-5, atol=1e-6)
     assert sizes.sum().item() == len(roots)
+
+
+def test_mlerp_does_not_compose_silently():
+    """Two steps of MLERP are no single reduction: the composition assigns and unmerges, but refuses to merge."""
+    first, second = plan_of([0, 0, 2, 3], reduce="mlerp"), plan_of([0, 0, 2], reduce="mlerp")
+    composed = first.then(second)
+    assert oracle.plan_roots(composed)[0] == [0, 0, 0, 3]
+    y = gaussian_tokens(1, 2, 3, 0)
+    assert torch.equal(composed.unmerge(y), first.unmerge(second.unmerge(y)))
+    for refused in (lambda: composed.merge(gaussian_tokens(1, 4, 3, 0)), composed.matrix, first.matrix):
+        with pytest.raises(ValueError):
+            refused()
 
 
 def test_mlerp_of_opposite_tokens_is_finite():

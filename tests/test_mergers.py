@@ -126,8 +126,8 @@ def test_protected_tokens_stay_alone(n, seed, share):
         torch.testing.assert_close(plan.energy[0], energy)
 
 
-def test_pitome_prefers_clusters_and_protects_loners():
-    """Six look-alikes and four loners: exactly look-alikes merge, and never with a loner."""
+def test_pitome_prefers_clusters_and_protects_the_rest():
+    """Six look-alikes among four others: exactly look-alikes merge, and never with one of the others."""
     centre = gaussian_tokens(1, 1, 32, 0)
     metric = torch.cat([centre + 0.05 * gaussian_tokens(1, 6, 32, 1), gaussian_tokens(1, 4, 32, 2)], dim=1)
     roots = oracle.plan_roots(pc.plan(metric, 3, margin=0.5))[0]

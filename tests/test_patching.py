@@ -129,6 +129,24 @@ def test_merged_model_equals_the_reference(build, architecture):
     assert got.shape == whole.shape and not torch.allclose(got, whole, rtol=1e-4, atol=1e-4), "it did merge"
 
 
+@pytest.mark.parametrize("method", ["pitome", "tome"])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("height", "width"), [(14, 14), (14, 28), (28, 42), (42, 70), (98, 56)])
+def test_every_grid_equals_the_reference(build, method, batch, height, width):
+    """One token, two, odd and even numbers of them, square or not, alone or in a batch: all equal the reference."""
+    model, _ = build("dynamic size", torch.float64)
+    images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    removals = oracle.keep_removals(height * width // 14**2, 0.6, 3)
+    reference = copy.deepcopy(model)
+    logits, features, *_ = oracle.merged_vit(
+        reference, images, remove=removals, method=method, margins=oracle.margins(3)
+    )
+    pc.apply(model, method, keep=0.6, proportional=True)
+    torch.testing.assert_close(run(model, images), logits, rtol=1e-6, atol=1e-7)
+    with torch.no_grad():
+        torch.testing.assert_close(model.forward_features(images), features, rtol=1e-6, atol=1e-7)
+
+
 VARIANTS = [
     dict(method="pitome", proportional=False),
     dict(method="pitome", metric="hidden"),
@@ -305,7 +323,10 @@ def prune_then_merge(registry):
 
 
 @pytest.mark.parametrize("method", ["random_prune", "mixed"])
-@pytest.mark.parametrize("architecture", ["MAE average", "no class token", "SigLIP", "max pooling", "plain"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["MAE average", "no class token", "SigLIP", "max pooling", "average and max pooling", "pool with prefix", "plain"],
+)
 def test_pooling_after_pruning_counts_survivors(build, prune_then_merge, architecture, method):
     """Pooling heads get the survivors only, each counted `size` times; a dropped token is no zero in the mean."""
     model, images = build(architecture, torch.float64)
@@ -456,11 +477,15 @@ def test_gradient_checkpointing_changes_nothing(build, architecture):
     model, images = build(architecture)
     pc.apply(model, keep=0.7).train()
     gradients = []
+    calls = []
+    model.blocks[1].attn.qkv.register_forward_hook(lambda *_: calls.append(1))
     for enable in (False, True):
         model.set_grad_checkpointing(enable)
         model.zero_grad(set_to_none=True)
+        calls.clear()
         out = model(images)
         out.square().sum().backward()
+        assert len(calls) == 1 + enable, "checkpointing runs the block again in the backward pass"
         gradients.append((out.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
     torch.testing.assert_close(gradients[0], gradients[1])
 
@@ -716,6 +741,10 @@ class OwnAttention(Attention):
     """Somebody's attention."""
 
 
+class OwnMlp(vit.Mlp):
+    """Somebody's MLP: it may mix tokens."""
+
+
 TINY = dict(img_size=32, embed_dim=48, num_heads=3, depth=2, num_classes=3)
 
 
@@ -733,6 +762,7 @@ REFUSED = {
     "a subclass": lambda: OwnViT(**TINY),
     "a block's subclass": lambda: vit.VisionTransformer(**TINY, block_fn=OwnBlock),
     "an attention's subclass": lambda: vit.VisionTransformer(**TINY, attn_layer=OwnAttention),
+    "an MLP's subclass": lambda: vit.VisionTransformer(**TINY, mlp_layer=OwnMlp),
     "relative positions": lambda: timm.create_model("vit_relpos_small_patch16_224", device="meta"),
     "EVA": lambda: timm.create_model("eva02_tiny_patch14_224", device="meta"),
     "swin": lambda: timm.create_model("swin_tiny_patch4_window7_224", device="meta"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 
 import numpy as np
@@ -127,6 +128,15 @@ def test_other_threads_are_not_recorded(merged):
         worker.join()
         model(x)
     assert len(trace.forwards) == 1 and trace.layers[0].size.shape[0] == 2
+
+
+def test_copies_are_not_recorded(merged):
+    """A recording belongs to its model: a copy made meanwhile is another model."""
+    model, x = merged()
+    with pc.record(model) as trace:
+        twin = copy.deepcopy(model)
+        twin(x)
+    assert len(trace.forwards) == 0
 
 
 def test_a_recording_ends_with_its_block_even_by_exception(merged):
