@@ -82,11 +82,16 @@ def _schedule_of(patch: Patch | None, shape: ModelShape) -> Schedule:
     return Schedule.from_removals(shape.num_patches, patch.removals(shape.num_patches), shape.prefix)
 
 
-def flops(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> Counts:
-    """Multiply-accumulates of a model for one image of `input_size` (channels, height, width), merged as it is now.
+def flops(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> Counts:
+    """Multiply-accumulates of a model for one image, merged as it is now.
+
+    Args:
+        model: patched or not.
+        input_size: (channels, height, width); None = the model's own.
 
     Raises:
         UnsupportedModelError: a model of no supported family.
+        ValueError: a size that the model does not take.
     """
     shape = find_family(model).shape(model, input_size)
     patch = find_patch(model)

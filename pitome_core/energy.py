@@ -53,10 +53,10 @@ def unit_tokens(metric: Tensor) -> tuple[Tensor, Tensor]:
     zero too and is marked not usable.
     """
     metric = metric.to(torch.promote_types(metric.dtype, torch.float32))
-    norm = metric.norm(dim=-1, keepdim=True)
-    usable = norm.isfinite()
-    unit = torch.where(usable & (norm > 0), metric / norm, torch.zeros_like(metric))
-    return unit, usable.squeeze(-1)
+    largest = metric.abs().amax(dim=-1, keepdim=True)  # first to entries of at most 1, so that no square overflows
+    usable = largest.isfinite()
+    metric = torch.where(usable & (largest > 0), metric / largest, torch.zeros_like(metric))
+    return metric / metric.norm(dim=-1, keepdim=True).clamp_min(1.0), usable.squeeze(-1)
 
 
 def cosine_graph(metric: Tensor) -> Tensor:

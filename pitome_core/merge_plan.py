@@ -158,6 +158,8 @@ class MergePlan:
             ValueError: x or size does not have the plan's number of items and tokens.
         """
         self._check(x, self.assignment.shape[1], "x")
+        if self.reduce == "stepwise":
+            raise ValueError("a composition with mlerp is no single reduction: merge with one plan after the other")
         if size is None:
             size = torch.ones(self.assignment.shape, device=x.device)
         elif size.shape != self.assignment.shape:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -204,7 +205,7 @@ def _uninstall(model: nn.Module) -> Patch | None:
 
 
 def _per_layer(value: float | Sequence[float], num_layers: int, name: str) -> tuple[float, ...]:
-    values = [value] * num_layers if isinstance(value, (int, float)) else list(value)
+    values = [value] * num_layers if isinstance(value, Real) else list(value)
     if len(values) != num_layers:
         raise ValueError(f"{name} has {len(values)} entries, the model {num_layers} layers: give one per layer")
     return tuple(float(v) for v in values)

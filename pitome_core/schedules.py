@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 # Floats such as 200 * (1 - 0.9) = 19.999999999999996 must floor to 20.
 _GUARD = 1e-9
@@ -49,7 +50,7 @@ class Schedule:
 
 def keep_schedule(num_tokens: int, keep: float | Sequence[float], num_layers: int, prefix: int = 0) -> Schedule:
     """The paper's schedule: every layer keeps the share `keep` of its tokens (or its own share, from a list)."""
-    ratios = [keep] * num_layers if isinstance(keep, (int, float)) else list(keep)
+    ratios = [keep] * num_layers if isinstance(keep, Real) else list(keep)
     if len(ratios) != num_layers:
         raise ValueError(f"keep has {len(ratios)} entries, the model {num_layers} layers: give one ratio per layer")
     remove, left = [], num_tokens

@@ -25,10 +25,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "gpu: needs a CUDA device (skipped, visibly, where there is none)")
-
-
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return
@@ -79,16 +75,6 @@ def images():
         coarse = torch.randn(batch, 3, 3, 3, generator=generator)
         smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="nearest")
         return (smooth + 0.3 * torch.randn(batch, 3, side, side, generator=generator)).to(dtype)
-
-    return make
-
-
-@pytest.fixture
-def tokens():
-    """tokens(batch, n, c, seed, dtype) -> Gaussian tokens from a generator of their own."""
-
-    def make(batch=2, n=12, c=6, seed=0, dtype=torch.float64) -> torch.Tensor:
-        return torch.randn(batch, n, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
     return make
 

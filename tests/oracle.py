@@ -21,6 +21,11 @@ def as_array(values) -> np.ndarray:
     return np.asarray(values, dtype=np.float64)
 
 
+def gaussian_tokens(batch, n, c, seed, dtype=torch.float64) -> torch.Tensor:
+    """(B, N, C) random tokens from a generator of their own: no two scores are tied."""
+    return torch.randn(batch, n, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
 # ---------------------------------------------------------------------------------------------- graph and energy
 def cosine(metric) -> np.ndarray:
     """(N, C) -> (N, N) cosines; a zero or non-finite vector has cosine 0 to everything, itself included (eq. 3)."""

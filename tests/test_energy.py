@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from oracle import gaussian_tokens
 
 import pitome_core as pc
 
@@ -30,10 +31,6 @@ def circle() -> torch.Tensor:
     """The ten golden 2-D unit tokens, (1, 10, 2) float64."""
     angle = torch.tensor(ANGLES, dtype=torch.float64).deg2rad()
     return torch.stack([angle.cos(), angle.sin()], dim=-1)[None]
-
-
-def gaussian_tokens(batch, n, c, seed, dtype=torch.float64) -> torch.Tensor:
-    return torch.randn(batch, n, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 @pytest.mark.parametrize(("kernel", "expected"), [("paper", PAPER_HALF), ("elu", ELU_HALF)])

@@ -8,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from oracle import gaussian_tokens
 
 import pitome_core as pc
 import pitome_core.experiments.baselines
@@ -17,10 +18,6 @@ pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
 LOW = (torch.float16, torch.bfloat16)
 METHODS = ("pitome", "tome", "random_prune", "random_merge")
-
-
-def gaussian_tokens(batch, n, c, seed, dtype=torch.float32) -> torch.Tensor:
-    return torch.randn(batch, n, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def one_hot_tokens(n: int, kinds: int, seed: int) -> torch.Tensor:

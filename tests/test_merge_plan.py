@@ -11,14 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from oracle import gaussian_tokens
 
 import pitome_core as pc
 
 HALF = (torch.float16, torch.bfloat16)
-
-
-def gaussian_tokens(batch, n, c, seed, dtype=torch.float64) -> torch.Tensor:
-    return torch.randn(batch, n, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def random_roots(rng: np.random.Generator, n: int, kept: int, dropped: int = 0) -> list[int]:

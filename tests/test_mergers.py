@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from oracle import gaussian_tokens
 
 import pitome_core as pc
 import pitome_core.experiments.baselines
@@ -18,10 +19,6 @@ CORE = ("pitome", "tome")
 CONTROLS = ("random_prune", "random_merge")
 ANGLES = (0, 4, 9, 15, 90, 97, 180, 230, 300, 41)
 KERNELS = ("paper", "elu", "gaussian")
-
-
-def gaussian_tokens(batch, n, c, seed, dtype=torch.float64) -> torch.Tensor:
-    return torch.randn(batch, n, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def circle() -> torch.Tensor:

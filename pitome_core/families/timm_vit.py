@@ -154,8 +154,8 @@ def _weighted_head(model: nn.Module, x: Tensor, size: Tensor) -> Tensor:
     if model.attn_pool is not None:
         x = model.attn_pool(x, attn_mask=size_bias(size, x.dtype))
     else:
-        share = (size / size.sum(dim=1, keepdim=True)).to(x.dtype)
-        mean = (x * share[..., None]).sum(dim=1)
+        share = size / size.sum(dim=1, keepdim=True)
+        mean = (x * share[..., None]).sum(dim=1).to(x.dtype)  # summed in float32, where sizes live
         x = {"avg": mean, "max": x.amax(dim=1), "avgmax": 0.5 * (x.amax(dim=1) + mean)}[model.global_pool]
     return model.head(model.head_drop(model.fc_norm(x)))
 
@@ -211,7 +211,10 @@ def _linear(*modules: nn.Module | None) -> int:
 
 def _shape(model: nn.Module, input_size: tuple[int, int, int] | None) -> ModelShape:
     projection = model.patch_embed.proj
-    height, width = model.patch_embed.img_size if input_size is None else input_size[-2:]
+    own = tuple(model.patch_embed.img_size)
+    height, width = own if input_size is None else input_size[-2:]
+    if not model.dynamic_img_size and (height, width) != own:
+        raise ValueError(f"this model takes images of {own[0]} x {own[1]} only, not {height} x {width}")
     rows, columns = model.patch_embed.dynamic_feat_size((height, width))
     layers = tuple(
         LayerShape(

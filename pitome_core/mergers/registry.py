@@ -204,6 +204,8 @@ def plan(
     for name, value in (("size", size), ("mask", mask)):
         if value is not None and value.shape != metric.shape[:2]:
             raise ValueError(f"{name} has shape {tuple(value.shape)}, the metric {tuple(metric.shape)}")
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(f"mask must be bool (True = real token), got {mask.dtype}")
     finite = metric.isfinite().all(dim=-1)
     broken = int((~finite if mask is None else ~finite & mask).sum())
     if broken:
