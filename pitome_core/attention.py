@@ -21,6 +21,17 @@ def size_bias(size: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if size is None else size.log().to(dtype)[:, None, None, :]
 
 
+def attention_map(q: Tensor, k: Tensor, bias: Tensor | None = None, *, scale: float | None = None) -> Tensor:
+    """Softmax weights averaged over heads, `(B, T, T)` float32, from q and k `(B, H, T, D)`; rows are queries.
+
+    Beside the fused kernel, which does not hand its weights out: only methods that read them pay for this.
+    """
+    score = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
+    if bias is not None:
+        score = score + bias.to(score.dtype)
+    return score.softmax(dim=-1, dtype=torch.float32).mean(dim=1)
+
+
 def attention(
     q: Tensor,
     k: Tensor,

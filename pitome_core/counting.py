@@ -12,13 +12,17 @@ from torch import nn
 
 from .families import ModelShape, find_family
 from .mergers import Method, find_method
+from .mergers.preset_table import Row
 from .patching import Patch, find_patch
 from .schedules import Schedule, cheapest_schedule, fixed_schedule, keep_schedule, target_schedule
+
+PAPER_ROWS = (Row(),)  # where no patch says otherwise
 
 
 @dataclass(frozen=True)
 class LayerCounts:
-    """Multiply-accumulates of one block for one image: attention on the tokens before the merge, MLP after it."""
+    """Multiply-accumulates of one block for one image: attention on the tokens before the merge, MLP after it (for a
+    merge between the two)."""
 
     attention: int
     mlp: int
@@ -57,23 +61,31 @@ class Counts:
         return self.embed + sum(layer.total for layer in self.layers) + self.head
 
 
-def _count(shape: ModelShape, schedule: Schedule, method: Method | None, metric: str, restore: bool) -> Counts:
+def _count(shape: ModelShape, schedule: Schedule, method: Method | None, patch: Patch | None) -> Counts:
+    """Counts under a schedule; `patch` says in which way `method` is used (None: as the paper)."""
     layers, other, released = [], 0, 0
-    for block, before, after in zip(shape.layers, schedule.tokens, schedule.tokens[1:], strict=False):
-        attention = before * block.attention_linear + 2 * before**2 * block.attention_channels
+    rows = PAPER_ROWS * len(shape.layers) if patch is None else patch.rows
+    for block, row, before, after in zip(shape.layers, rows, schedule.tokens, schedule.tokens[1:], strict=False):
+        insertion = "between" if row is None else row.insertion
+        attending = after if insertion == "before" else before
+        attention = attending * block.attention_linear + 2 * attending**2 * block.attention_channels
         merge = 0
         if before != after and method is not None:
+            kind = row.metric.partition("-")[0] if insertion != "before" else "hidden"
             width = {"keys": block.attention_channels // block.heads, "concat": block.attention_channels,
-                     "hidden": block.channels}[metric]
-            patches = before - shape.prefix
+                     "hidden": block.channels}[kind]
             if method.cost is not None:
-                merge, extra = method.cost(patches, before - after, width)
+                merge, extra = method.cost(before - shape.prefix, before - after, width)
                 other += extra
+            if method.reads_attention(row.options):  # queries times keys once more
+                merge += before**2 * block.attention_channels
+                other += before**2 * block.heads
             merge += before * block.channels  # the weighted sum itself
-        layers.append(LayerCounts(attention, after * block.mlp_linear, merge))
-        released += attention + before * block.mlp_linear
-    last = shape.num_patches if restore else schedule.tokens[-1] - shape.prefix
-    return Counts(tuple(layers), shape.embed, shape.head(last), other, released, schedule.tokens)
+        layers.append(LayerCounts(attention, (before if insertion == "after" else after) * block.mlp_linear, merge))
+        released += before * (block.attention_linear + block.mlp_linear) + 2 * before**2 * block.attention_channels
+    whole_at_head = patch is None or patch.restore
+    head = shape.head(shape.num_patches if whole_at_head else schedule.tokens[-1] - shape.prefix)
+    return Counts(tuple(layers), shape.embed, head, other, released, schedule.tokens)
 
 
 def _schedule_of(patch: Patch | None, shape: ModelShape) -> Schedule:
@@ -95,9 +107,7 @@ def flops(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> C
     """
     shape = find_family(model).shape(model, input_size)
     patch = find_patch(model)
-    method = None if patch is None else patch.method
-    metric = "keys" if patch is None else patch.metric
-    return _count(shape, _schedule_of(patch, shape), method, metric, patch is None or patch.restore)
+    return _count(shape, _schedule_of(patch, shape), None if patch is None else patch.method, patch)
 
 
 def schedule(
@@ -132,7 +142,6 @@ def schedule(
     shape = find_family(model).shape(model, input_size)
     patch = find_patch(model)
     method = find_method("pitome") if patch is None else patch.method
-    metric, restore = ("keys", True) if patch is None else (patch.metric, patch.restore)
     num, depth, prefix = shape.num_patches, len(shape.layers), shape.prefix
     if keep is not None:
         made = keep_schedule(num, keep, depth, prefix)
@@ -141,11 +150,11 @@ def schedule(
     elif tokens is not None:
         made = target_schedule(num, tokens, depth, prefix)
     else:
-        whole = _count(shape, _schedule_of(None, shape), None, metric, True).total
+        whole = _count(shape, _schedule_of(None, shape), None, None).total
         budget = flops * whole if flops <= 1 else flops
 
         def cost(option: Schedule) -> float:
-            return _count(shape, option, method, metric, restore).total
+            return _count(shape, option, method, patch).total
 
         cheapest = cost(target_schedule(num, 1, depth, prefix))
         if not cheapest <= budget <= whole:

@@ -19,64 +19,112 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .energy import margin_schedule
-from .families import Family, ModelShape, UnsupportedModelError, find_family
+from .families import Family, UnsupportedModelError, find_family
 from .merge_plan import LinearPlan, MergePlan
 from .mergers import Method, find_method, make_plan
-from .mergers.preset_table import PRESETS
+from .mergers.preset_table import PRESETS, Row
 from .schedules import Schedule, check_keep, keep_schedule
 
-METRICS = ("keys", "hidden", "concat")
+METRICS = ("keys", "hidden", "concat", "keys-centred", "hidden-centred", "concat-centred")
+INSERTIONS = ("before", "between", "after")
 _ATTRIBUTE = "_pitome_patch"
 
 
 @dataclass(frozen=True)
+class LayerRow:
+    """What a patch does in one layer; the fields are those of a preset's `Row`, the margin worked out."""
+
+    metric: str
+    margin: float
+    proportional: bool
+    sized: bool
+    insertion: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class LayerStep:
-    """What one block does about merging in one forward call."""
+    """What one block does about merging in one forward call: all it needs to know, fixed, so that checkpointing can
+    run the block again later."""
 
     patch: Patch
     layer: int
     remove: int
     prefix: int
+    class_token: bool
+    positions: Tensor | None
+
+    @property
+    def row(self) -> LayerRow | None:
+        """This layer's row of the patch; None where the preset does not merge."""
+        return self.patch.rows[self.layer]
 
     @property
     def proportional(self) -> bool:
-        return self.patch.proportional
+        """Whether attention in this layer counts keys by size."""
+        return self.row is None or self.row.proportional
 
-    def metric(self, x: Tensor, keys: Tensor) -> Tensor:
+    @property
+    def insertion(self) -> str:
+        """Where the merge sits; `between` where nothing merges."""
+        return "between" if self.row is None else self.row.insertion
+
+    @property
+    def reads_attention(self) -> bool:
+        """Whether the block has to hand an attention map to `merge`."""
+        return self.remove > 0 and self.patch.method.reads_attention(self.row.options)
+
+    def metric(self, x: Tensor, keys: Tensor | None) -> Tensor:
         """What tokens are compared by, `(B, N, .)`, from tokens `x (B, T, C)` and keys `(B, H, T, D)`."""
-        if self.patch.metric == "hidden":
-            return x[:, self.prefix :]
-        keys = keys[:, :, self.prefix :]
-        if self.patch.metric == "concat":
-            return keys.transpose(1, 2).flatten(2)
-        # The mean over heads in float32: rounding it to half precision would tie near-parallel keys.
-        return keys.mean(dim=1, dtype=torch.promote_types(keys.dtype, torch.float32))
+        kind, _, centred = self.row.metric.partition("-")
+        prefix = self.prefix
+        if kind == "hidden" or keys is None:
+            metric = x[:, prefix:]
+        elif kind == "concat":
+            metric = keys[:, :, prefix:].transpose(1, 2).flatten(2)
+        else:
+            # The mean over heads in float32: rounding it to half precision would tie near-parallel keys.
+            wide = torch.promote_types(keys.dtype, torch.float32)
+            metric = keys[:, :, prefix:].mean(dim=1, dtype=wide)
+        return metric - metric.mean(dim=1, keepdim=True) if centred else metric
 
     def merge(
-        self, x: Tensor, keys: Tensor, size: Tensor | None
+        self, x: Tensor, keys: Tensor | None, size: Tensor | None, attention_map: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, MergePlan | LinearPlan | None]:
-        """Merge `x (B, T, C)`: tokens `(B, T', C)`, sizes `(B, T')`, and the plan (None when nothing goes)."""
+        """Merge `x (B, T, C)`: tokens `(B, T', C)`, sizes `(B, T')`, and the plan (None when nothing goes).
+
+        `keys (B, H, T, D)` is None before a block; `attention_map (B, T, T)`, the mean over heads, is there if
+        `reads_attention`.
+        """
         if self.remove == 0:
             return x, size, None
-        patch = self.patch
-        metric = self.metric(x.detach(), keys.detach())
+        row, prefix = self.row, self.prefix
         context = {
-            "margin": patch.margins[self.layer],
-            "size": None if size is None else size[:, self.prefix :],
+            "margin": row.margin,
+            "size": None if size is None else size[:, prefix:],
             "layer": self.layer,
-            "num_layers": len(patch.margins),
+            "num_layers": len(self.patch.rows),
+            "positions": self.positions,
         }
-        plan = make_plan(patch.method, metric, self.remove, context, patch.options)
-        x, size = plan.with_prefix(self.prefix).merge(x, size)
-        return x, size, plan
+        if attention_map is not None:
+            received = attention_map.detach()[:, :, prefix:]  # (B, T, N)
+            context["attention"] = received
+            context["class_attention"] = received[:, 0] if self.class_token else received.mean(dim=1)
+        metric = self.metric(x.detach(), None if keys is None else keys.detach())
+        plan = make_plan(self.patch.method, metric, self.remove, context, row.options)
+        full = plan.with_prefix(prefix)
+        merged, new_size = full.merge(x, size)
+        if not row.sized and size is not None:  # plain means; sizes are still counted
+            merged, _ = full.merge(x)
+        return merged, new_size, plan
 
 
 class ForwardState:
     """What one forward call has done so far. It lives in that call's frame and nowhere else."""
 
-    def __init__(self, patch: Patch, x: Tensor, prefix: int):
+    def __init__(self, patch: Patch, x: Tensor, prefix: int, class_token: bool, columns: int | None):
         self.patch, self.prefix, self.batch, self.device = patch, prefix, x.shape[0], x.device
+        self.class_token, self.columns = class_token, columns
         self.num_patches = x.shape[1] - prefix
         self.remove = patch.removals(self.num_patches)
         self.size: Tensor | None = None
@@ -85,7 +133,16 @@ class ForwardState:
 
     def step(self, layer: int) -> LayerStep:
         """The step of that layer."""
-        return LayerStep(self.patch, layer, self.remove[layer], self.prefix)
+        positions = self._positions() if "positions" in self.patch.method.needs else None
+        return LayerStep(self.patch, layer, self.remove[layer], self.prefix, self.class_token, positions)
+
+    def _positions(self) -> Tensor | None:
+        """Row and column of every token's anchor on the patch grid, `(B, N, 2)` long; None without a grid."""
+        if self.columns is None or isinstance(self.plan, LinearPlan):
+            return None
+        place = torch.arange(self.num_patches, device=self.device).expand(self.batch, -1)
+        place = place if self.plan is None else self.plan.anchor
+        return torch.stack([place // self.columns, place % self.columns], dim=-1)
 
     def add(self, size: Tensor | None, plan: MergePlan | LinearPlan | None) -> None:
         """Note what a layer did."""
@@ -121,17 +178,14 @@ class Patch:
     method: Method
     preset: str | None
     keep: tuple[float, ...] | Schedule
-    margins: tuple[float, ...]
-    metric: str
-    proportional: bool
+    rows: tuple[LayerRow | None, ...]
     restore: bool
-    options: dict[str, Any]
     saved: list[tuple[nn.Module, str, bool, Any]] = field(default_factory=list)
     traces: list[Any] = field(default_factory=list)
 
-    def start(self, x: Tensor, prefix: int) -> ForwardState:
-        """Begin a forward call on tokens `(B, T, C)`."""
-        return ForwardState(self, x, prefix)
+    def start(self, x: Tensor, prefix: int, class_token: bool, columns: int | None) -> ForwardState:
+        """Begin a forward call on tokens `(B, T, C)`; `columns` of the patch grid, None where there is none."""
+        return ForwardState(self, x, prefix, class_token, columns)
 
     def removals(self, num_patches: int) -> tuple[int, ...]:
         """How many tokens go in each layer, for an input of that many patches."""
@@ -157,21 +211,29 @@ class Patch:
             keep = f"remove={list(self.keep.remove)}"
         else:
             keep = f"keep={self.keep[0]:g}" if len(set(self.keep)) == 1 else f"keep={list(self.keep)}"
-        first, last = self.margins[0], self.margins[-1]
-        margin = f"{first:g}" if first == last else f"{first:g}..{last:g}"
-        words = [repr(self.method.name), keep, f"preset={self.preset!r}", f"metric={self.metric!r}"]
-        words += [f"margin={margin}"] if "margin" in self.method.needs else []
-        words += [f"proportional={self.proportional}", f"restore={self.restore}"]
-        words += [f"{name}={value!r}" for name, value in self.options.items()]
+        rows = [row for row in self.rows if row is not None]
+        words = [repr(self.method.name), keep, f"preset={self.preset!r}"]
+        if "margin" in self.method.needs:
+            words.append(f"margin={_span([row.margin for row in rows])}")
+        words += [f"{name}={_span([getattr(row, name) for row in rows])}" for name in ("metric", "proportional")]
+        words.append(f"restore={self.restore}")
+        for name in dict.fromkeys(name for row in rows for name in row.options):
+            default = self.method.options[name]
+            words.append(f"{name}={_span([row.options.get(name, default) for row in rows])}")
         return f"merging: {', '.join(words)}"
 
     def __deepcopy__(self, memo: dict) -> Patch:
         twin = copy.copy(self)
         memo[id(self)] = twin
-        object.__setattr__(twin, "options", copy.deepcopy(self.options, memo))
         object.__setattr__(twin, "saved", copy.deepcopy(self.saved, memo))
         object.__setattr__(twin, "traces", [])  # a recording belongs to the model it was opened on
         return twin
+
+
+def _span(values: list) -> str:
+    """How the layers' values read: one if they agree, else the first and the last."""
+    words = [f"{value:g}" if isinstance(value, float) else repr(value) for value in values]
+    return words[0] if len(set(words)) == 1 else f"{words[0]}..{words[-1]}"
 
 
 def _extra_repr(model: nn.Module, patch: Patch) -> str:
@@ -220,6 +282,7 @@ def apply(
     proportional: bool | None = None,
     margin: float | Sequence[float] | None = None,
     metric: str | None = None,
+    insertion: str | None = None,
     restore: bool = True,
     towers: str = "vision",
     **options: Any,
@@ -233,8 +296,10 @@ def apply(
         preset: a name from `pc.presets()`; None = the paper's row for `pitome`, none for other methods.
         proportional: whether keys count by token size in attention; None = as the preset says, else True.
         margin: the paper's m: one value for all layers, or one per layer; None = as the preset says.
-        metric: `keys` (averaged over heads), `hidden` (tokens about to merge) or `concat` (keys of all heads);
-            None = as the preset says, else `keys`.
+        metric: `keys` (averaged over heads), `hidden` (tokens about to merge) or `concat` (keys of all heads), each
+            also with the mean token subtracted (`keys-centred`, ...); None = as the preset says, else `keys`.
+        insertion: where the merge sits: `between` attention and MLP, `after` the block, or `before` it (compared by
+            hidden states then); None = as the preset says, else `between`.
         restore: give every token output its original shape, merged tokens copied back to their places; False hands
             on the merged tokens.
         towers: `vision`; models with more towers take others.
@@ -252,7 +317,13 @@ def apply(
         raise ValueError(f"towers={towers!r}: a {family.name} has a vision tower only")
     chosen = find_method(method)
     shape = family.shape(model, None)
-    patch = _make_patch(family, chosen, shape, keep, preset, proportional, margin, metric, restore, options)
+    chosen.check_options(options)
+    given = {"proportional": proportional, "margin": margin, "metric": metric, "insertion": insertion}
+    name, rows = _make_rows(chosen, len(shape.layers), preset, given, options)
+    patch = Patch(family, chosen, name, _make_keep(keep, rows), rows, restore)
+    if not isinstance(keep, Schedule):
+        patch.removals(shape.num_patches)  # too small a ratio is said here, not in the first forward
+    _rehearse(patch)
     reason = family.refusal(model, patch)
     if reason:
         raise UnsupportedModelError(f"{reason}. Supported: {family.supports}")
@@ -261,56 +332,56 @@ def apply(
     return model
 
 
-def _make_patch(
-    family: Family,
-    method: Method,
-    shape: ModelShape,
-    keep: float | Sequence[float] | Schedule,
-    preset: str | None,
-    proportional: bool | None,
-    margin: float | Sequence[float] | None,
-    metric: str | None,
-    restore: bool,
-    options: dict[str, Any],
-) -> Patch:
-    num_layers = len(shape.layers)
+def _make_rows(
+    method: Method, num_layers: int, preset: str | None, given: dict[str, Any], options: dict[str, Any]
+) -> tuple[str | None, tuple[LayerRow | None, ...]]:
+    """The preset's name and the row of every layer: the preset's, with what was given explicitly in its place."""
     preset = "paper" if preset is None and method.name == "pitome" else preset
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; presets: {', '.join(PRESETS)}")
-    row = None if preset is None else PRESETS[preset]
-    if row is not None and row.method != method.name:
-        raise ValueError(f"preset {preset!r} is for method {row.method!r}, not {method.name!r}")
-    if metric is None:
-        metric = "keys" if row is None else row.metric
-    if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}: choose one of {', '.join(METRICS)}")
-    if proportional is None:
-        proportional = True if row is None else row.proportional
-    if margin is None:
-        margin = margin_schedule(num_layers) if row is None else row.margins(num_layers)
-    options = {**({} if row is None else row.options), **options}
-    method.check_options(options)
-    if isinstance(keep, Schedule):
-        if len(keep.remove) != num_layers:
-            raise ValueError(f"the schedule has {len(keep.remove)} layers, the model {num_layers}")
-    else:
-        keep = tuple(check_keep(r) for r in _per_layer(keep, num_layers, "keep"))
-    patch = Patch(family, method, preset, keep, _per_layer(margin, num_layers, "margin"), metric, proportional, restore,
-                  options)
+    if preset is not None and PRESETS[preset].method != method.name:
+        raise ValueError(f"preset {preset!r} is for method {PRESETS[preset].method!r}, not {method.name!r}")
+    for name, allowed in (("metric", METRICS), ("insertion", INSERTIONS)):
+        if given[name] is not None and given[name] not in allowed:
+            raise ValueError(f"unknown {name} {given[name]!r}: choose one of {', '.join(allowed)}")
+    explicit = {name: given[name] for name in ("metric", "insertion", "proportional") if given[name] is not None}
+    margins = None if given["margin"] is None else _per_layer(given["margin"], num_layers, "margin")
+    rows: list[LayerRow | None] = []
+    for layer, row in enumerate([Row()] * num_layers if preset is None else PRESETS[preset].rows(num_layers)):
+        if row is None:
+            rows.append(None)
+            continue
+        base, slope = row.margin
+        margin = base - slope * layer / num_layers if margins is None else margins[layer]
+        fields = {"metric": row.metric, "insertion": row.insertion, "proportional": row.proportional, **explicit}
+        rows.append(LayerRow(margin=margin, sized=row.sized, options={**row.options, **options}, **fields))
+    return preset, tuple(rows)
+
+
+def _make_keep(
+    keep: float | Sequence[float] | Schedule, rows: tuple[LayerRow | None, ...]
+) -> tuple[float, ...] | Schedule:
+    """One keep ratio per layer, 1 where the preset does not merge; or the schedule, checked."""
     if not isinstance(keep, Schedule):
-        patch.removals(shape.num_patches)  # too small a ratio is said here, not in the first forward
-    _rehearse(patch)
-    return patch
+        ratios = [check_keep(ratio) for ratio in _per_layer(keep, len(rows), "keep")]
+        return tuple(1.0 if row is None else ratio for ratio, row in zip(ratios, rows, strict=True))
+    if len(keep.remove) != len(rows):
+        raise ValueError(f"the schedule has {len(keep.remove)} layers, the model {len(rows)}")
+    idle = [layer for layer, (k, row) in enumerate(zip(keep.remove, rows, strict=True)) if k and row is None]
+    if idle:
+        raise ValueError(f"the schedule removes tokens in layers {idle}, where the preset does not merge")
+    return keep
 
 
 def _rehearse(patch: Patch) -> None:
     """Make a tiny plan per layer, so that a bad option is refused before the model is touched."""
-    metric = torch.eye(4)[None]
-    if "attention" in patch.method.needs or "positions" in patch.method.needs:
-        return
-    for layer, margin in enumerate(patch.margins):
-        context = {"margin": margin, "size": None, "layer": layer, "num_layers": len(patch.margins)}
-        make_plan(patch.method, metric, 1, context, patch.options)
+    if "positions" in patch.method.needs:
+        return  # what it can remove depends on the grid
+    for layer, row in enumerate(patch.rows):
+        if row is not None:
+            context = {"margin": row.margin, "size": None, "layer": layer, "num_layers": len(patch.rows),
+                       "class_attention": torch.ones(1, 8) / 9, "attention": torch.ones(1, 9, 8) / 9}
+            make_plan(patch.method, torch.eye(8)[None], 1, context, row.options)
 
 
 def remove(model: nn.Module) -> nn.Module:

@@ -354,7 +354,8 @@ def test_methods_describe_themselves():
     assert {"pitome", "tome", "random_prune", "random_merge"} <= set(methods)
     for name, method in methods.items():
         assert method.name == name and method.summary and method.paper and method.limit in ("half", "all")
-        assert set(method.needs) <= {"margin", "size", "mask", "layer", "num_layers", "attention", "positions"}
+        known = {"margin", "size", "mask", "layer", "num_layers", "attention", "class_attention", "positions"}
+        assert set(method.needs) <= known
     assert methods["pitome"].partition and methods["tome"].partition
     assert "margin" in methods["pitome"].needs and {"kernel", "alpha"} <= set(methods["pitome"].options)
     assert "layer" in methods["random_prune"].needs and "seed" in methods["random_prune"].options

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import Block, ResPostBlock, VisionTransforme
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..attention import attention, size_bias
+from ..attention import attention, attention_map, size_bias
 from .registry import Family, LayerShape, ModelShape
 
 if TYPE_CHECKING:
@@ -58,18 +58,21 @@ def _entry_points(model: nn.Module, patch: Patch) -> list[tuple[nn.Module, str, 
     return points + [(block, "forward", partial(_block_forward, block)) for block in model.blocks]
 
 
-def _attend(attn: Attention, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Self-attention of timm's `Attention` with a bias; `x (B, T, C)` -> output `(B, T, C)`, keys `(B, H, T, D)`."""
+def _attend(
+    attn: Attention, x: Tensor, bias: Tensor | None, wants_map: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Self-attention of timm's `Attention` with a bias: output `(B, T, C)`, keys `(B, H, T, D)`, map `(B, T, T)`."""
     batch, tokens, _ = x.shape
     qkv = attn.qkv(x).reshape(batch, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.unbind(0)
     q, k = attn.q_norm(q), attn.k_norm(k)
+    seen = attention_map(q, k, bias, scale=attn.scale) if wants_map else None
     drop = attn.attn_drop.p if attn.training else 0.0
     y = attention(q, k, v, bias, scale=attn.scale, dropout=drop, fused=attn.fused_attn)
     y = attn.norm(y.transpose(1, 2).reshape(batch, tokens, attn.attn_dim))
     if attn.gate is not None:
         y = y * attn.gate(x).sigmoid()
-    return attn.proj_drop(attn.proj(y)), k
+    return attn.proj_drop(attn.proj(y)), k, seen
 
 
 def _block_forward(
@@ -89,25 +92,31 @@ def _block_forward(
         return type(block).forward(block, x, attn_mask, is_causal)
     if step.remove == 0 and size is None:
         return type(block).forward(block, x), None, None
-    post = type(block) is ResPostBlock
+    post, insertion, plan = type(block) is ResPostBlock, step.insertion, None
+    if insertion == "before":
+        x, size, plan = step.merge(x, None, size)
     bias = size_bias(size, x.dtype) if step.proportional else None
-    y, keys = _attend(block.attn, x if post else block.norm1(x), bias)
+    y, keys, seen = _attend(block.attn, x if post else block.norm1(x), bias, step.reads_attention)
     x = x + block.drop_path1(block.norm1(y) if post else block.ls1(y))
-    x, size, plan = step.merge(x, keys, size)
+    if insertion == "between":
+        x, size, plan = step.merge(x, keys, size, seen)
     y = block.norm2(block.mlp(x)) if post else block.ls2(block.mlp(block.norm2(x)))
-    return x + block.drop_path2(y), size, plan
-
-
-def _embed(model: nn.Module, x: Tensor) -> Tensor:
-    return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
+    x = x + block.drop_path2(y)
+    if insertion == "after":
+        x, size, plan = step.merge(x, keys, size, seen)
+    return x, size, plan
 
 
 def _run_blocks(
-    model: nn.Module, patch: Patch, x: Tensor, take: tuple[int, ...] = (), last: int | None = None
+    model: nn.Module, patch: Patch, images: Tensor, take: tuple[int, ...] = (), last: int | None = None
 ) -> tuple[Tensor, ForwardState, list[tuple]]:
     """The encoder loop: tokens, what happened to them, and (tokens, plan so far) after each layer in `take`."""
+    x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+    _, columns = model.patch_embed.dynamic_feat_size(images.shape[-2:])
+    if model.training and not isinstance(model.patch_drop, nn.Identity):
+        columns = None  # dropped patches leave no grid
     blocks = model.blocks if last is None else model.blocks[: last + 1]
-    state = patch.start(x, model.num_prefix_tokens)
+    state = patch.start(x, model.num_prefix_tokens, model.has_class_token, columns)
     taken = []
     for layer, block in enumerate(blocks):
         step = state.step(layer)
@@ -131,7 +140,7 @@ def _forward_features(
     model: nn.Module, patch: Patch, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
     _refuse_masks(attn_mask, is_causal)
-    x, state, _ = _run_blocks(model, patch, _embed(model, x))
+    x, state, _ = _run_blocks(model, patch, x)
     return state.as_read(model.norm(x), state.plan)
 
 
@@ -139,7 +148,7 @@ def _forward(
     model: nn.Module, patch: Patch, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
     _refuse_masks(attn_mask, is_causal)
-    x, state, _ = _run_blocks(model, patch, _embed(model, x))
+    x, state, _ = _run_blocks(model, patch, x)
     x = model.norm(x)
     pools_patches = model.attn_pool is not None or model.global_pool in ("avg", "avgmax", "max")
     if pools_patches and state.size is not None and (state.plan.drops or not patch.restore):
@@ -182,7 +191,7 @@ def _forward_intermediates(
         raise ValueError("merged tokens (restore=False) form no grid: ask for output_fmt='NLC'")
     take, last = feature_take_indices(len(model.blocks), indices)
     batch, _, height, width = x.shape
-    x, state, taken = _run_blocks(model, patch, _embed(model, x), tuple(take), last if stop_early else None)
+    x, state, taken = _run_blocks(model, patch, x, tuple(take), last if stop_early else None)
     tokens = [state.as_read(model.norm(y) if norm else y, plan) for y, plan in taken]
     prefix = [y[:, : model.num_prefix_tokens] for y in tokens]
     patches = [y[:, model.num_prefix_tokens :] for y in tokens]

@@ -7,35 +7,85 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Preset:
-    """One variant.
+class Row:
+    """What one layer does.
 
     Attributes:
-        summary: one line.
-        method: the method it configures.
-        metric: what tokens are compared by: `keys`, `hidden` or `concat`.
+        metric: what tokens are compared by, see `pc.apply`.
         margin: (base, slope) of the margin in layer l of L: `base - slope * l / L`.
         proportional: whether keys count by token size in attention.
+        sized: whether merged values are means weighted by size; False = plain means of the tokens at hand.
+        insertion: `between` attention and MLP, or `after` the block.
         options: the method's options.
     """
 
-    summary: str
-    method: str = "pitome"
     metric: str = "keys"
     margin: tuple[float, float] = (0.9, 0.9)
     proportional: bool = True
+    sized: bool = True
+    insertion: str = "between"
     options: dict[str, Any] = field(default_factory=dict)
 
-    def margins(self, num_layers: int) -> list[float]:
-        """The margin of every layer."""
-        base, slope = self.margin
-        return [base - slope * layer / num_layers for layer in range(num_layers)]
 
+@dataclass(frozen=True)
+class Preset:
+    """One variant: a row for the early layers and one for the late ones.
+
+    Attributes:
+        summary: one line.
+        early, late: the rows; None = no merging in those layers.
+        switch: the first late layer: a number, or None for half the depth (`L // 2`).
+        method: the method it configures.
+    """
+
+    summary: str
+    early: Row
+    late: Row | None
+    switch: int | None = None
+    method: str = "pitome"
+
+    def rows(self, num_layers: int) -> list[Row | None]:
+        """The row of every layer."""
+        switch = num_layers // 2 if self.switch is None else min(self.switch, num_layers)
+        return [self.early] * switch + [self.late] * (num_layers - switch)
+
+
+_ENERGY_SORTED_BSM = {"protection": False, "edges": "best"}
+_TOME = {"protection": False, "split": "position", "edges": "best"}
+
+
+def _deit(**options: Any) -> Row:
+    return Row(margin=(0.75, 0.75), proportional=False, options={"kernel": "elu", **options})
+
+
+_PAPER = Row(options={"kernel": "paper"})
+_CLIP = Row(metric="hidden", margin=(0.95, 0.95), proportional=False, options={"kernel": "elu"})
+
+
+def _llava(**options: Any) -> Row:
+    options = {"kernel": "elu", **options}
+    return Row(metric="hidden", proportional=False, sized=False, insertion="after", options=options)
+
+
+_BERT = Row(margin=(0.9, 0.25), proportional=False, options={"kernel": "gaussian", "split": "high_low"})
 
 PRESETS = {
-    "paper": Preset(
-        summary="the method as the paper's text and equations define it",
-        options={"kernel": "paper", "alpha": 1.0},
+    "paper": Preset("the method as the paper's text and equations define it", _PAPER, _PAPER),
+    "released-deit": Preset(
+        "released code, DeiT: energy-sorted matching without protection in the first half, then PiToMe",
+        _deit(**_ENERGY_SORTED_BSM), _deit(),
+    ),
+    "released-mae": Preset(
+        "released code, MAE: PiToMe in the first half, then energy-sorted matching without protection",
+        _deit(), _deit(**_ENERGY_SORTED_BSM),
+    ),
+    "released-clip": Preset("released code, CLIP: hidden states, wider margins", _CLIP, _CLIP),
+    "released-llava": Preset(
+        "released code, LLaVA's CLIP tower: ToMe in layers 0 to 12, then PiToMe; plain means behind each block",
+        _llava(**_TOME), _llava(), switch=13,
+    ),
+    "released-bert": Preset(
+        "released code, BERT: Gaussian energy, high/low split, first three layers", _BERT, None, switch=3
     ),
 }
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..merge_plan import LinearPlan, MergePlan
 
 # What a layer can tell a method; a method is handed those that its signature names.
-CONTEXT = ("margin", "size", "mask", "layer", "num_layers", "attention", "positions")
+CONTEXT = ("margin", "size", "mask", "layer", "num_layers", "attention", "class_attention", "positions")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Method:
         partition: whether every token joins exactly one slot (the laws of merging hold); False for pruning and
             transforms.
         limit: `half` (at most N // 2 tokens can go in one layer) or `all` (N - 1).
+        attention_when: whether the method reads attention, given its options; None = always, if it names attention or
+            class_attention. Maps cost a second product of queries and keys, so nobody else pays for them.
         cost: `(tokens, removed, channels of the metric) -> (multiply-accumulates, other operations)` of making the
             plan for one image; other operations are exponentials, comparisons of a sort and the like.
     """
@@ -42,6 +44,7 @@ class Method:
     partition: bool = True
     limit: str = "half"
     cost: Callable[[int, int, int], tuple[int, int]] | None = None
+    attention_when: Callable[[dict[str, Any]], bool] | None = None
 
     @cached_property
     def _keywords(self) -> dict[str, Any]:
@@ -57,6 +60,12 @@ class Method:
     def options(self) -> dict[str, Any]:
         """The function's own options and their defaults."""
         return {name: default for name, default in self._keywords.items() if name not in CONTEXT}
+
+    def reads_attention(self, options: dict[str, Any]) -> bool:
+        """Whether a layer has to compute its attention map for this method."""
+        if self.attention_when is not None:
+            return self.attention_when({**self.options, **options})
+        return "attention" in self.needs or "class_attention" in self.needs
 
     def max_remove(self, num_tokens: int) -> int:
         """How many of `num_tokens` tokens can go in one layer."""
@@ -93,6 +102,7 @@ def register_method(
     partition: bool = True,
     limit: str = "half",
     cost: Callable[[int, int, int], tuple[int, int]] | None = None,
+    attention_when: Callable[[dict[str, Any]], bool] | None = None,
 ) -> Method:
     """Add a method to the table, or replace the one of that name; the fields are those of `Method`.
 
@@ -101,7 +111,7 @@ def register_method(
     """
     if limit not in ("half", "all"):
         raise ValueError(f"limit must be 'half' or 'all', got {limit!r}")
-    _METHODS[name] = Method(name, function, paper, summary, partition, limit, cost)
+    _METHODS[name] = Method(name, function, paper, summary, partition, limit, cost, attention_when)
     return _METHODS[name]
 
 
@@ -137,9 +147,12 @@ def make_plan(
             return method.function(metric, remove, **wanted, **options)
         order = mask.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
         context = {**context, "mask": mask.gather(1, order)}
-        for name in ("size", "positions"):
+        for name in ("size", "positions", "class_attention"):
             if context.get(name) is not None:
                 context[name] = _take(context[name], order)
+        if context.get("attention") is not None:
+            columns = order[:, None, :].expand(-1, context["attention"].shape[1], -1)
+            context["attention"] = context["attention"].gather(2, columns)
         wanted = {name: context[name] for name in method.needs if name in context}
         plan = method.function(_take(metric, order), remove, **wanted, **options)
         return _restore_places(plan, order)

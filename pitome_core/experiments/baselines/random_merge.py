@@ -7,9 +7,8 @@ from torch import Tensor
 
 from pitome_core.merge_plan import MergePlan
 from pitome_core.mergers import register_method
+from pitome_core.mergers.hashing import hash_tokens, random_order
 from pitome_core.mergers.registry import active_pairs
-
-from .hashing import hash_tokens, random_order
 
 
 def plan_random_merge(

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from pitome_core.merge_plan import MergePlan
 from pitome_core.mergers import register_method
-
-from .hashing import random_order
+from pitome_core.mergers.hashing import random_order
 
 
 def plan_random_prune(
