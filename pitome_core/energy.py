@@ -96,6 +96,14 @@ def energy_and_cosine(
     return energy.masked_fill(~real, -math.inf), unit, cos
 
 
+def pair_cosines(unit: Tensor, cos: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """Cosines between the tokens at `a (B, p)` and `b (B, q)`: `(B, p, q)`, read from the matrix where there is one."""
+    item = torch.arange(len(unit), device=unit.device)[:, None]
+    if cos is None:
+        return unit[item, a] @ unit[item, b].transpose(-1, -2)
+    return cos[item[..., None], a[:, :, None], b[:, None, :]]
+
+
 def energy_score(
     metric: Tensor, margin: float, alpha: float = 1.0, kernel: str = "paper", mask: Tensor | None = None
 ) -> Tensor:

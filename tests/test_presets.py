@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 import torch
-from conftest import randomize
 from oracle import gaussian_tokens
 
 import pitome_core as pc
+from conftest import randomize
 from pitome_core.mergers.preset_table import Row
 
 SPLITS = ("alternate", "high_low", "position", "random")
@@ -70,7 +70,7 @@ def slow_plan(metric, k, margin, protection, split, edges) -> list[int]:
     return roots
 
 
-@pytest.mark.parametrize("protection, split, edges", list(itertools.product((True, False), SPLITS[:3], ("all", "best"))))
+@pytest.mark.parametrize("protection, split, edges", itertools.product((True, False), SPLITS[:3], ("all", "best")))
 @pytest.mark.parametrize("n, k", [(8, 1), (8, 4), (15, 3), (33, 16)])
 def test_switches_equal_the_loop(protection, split, edges, n, k):
     metric = gaussian_tokens(2, n, 6, seed=7 * n + k)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +33,7 @@ class Method:
         limit: `half` (at most N // 2 tokens can go in one layer) or `all` (N - 1).
         attention_when: whether the method reads attention, given its options; None = always, if it names attention or
             class_attention. Maps cost a second product of queries and keys, so nobody else pays for them.
+        choices: allowed values of options that have a list of them.
         cost: `(tokens, removed, channels of the metric) -> (multiply-accumulates, other operations)` of making the
             plan for one image; other operations are exponentials, comparisons of a sort and the like.
     """
@@ -45,6 +46,7 @@ class Method:
     limit: str = "half"
     cost: Callable[[int, int, int], tuple[int, int]] | None = None
     attention_when: Callable[[dict[str, Any]], bool] | None = None
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
     def _keywords(self) -> dict[str, Any]:
@@ -72,11 +74,14 @@ class Method:
         return num_tokens // 2 if self.limit == "half" else max(num_tokens - 1, 0)
 
     def check_options(self, options: dict[str, Any]) -> None:
-        """Raise TypeError for an option that the method does not have."""
+        """Raise TypeError for an option that the method lacks, ValueError for a value that it does not know."""
         unknown = sorted(set(options) - set(self.options))
         if unknown:
             allowed = ", ".join(self.options) or "none"
             raise TypeError(f"method {self.name!r} has no option {', '.join(unknown)}; its options: {allowed}")
+        for name, value in options.items():
+            if name in self.choices and value not in self.choices[name]:
+                raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(self.choices[name])}")
 
     def check_remove(self, remove: int, num_tokens: int) -> None:
         """Raise ValueError when `remove` of `num_tokens` tokens is not possible in one layer."""
@@ -103,6 +108,7 @@ def register_method(
     limit: str = "half",
     cost: Callable[[int, int, int], tuple[int, int]] | None = None,
     attention_when: Callable[[dict[str, Any]], bool] | None = None,
+    choices: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Method:
     """Add a method to the table, or replace the one of that name; the fields are those of `Method`.
 
@@ -111,7 +117,7 @@ def register_method(
     """
     if limit not in ("half", "all"):
         raise ValueError(f"limit must be 'half' or 'all', got {limit!r}")
-    _METHODS[name] = Method(name, function, paper, summary, partition, limit, cost, attention_when)
+    _METHODS[name] = Method(name, function, paper, summary, partition, limit, cost, attention_when, choices or {})
     return _METHODS[name]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from ..energy import unit_tokens
@@ -11,17 +12,18 @@ from ..merge_plan import MergePlan
 from .registry import active_pairs, register_method
 
 
-def plan_tome(metric: Tensor, remove: int | Tensor, *, mask: Tensor | None = None) -> MergePlan:
-    """Merge the k most similar edges between even (A) and odd (B) positions.
+def soft_matching(
+    metric: Tensor, remove: int | Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The k best edges between even (A) and odd (B) positions: sources and targets `(B, k)`, and which are in use.
 
-    Every a finds its best b; the k edges of highest cosine merge (stable, the first of equals). Positions are those of
-    the tokens that may merge: counting a class token would swap A and B. `metric (B, N, C)`, `remove` = k, or `(B,)`
-    with `mask`; real tokens come first.
+    Every a finds its best b; the k edges of highest cosine are chosen (stable, the first of equals). `metric
+    (B, N, C)`, `remove` = k, or `(B,)` with `mask`; real tokens come first.
     """
     unit, usable = unit_tokens(metric)
-    width = metric.shape[1]
-    if width < 2:
-        return MergePlan.identity(len(metric), width, metric.device)
+    if metric.shape[1] < 2:
+        nothing = torch.zeros(len(metric), 0, dtype=torch.long, device=metric.device)
+        return nothing, nothing, None
     a, b = unit[:, 0::2], unit[:, 1::2]
     score = a @ b.transpose(-1, -2)
     may = usable if mask is None else usable & mask
@@ -30,9 +32,17 @@ def plan_tome(metric: Tensor, remove: int | Tensor, *, mask: Tensor | None = Non
     best, partner = score.max(dim=-1)
     k, active = active_pairs(remove)
     chosen = best.argsort(dim=-1, descending=True, stable=True)[:, :k]
-    source = 2 * chosen
-    target = 2 * partner.gather(1, chosen) + 1
-    return MergePlan.from_merges(source, target, width, active=active, mask=mask)
+    return 2 * chosen, 2 * partner.gather(1, chosen) + 1, active
+
+
+def plan_tome(metric: Tensor, remove: int | Tensor, *, mask: Tensor | None = None) -> MergePlan:
+    """Merge the k most similar edges between even (A) and odd (B) positions (`soft_matching`).
+
+    Positions are those of the tokens that may merge: counting a class token would swap A and B. `metric (B, N, C)`,
+    `remove` = k, or `(B,)` with `mask`; real tokens come first.
+    """
+    source, target, active = soft_matching(metric, remove, mask)
+    return MergePlan.from_merges(source, target, metric.shape[1], active=active, mask=mask)
 
 
 def cost(num_tokens: int, removed: int, channels: int) -> tuple[int, int]:

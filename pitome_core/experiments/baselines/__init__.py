@@ -1,3 +1,18 @@
-"""Rivals and controls, one file each. Importing this package registers them with `pc.methods()`."""
+"""Rivals and controls, one file each. Importing this package registers them with `pc.methods()`.
 
-from . import random_merge, random_prune  # noqa: F401
+The control `lower_resolution` is no plan but a smaller model: import it from its own file.
+"""
+
+from . import (  # noqa: F401
+    atc,
+    crossget,
+    dct,
+    diffrate,
+    evit,
+    grid_pool,
+    mctf,
+    random_merge,
+    random_prune,
+    tofu,
+    topk_attention,
+)

@@ -1,0 +1,76 @@
+"""ATC, agglomerative token clustering: an upper bound on the quality of merging, whatever it costs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pitome_core.energy import unit_tokens
+from pitome_core.merge_plan import MergePlan
+from pitome_core.mergers import register_method
+
+from .common import from_roots
+
+LINKAGES = ("single", "complete", "average")
+_FAR = 3.0  # further than any two cosine distances: non-finite tokens join last
+
+
+def plan_atc(
+    metric: Tensor, remove: int | Tensor, *, mask: Tensor | None = None, linkage: str = "average"
+) -> MergePlan:
+    """Cluster the tokens bottom-up by `1 - cos` until N - k clusters are left.
+
+    The anchor is the cluster's medoid: the member with the least sum of distances to the others, the first of equals.
+    Runs one item after the other on the CPU, in float64: its role is to bound what a better matching could gain, and
+    its time is no claim about ATC. `metric (B, N, C)`; `remove` = k, or `(B,)` with `mask`; real tokens come first.
+    Source: Haurum et al., ECCV 2024.
+
+    Raises:
+        ValueError: a linkage that is not `single`, `complete` or `average`.
+        ImportError: without scikit-learn.
+    """
+    if linkage not in LINKAGES:
+        raise ValueError(f"unknown linkage {linkage!r}: choose one of {', '.join(LINKAGES)}")
+    unit, usable = unit_tokens(metric.cpu().double())
+    cos = unit @ unit.transpose(-1, -2)
+    distance = (1 - (cos + cos.transpose(-1, -2)) / 2).clamp_min(0)
+    distance = distance.masked_fill(~(usable[:, :, None] & usable[:, None, :]), _FAR)
+    batch, width = metric.shape[:2]
+    lengths = [width] * batch if mask is None else mask.sum(dim=-1).tolist()
+    counts = [remove] * batch if isinstance(remove, int) else remove.tolist()
+    root = torch.full((batch, width), -1)
+    for item, (length, k) in enumerate(zip(lengths, counts, strict=True)):
+        root[item, :length] = _medoids(distance[item, :length, :length].fill_diagonal_(0), length - k, linkage)
+    return from_roots(root.to(metric.device), remove, mask)
+
+
+def _medoids(distance: Tensor, clusters: int, linkage: str) -> Tensor:
+    """The medoid of every token's cluster, `(N, N) -> (N,)`."""
+    if clusters == len(distance):
+        return torch.arange(clusters)
+    try:
+        from sklearn.cluster import AgglomerativeClustering
+    except ImportError as error:
+        raise ImportError("atc needs scikit-learn: pip install 'pitome-core[experiments]'") from error
+    model = AgglomerativeClustering(clusters, metric="precomputed", linkage=linkage)
+    label = torch.from_numpy(model.fit(distance.numpy()).labels_)
+    same = label[:, None] == label
+    spread = distance.masked_fill(~same, 0).sum(dim=-1)
+    return spread.expand(same.shape).masked_fill(~same, math.inf).min(dim=-1).indices
+
+
+def cost(num_tokens: int, removed: int, channels: int) -> tuple[int, int]:
+    """All cosines; a few operations for each pair (clustering) and for each pair again (medoids)."""
+    return num_tokens**2 * channels, 4 * num_tokens**2
+
+
+register_method(
+    "atc",
+    plan_atc,
+    paper="Haurum et al., ECCV 2024",
+    summary="agglomerative clustering: an upper bound on merge quality, not on speed",
+    limit="all",
+    cost=cost,
+)

@@ -1,0 +1,59 @@
+"""The truncated cosine transform of the Fourier Transformer: keep the low frequencies along the tokens."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from pitome_core.merge_plan import LinearPlan
+from pitome_core.mergers import register_method
+
+
+def cosine_transform(num_tokens: int) -> Tensor:
+    """The orthonormal DCT-II, `(N, N)` float64: row f is `sqrt(2 / N) cos(pi f (n + 1/2) / N)`, row 0 `sqrt(1 / N)`."""
+    place = torch.arange(num_tokens, dtype=torch.float64)
+    rows = torch.cos(math.pi / num_tokens * place[:, None] * (place + 0.5)) * math.sqrt(2 / num_tokens)
+    rows[0] = math.sqrt(1 / num_tokens)
+    return rows
+
+
+@lru_cache(maxsize=64)
+def _transforms(num_tokens: int, kept: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Forward `(M, N)` and backward `(N, M)`. Made outside inference mode: the cache serves later training too."""
+    with torch.inference_mode(False):
+        low = cosine_transform(num_tokens)[:kept]
+        forward = math.sqrt(kept / num_tokens) * cosine_transform(kept).T @ low
+        backward = num_tokens / kept * forward.T  # its pseudo-inverse: low.T @ low on the way there and back
+        return forward.to(device, dtype), backward.to(device, dtype)
+
+
+def plan_dct(metric: Tensor, remove: int | Tensor, *, mask: Tensor | None = None) -> LinearPlan:
+    """`X' = sqrt(M / N) IDCT_M(DCT_N(X)[:M])` along the tokens, M = N - k, both transforms orthonormal.
+
+    The square root is what lets a constant keep its value: without it tokens grow by `sqrt(N / M)` in every layer.
+    Going back, a constant and every signal within the kept band return exactly. `metric (B, N, C)` gives the length
+    alone; `remove` = k. No partition: no sizes, and no mask. Source: He et al., Findings of ACL 2023.
+
+    Raises:
+        ValueError: with a mask; items of unequal length have transforms of unequal shape.
+    """
+    if mask is not None or not isinstance(remove, int):
+        raise ValueError("mask: dct transforms whole rows of tokens of one length; plan items without padding")
+    width = metric.shape[1]
+    forward, backward = _transforms(
+        width, width - remove, metric.device, torch.promote_types(metric.dtype, torch.float32)
+    )
+    return LinearPlan(forward, backward)
+
+
+register_method(
+    "dct",
+    plan_dct,
+    paper="He et al., Findings of ACL 2023",
+    summary="keep the lowest frequencies of the cosine transform along the tokens",
+    partition=False,
+    limit="all",
+)

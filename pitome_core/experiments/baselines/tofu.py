@@ -1,0 +1,39 @@
+"""ToFu, token fusion: prune in early layers, merge without losing norm in late ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from pitome_core.merge_plan import MergePlan
+from pitome_core.mergers import register_method
+from pitome_core.mergers.tome import cost, soft_matching
+
+from .common import from_roots, join, places
+
+
+def plan_tofu(
+    metric: Tensor, remove: int | Tensor, *, mask: Tensor | None = None, layer: int = 0, num_layers: int = 1
+) -> MergePlan:
+    """ToMe's matching; layers `l < L // 2` drop the sources, later ones merge by MLERP.
+
+    MLERP keeps the direction of the mean and takes the largest norm of the group, so that `|out| >= |destination|`.
+    `metric (B, N, C)`; `remove` = k, or `(B,)` with `mask`; real tokens come first. Source: Kim et al., WACV 2024.
+    """
+    source, target, active = soft_matching(metric, remove, mask)
+    if layer < num_layers // 2:
+        dropped = join(places(metric), source, target.new_full(target.shape, -1), active)
+        return from_roots(dropped, remove, mask, drops=True)
+    plan = MergePlan.from_merges(source, target, metric.shape[1], active=active, mask=mask)
+    return replace(plan, reduce="mlerp")
+
+
+register_method(
+    "tofu",
+    plan_tofu,
+    paper="Kim et al., WACV 2024",
+    summary="ToMe's pairs: the source is dropped in the first half of the layers, merged at full norm in the second",
+    partition=False,
+    cost=cost,
+)
