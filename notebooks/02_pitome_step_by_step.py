@@ -14,7 +14,7 @@
 # coloured squares, check it against `pitome_core`, and then watch it work through the twelve layers of a real model,
 # beside the method it wants to improve on, bipartite soft matching (ToMe).
 #
-# *Reading time: 20 minutes. Everything here is computed live, on a CPU, with a real pretrained model.*
+# *Reading time: 20 minutes. Everything here is computed live with a real pretrained model; a CPU is enough.*
 
 # %% tags=["remove-cell"]
 import sys
@@ -67,7 +67,7 @@ def run(method, keep=0.9, **options):
 
 traces = {method: run(method)[1] for method in ("pitome", "tome")}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Where the 256 patches of a photograph went. Each patch has the mean colour of the token it ended in, lines separate different tokens. PiToMe merges sky first and keeps rocket and lights in small tokens; so does ToMe here, with neater regions: horizontal neighbours start on different sides of its odd/even split. *Live.*", "name": "fig-step-first"}, "image": {"alt": "Two rows of four token maps of a rocket at dusk, after 3, 6, 9 and 12 layers, PiToMe above and ToMe below. The sky fuses into few large regions; the rocket stays in small ones."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Where the 256 patches of a photograph went. Each patch has the mean colour of the token it ended in, lines separate different tokens. PiToMe merges sky first and keeps rocket and lights in small tokens; so does ToMe here, with neater regions: horizontal neighbours start on different sides of its odd/even split. *Live.*", "name": "fig-step-first"}, "image": {"alt": "Two rows of four token maps of a rocket at dusk, after 3, 6, 9 and 12 layers, PiToMe above and ToMe below. The sky fuses into larger regions, fewer and neater ones with ToMe; the rocket stays in smaller ones."}}
 def token_maps(item, methods=("pitome", "tome"), after=(3, 6, 9, 12)):
     figure, axes = plt.subplots(len(methods), 1 + len(after), figsize=(11, 2.3 * len(methods)))
     for row, method in zip(axes, methods, strict=True):
@@ -110,11 +110,11 @@ unit = keys / keys.norm(dim=-1, keepdim=True)
 cos = unit @ unit.T  # (16, 16)
 energy = torch.where(cos >= margin, cos, torch.exp(cos - margin) - 1).mean(dim=1)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Sixteen tokens and their energies. The seven patches of sky form the largest cluster and have the highest energies, then the meadow; the house and the sun come last. *Live.*", "name": "fig-step-toy"}, "image": {"alt": "Left: a four by four grid of coloured squares, blue sky with a yellow sun above, green meadow with a red house below, numbered 0 to 15. Right: bars of the energies in the same colours, highest for sky, lowest for the sun."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Sixteen tokens and their energies. The seven patches of sky form the largest cluster and have the highest energies, then the meadow; sun and house come last. *Live.*", "name": "fig-step-toy"}, "image": {"alt": "Left: a four by four grid of coloured squares, blue sky with a yellow sun above, green meadow with a red house below, numbered 0 to 15. Right: bars of the energies in the same colours, highest for sky, lowest for the house."}}
 def swatch(ax, x, y, colour, label, width=0.9, edge="0.3", lines=1.0):
     ax.add_patch(plt.Rectangle((x, y), width, 0.9, facecolor=np.clip(colour, 0, 1), edgecolor=edge, linewidth=lines))
     ax.text(x + width / 2, y + 0.45, label, ha="center", va="center", fontsize=8,
-            color="white" if np.mean(colour) < 0.5 else "black")
+            color="white" if np.dot(colour, [0.2126, 0.7152, 0.0722]) < 0.3 else "black")
 
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 2.9), width_ratios=[1, 2.2])
@@ -128,6 +128,10 @@ right.set(xticks=range(16), xlabel="token", ylabel="energy")
 plt.show()
 
 # %% [markdown]
+# Sky before meadow: the larger cluster has the higher energy, as it should. But the house, a cluster of two, comes *after*
+# the lone sun: its red is opposite to the blue of the sky, and opposite hues count strongly against. Energy is not the
+# size of a cluster; it is size seen through all the cosines.
+#
 # **Sort and protect.** Highest energy first; where energies tie, the earlier token first, so that the result never
 # depends on a sorting routine's mood. The first $2k$ tokens may merge, all others are protected.
 
@@ -136,9 +140,10 @@ order = energy.argsort(descending=True, stable=True)  # (16,)
 mergeable, protected = order[: 2 * k], order[2 * k :]
 
 # %% [markdown]
-# **Split.** The mergeable tokens are dealt out in turn: even ranks to A, odd ranks to B. Tokens of one cluster have
-# neighbouring ranks, so a cluster lands on both sides and every token finds a partner of its own kind. This *ordered*
-# split is what the paper sets against the odd/even split by position in ToMe.
+# **Split.** The mergeable tokens are dealt out in turn: even ranks to A, odd ranks to B. Tokens of one cluster tend to
+# have neighbouring ranks, so the largest cluster lands on both sides and its tokens find partners of their own kind;
+# clusters of similar energy interleave, and then partners may be strangers. This *ordered* split is what the paper sets
+# against the odd/even split by position in ToMe.
 
 # %%
 A, B = mergeable[0::2], mergeable[1::2]  # k tokens each
@@ -171,7 +176,7 @@ kept = [i for i in range(16) if joined[i] == i]
 merged = torch.stack([colours[joined == i].mean(dim=0) for i in kept])  # (12, 3)
 sizes = torch.tensor([int((joined == i).sum()) for i in kept])
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "One merge. Above: the sixteen tokens by energy, the cut after 2k = 8, and for every token of A the token of B that it joins. Below: the twelve tokens that leave the layer, in the order of the picture, with their sizes. Meadow, house and sun were never candidates, except where the sky runs out. *Live.*", "name": "fig-step-merge"}, "image": {"alt": "A row of sixteen coloured squares sorted by energy with letters A and B in turn above the first eight, arrows from A to B, and a dashed line after the eighth. Below, twelve squares with sizes."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "One merge. Above: the sixteen tokens by energy, the cut after 2k = 8, and for every token of A the token of B that it joins. Below: the twelve tokens that leave the layer, in the order of the picture, with their sizes. One patch of meadow is a candidate, because 2k is eight and there are seven of sky; nothing chooses it. *Live.*", "name": "fig-step-merge"}, "image": {"alt": "A row of sixteen coloured squares sorted by energy with letters A and B in turn above the first eight, arrows from A to B, and a dashed line after the eighth. Below, twelve squares with sizes."}}
 figure, ax = plt.subplots(figsize=(9.5, 3))
 place = {int(token): rank for rank, token in enumerate(order)}
 for token, rank in place.items():
@@ -279,8 +284,8 @@ print("taken out again, bit for bit:", torch.equal(after, before))
 # %% [markdown]
 # ## How alike are the tokens that merge?
 #
-# ToMe takes the $k$ most similar pairs there are across its split. PiToMe first decides *who* may merge and then takes
-# all $k$ pairs. So it should merge less similar pairs, in exchange for sparing the isolated tokens. By how much?
+# In ToMe every token of A names its best partner, and the $k$ most similar of these pairs merge. PiToMe first decides
+# *who* may merge and then takes all $k$ pairs. So it should merge less similar pairs, in exchange for sparing the isolated tokens. By how much?
 
 # %%
 def pair_cosines(method):

@@ -1,7 +1,7 @@
-"""Exact multiply-accumulates of a model, merging included.
+"""Multiply-accumulates of a model, merging included: every matrix product and convolution, from the shapes.
 
-Counters that watch kernels miss the attention product inside a fused kernel; these numbers come from the shapes.
-One multiply-accumulate is counted once (many papers write "FLOPs" for the same number).
+Norms, softmax, activations and scaling are not counted, as usual. Counters that watch kernels miss the attention
+product inside a fused kernel. One multiply-accumulate counts once (many papers write "FLOPs" for the same number).
 """
 
 from __future__ import annotations
@@ -80,10 +80,11 @@ def _count(shape: ModelShape, schedule: Schedule, method: Method | None, patch: 
             if method.reads_attention(row.options):  # queries times keys once more
                 merge += before**2 * block.attention_channels
                 other += before**2 * block.heads
-            merge += before * block.channels  # the weighted sum itself
+            if not method.drops:
+                merge += before * block.channels  # the weighted sum itself
         layers.append(LayerCounts(attention, (before if insertion == "after" else after) * block.mlp_linear, merge))
         released += before * (block.attention_linear + block.mlp_linear) + 2 * before**2 * block.attention_channels
-    whole_at_head = patch is None or patch.restore
+    whole_at_head = patch is None or (patch.restore and not patch.method.drops)
     head = shape.head(shape.num_patches if whole_at_head else schedule.tokens[-1] - shape.prefix)
     return Counts(tuple(layers), shape.embed, head, other, released, schedule.tokens)
 
@@ -156,13 +157,14 @@ def schedule(
         def cost(option: Schedule) -> float:
             return _count(shape, option, method, patch).total
 
-        cheapest = cost(target_schedule(num, 1, depth, prefix))
+        cheapest = cost(fixed_schedule(num, num, depth, prefix, method.max_remove))
         if not cheapest <= budget <= whole:
             raise ValueError(
                 f"a budget of {budget:.4g} multiply-accumulates cannot be met: this model takes {whole:.4g} whole, "
-                f"and {cheapest:.4g} with one patch token left"
+                f"and {cheapest:.4g} with as many tokens removed as {method.name!r} can"
             )
         made = cheapest_schedule(num, budget, depth, prefix, cost)
+    remedy = {"tokens": "ask for more tokens", "flops": "ask for more of them"}.get(named[0])
     for k, entering in zip(made.remove, made.tokens, strict=False):
-        method.check_remove(k, entering - prefix)
+        method.check_remove(k, entering - prefix, remedy)
     return made

@@ -45,6 +45,15 @@ def check_kernel(kernel: str, margin: float) -> None:
         raise ValueError(f"the gaussian kernel has width 1 - margin: margin must be below 1, got {margin}")
 
 
+def check_mask(mask: Tensor | None, metric: Tensor) -> None:
+    """Raise ValueError unless `mask` is None or bool `(B, N)` for a metric `(B, N, C)`."""
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != metric.shape[:2]):
+        raise ValueError(
+            f"mask must be bool (True = real token) of shape {tuple(metric.shape[:2])}, "
+            f"got {mask.dtype} {tuple(mask.shape)}"
+        )
+
+
 def unit_tokens(metric: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens scaled to length 1 for cosines: `(B, N, C) -> unit (B, N, C), usable (B, N)`.
 
@@ -125,6 +134,7 @@ def energy_score(
     """
     if metric.ndim != 3:
         raise ValueError(f"metric must be (batch, tokens, channels), got shape {tuple(metric.shape)}")
+    check_mask(mask, metric)
     return energy_and_cosine(metric, margin, alpha, kernel, mask)[0]
 
 

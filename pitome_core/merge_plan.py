@@ -59,7 +59,8 @@ class MergePlan:
         """Plan from the anchor that every token joins.
 
         Args:
-            root: `(B, N)` long; `root[i] == i` for an anchor, -1 for a dropped token or padding.
+            root: `(B, N)` long; `root[i] == i` for an anchor, -1 for a dropped token or padding, else the index of
+                an anchor (not of a token that itself joins another: that is not checked).
             num_tokens: the number of anchors, where it is the same for every item. None: counted, and items with
                 fewer anchors than the largest get padded slots (`valid`).
         """

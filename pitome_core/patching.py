@@ -8,6 +8,7 @@ middle cannot mix it up; the patch itself never changes after it was made.
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -246,6 +247,11 @@ def find_patch(model: nn.Module) -> Patch | None:
     return model.__dict__.get(_ATTRIBUTE)
 
 
+def patched_parts(model: nn.Module) -> list[str]:
+    """Names of the patched modules inside a model."""
+    return [name for name, part in model.named_modules() if name and find_patch(part) is not None]
+
+
 def _install(model: nn.Module, patch: Patch) -> None:
     points = patch.family.entry_points(model, patch) + [(model, "extra_repr", partial(_extra_repr, model, patch))]
     patch.saved[:] = [(m, name, name in m.__dict__, m.__dict__.get(name)) for m, name, _ in points]
@@ -321,8 +327,8 @@ def apply(
     given = {"proportional": proportional, "margin": margin, "metric": metric, "insertion": insertion}
     name, rows = _make_rows(chosen, len(shape.layers), preset, given, options)
     patch = Patch(family, chosen, name, _make_keep(keep, rows), rows, restore)
-    if not isinstance(keep, Schedule):
-        patch.removals(shape.num_patches)  # too small a ratio is said here, not in the first forward
+    if shape.fixed or not isinstance(keep, Schedule):
+        patch.removals(shape.num_patches)  # what does not fit is said here, not in the first forward
     _rehearse(patch)
     reason = family.refusal(model, patch)
     if reason:
@@ -346,6 +352,10 @@ def _make_rows(
             raise ValueError(f"unknown {name} {given[name]!r}: choose one of {', '.join(allowed)}")
     explicit = {name: given[name] for name in ("metric", "insertion", "proportional") if given[name] is not None}
     margins = None if given["margin"] is None else _per_layer(given["margin"], num_layers, "margin")
+    if margins is not None and "margin" not in method.needs:
+        raise TypeError(f"method {method.name!r} has no margin")
+    if margins is not None and not all(math.isfinite(margin) for margin in margins):
+        raise ValueError(f"margins are cosines, got {list(margins)}")
     rows: list[LayerRow | None] = []
     for layer, row in enumerate([Row()] * num_layers if preset is None else PRESETS[preset].rows(num_layers)):
         if row is None:
@@ -385,8 +395,15 @@ def _rehearse(patch: Patch) -> None:
 
 
 def remove(model: nn.Module) -> nn.Module:
-    """Take merging out again: the instance is as it was before `apply`, bit for bit. Nothing to take out is fine."""
-    _uninstall(model)
+    """Take merging out again: the instance is as it was before `apply`, bit for bit. Nothing to take out is fine.
+
+    Raises:
+        ValueError: `model` itself is not patched but a part of it is; it says which.
+    """
+    if _uninstall(model) is None:
+        inside = patched_parts(model)
+        if inside:
+            raise ValueError(f"this {type(model).__qualname__} is not patched, its part {inside[0]!r} is: remove that")
     return model
 
 

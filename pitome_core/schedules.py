@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 
 # Floats such as 200 * (1 - 0.9) = 19.999999999999996 must floor to 20.
 _GUARD = 1e-9
@@ -64,7 +65,7 @@ def fixed_schedule(
     num_tokens: int, remove: int | Sequence[int], num_layers: int, prefix: int, max_remove: Callable[[int], int]
 ) -> Schedule:
     """ToMe's schedule: the same k in every layer (or a list), clamped to what the method can remove."""
-    wanted = [remove] * num_layers if isinstance(remove, int) else list(remove)
+    wanted = [int(remove)] * num_layers if isinstance(remove, Integral) else [operator.index(k) for k in remove]
     if len(wanted) != num_layers:
         raise ValueError(f"remove has {len(wanted)} entries, the model {num_layers} layers: give one count per layer")
     if min(wanted) < 0:

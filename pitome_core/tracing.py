@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .merge_plan import LinearPlan, MergePlan
-from .patching import find_patch
+from .patching import find_patch, patched_parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class LayerTrace:
 
     @property
     def energy(self) -> Tensor | None:
-        """`(B, N)` energies the plan was made from, or None for methods without."""
+        """`(B, N)` energies the plan was made from; None for methods without, and where nothing merged."""
         return self.plan.energy
 
 
@@ -98,7 +98,7 @@ def record(model: nn.Module) -> Iterator[Trace]:
         raise RuntimeError("a compiled model cannot be recorded: record the model that was compiled, `model._orig_mod`")
     patch = find_patch(model)
     if patch is None:
-        inside = [name for name, part in model.named_modules() if find_patch(part) is not None]
+        inside = patched_parts(model)
         hint = f"; a patched model lies inside, at {inside[0]!r}: record that one" if inside else ""
         raise RuntimeError(f"this {type(model).__qualname__} does not merge: call pc.apply on it first{hint}")
     trace = Trace()

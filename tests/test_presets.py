@@ -1,4 +1,4 @@
-"""The switches of `pitome`, the presets made of them, and what a patch does with metric, insertion and attention maps."""
+"""The switches of `pitome`, the presets made of them, and what a patch does with metric, insertion and attention."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def slow_plan(metric, k, margin, protection, split, edges) -> list[int]:
     return roots
 
 
-@pytest.mark.parametrize("protection, split, edges", itertools.product((True, False), SPLITS[:3], ("all", "best")))
+@pytest.mark.parametrize("protection, split, edges", [*itertools.product((True, False), SPLITS[:3], ("all", "best"))])
 @pytest.mark.parametrize("n, k", [(8, 1), (8, 4), (15, 3), (33, 16)])
 def test_switches_equal_the_loop(protection, split, edges, n, k):
     metric = gaussian_tokens(2, n, 6, seed=7 * n + k)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import seaborn as sns
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -26,6 +27,7 @@ def use_style() -> None:
         set_matplotlib_formats("retina")
     except ImportError:
         pass
+    sns.set_theme(style="ticks", palette="colorblind")
     plt.rcParams.update({
         "figure.dpi": 90, "figure.facecolor": "white", "savefig.facecolor": "white", "font.size": 10,
         "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.titlelocation": "left",
@@ -153,7 +155,7 @@ class MarginSlider:
         box = self.name
         return f"""<div id="{box}" class="margin-slider" style="max-width:26rem">
 <label for="{box}-input">margin <i>m</i> = <output>{self.margins[self.start]:.2f}</output>,
-energies <span></span></label>
+energies <span></span> (dark to bright)</label>
 <input id="{box}-input" type="range" min="0" max="{steps - 1}" value="{self.start}" style="width:100%">
 <svg viewBox="0 0 {width} {height}" width="100%" role="img" aria-label="Energy of each patch over the photograph; \
 the outlined patches may merge"><image href="data:image/png;base64,{photo}" width="{width}" height="{height}"/>
@@ -169,6 +171,7 @@ the outlined patches may merge"><image href="data:image/png;base64,{photo}" widt
       rect.setAttribute("stroke-width", on.has(i) ? "1.2" : "0");
     }});
     box.querySelector("output").textContent = data.margin[step];
+    input.setAttribute("aria-valuetext", data.margin[step]);
     box.querySelector("span").textContent = data.range[step];
   }}
   input.addEventListener("input", draw); draw();

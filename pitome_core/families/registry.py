@@ -43,6 +43,7 @@ class ModelShape:
         layers: one entry per block.
         embed: multiply-accumulates of the patch embedding.
         head: multiply-accumulates of everything behind the blocks, as a function of the patch tokens it reads.
+        fixed: whether the model takes images of this size only.
     """
 
     num_patches: int
@@ -50,6 +51,7 @@ class ModelShape:
     layers: tuple[LayerShape, ...]
     embed: int
     head: Callable[[int], int]
+    fixed: bool = False
 
 
 @dataclass(frozen=True)

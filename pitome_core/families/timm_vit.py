@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from timm.layers import Attention, GluMlp, Mlp, SwiGLU
+from timm.layers import Attention, GluMlp, Mlp, PatchEmbed, SwiGLU
 from timm.models._features import feature_take_indices
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
@@ -37,6 +37,8 @@ def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
     """Exact types only: a subclass may override the very loop that is replaced here."""
     if type(model) not in _MODELS:
         return f"{type(model).__qualname__} derives from VisionTransformer and may run its blocks in another way"
+    if type(model.patch_embed) is not PatchEmbed:
+        return f"patch_embed is a {type(model.patch_embed).__qualname__}: its grid and its cost are not known"
     for i, block in enumerate(model.blocks):
         if type(block) not in _BLOCKS:
             return f"blocks.{i} is a {type(block).__qualname__}: it has no place between attention and MLP to merge at"
@@ -53,6 +55,7 @@ def _entry_points(model: nn.Module, patch: Patch) -> list[tuple[nn.Module, str, 
     points = [
         (model, "forward", partial(_forward, model, patch)),
         (model, "forward_features", partial(_forward_features, model, patch)),
+        (model, "forward_head", partial(_forward_head, model, patch)),
         (model, "forward_intermediates", partial(_forward_intermediates, model, patch)),
     ]
     return points + [(block, "forward", partial(_block_forward, block)) for block in model.blocks]
@@ -150,10 +153,20 @@ def _forward(
     _refuse_masks(attn_mask, is_causal)
     x, state, _ = _run_blocks(model, patch, x)
     x = model.norm(x)
-    pools_patches = model.attn_pool is not None or model.global_pool in ("avg", "avgmax", "max")
-    if pools_patches and state.size is not None and (state.plan.drops or not patch.restore):
+    if _pools_patches(model) and state.size is not None and (state.plan.drops or not patch.restore):
         return _weighted_head(model, x, state.size)
-    return model.forward_head(state.as_read(x, state.plan))
+    return type(model).forward_head(model, state.as_read(x, state.plan))
+
+
+def _pools_patches(model: nn.Module) -> bool:
+    return model.attn_pool is not None or model.global_pool in ("avg", "avgmax", "max")
+
+
+def _forward_head(model: nn.Module, patch: Patch, x: Tensor, pre_logits: bool = False) -> Tensor:
+    """The head on features from `forward_features`, where those hold all it needs."""
+    if _pools_patches(model) and (patch.method.drops or not patch.restore):
+        raise ValueError("this head pools patches and does not know their sizes here: call the model itself")
+    return type(model).forward_head(model, x, pre_logits)
 
 
 def _weighted_head(model: nn.Module, x: Tensor, size: Tensor) -> Tensor:
@@ -248,7 +261,8 @@ def _shape(model: nn.Module, input_size: tuple[int, int, int] | None) -> ModelSh
         return outputs + queries + tokens * (_linear(pool.kv) + 2 * pool.latent_len * pool.num_heads * pool.head_dim)
 
     patches = rows * columns
-    return ModelShape(patches, model.num_prefix_tokens, layers, patches * projection.weight.numel(), head)
+    embed = patches * projection.weight.numel()
+    return ModelShape(patches, model.num_prefix_tokens, layers, embed, head, fixed=not model.dynamic_img_size)
 
 
 FAMILY = Family(

@@ -1,4 +1,4 @@
-"""Fixed pseudo-random orders for the random controls: no generator, no state, the same on every device."""
+"""Fixed pseudo-random orders for controls: no generator, no state, the same on every device."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ from torch import Tensor
 _MASK = 0xFFFFFFFF
 
 
-def hash_tokens(num_tokens: int, seed: int, layer: int, device: torch.device | None = None) -> Tensor:
-    """A 32-bit integer per token index, `(N,)` long: a fixed function of (seed, layer, index).
+def hash_tokens(
+    num_tokens: int, seed: int, layer: int, device: torch.device | None = None, stream: int = 0
+) -> Tensor:
+    """A 32-bit integer per token index, `(N,)` long: a fixed function of (seed, layer, stream, index).
 
-    Rounds of multiply and xor-shift on 32 bits; products stay below 2**63, so that no device overflows.
+    Each of the four is mixed in by a round of multiply and xor-shift on 32 bits, so that neighbouring seeds, layers and
+    streams have nothing in common. Products stay below 2**63: no device overflows.
     """
-    x = (torch.arange(num_tokens, device=device) + seed * 0x9E3779B1 + layer * 0x85EBCA77) & _MASK
-    for multiplier in (0x7FEB352D, 0x6C62272E):
-        x = ((x ^ (x >> 16)) * multiplier) & _MASK
+    x = torch.arange(num_tokens, device=device)
+    for word in (0, seed, layer, stream):
+        x = x ^ (word * 0x9E3779B1 & _MASK)
+        for multiplier in (0x7FEB352D, 0x6C62272E):
+            x = ((x ^ (x >> 16)) * multiplier + 0x2545F491) & _MASK
     return x ^ (x >> 15)
 
 
-def random_order(metric: Tensor, mask: Tensor | None, seed: int, layer: int) -> Tensor:
-    """Token indices in a fixed random order, `(B, N)` long, padding last.
+def random_order(tokens: Tensor, mask: Tensor | None, seed: int, layer: int) -> Tensor:
+    """Token indices in a fixed random order, `(B, N)` long, padding last, for `tokens (B, N, ...)`.
 
     An item's order depends on its own length only, never on the width it is padded to.
     """
-    code = hash_tokens(metric.shape[1], seed, layer, metric.device).expand(metric.shape[:2])
+    code = hash_tokens(tokens.shape[1], seed, layer, tokens.device).expand(tokens.shape[:2])
     if mask is not None:
         code = code.masked_fill(~mask, _MASK + 1)
     return code.argsort(dim=-1, stable=True)

@@ -1,4 +1,4 @@
-"""PiToMe: energy first, then an ordered split, then matching (the paper's section 3.2)."""
+"""PiToMe: energy first, then an ordered split, then matching."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def plan_pitome(
     Tokens are sorted by energy, highest first (stable). Of the first 2k, even ranks form A and odd ranks B. Every a
     joins the b of highest cosine (the first one in rank order where several tie), so exactly k tokens go.
 
-    `metric (B, N, C)`; `remove` = k, or `(B,)` with `mask`; real tokens come first. Source: eq. 4 and Algorithm 1. The
+    `metric (B, N, C)`; `remove` = k, or `(B,)` with `mask`; real tokens come first. Source: eq. 4. The
     options `score`, `protection`, `split`, `edges` (and `seed`) leave the paper: see `plan_variant`.
     """
     energy, unit, cos = energy_and_cosine(metric, margin, alpha, kernel, mask)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..energy import check_mask
 from ..merge_plan import LinearPlan, MergePlan
 
 # What a layer can tell a method; a method is handed those that its signature names.
@@ -30,6 +31,7 @@ class Method:
         summary: one line.
         partition: whether every token joins exactly one slot (the laws of merging hold); False for pruning and
             transforms.
+        drops: whether tokens may go without joining any slot (pruning).
         limit: `half` (at most N // 2 tokens can go in one layer) or `all` (N - 1).
         attention_when: whether the method reads attention, given its options; None = always, if it names attention or
             class_attention. Maps cost a second product of queries and keys, so nobody else pays for them.
@@ -43,6 +45,7 @@ class Method:
     paper: str
     summary: str
     partition: bool = True
+    drops: bool = False
     limit: str = "half"
     cost: Callable[[int, int, int], tuple[int, int]] | None = None
     attention_when: Callable[[dict[str, Any]], bool] | None = None
@@ -83,12 +86,14 @@ class Method:
             if name in self.choices and value not in self.choices[name]:
                 raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(self.choices[name])}")
 
-    def check_remove(self, remove: int, num_tokens: int) -> None:
-        """Raise ValueError when `remove` of `num_tokens` tokens is not possible in one layer."""
+    def check_remove(self, remove: int, num_tokens: int, remedy: str | None = None) -> None:
+        """Raise ValueError when `remove` of `num_tokens` tokens is not possible in one layer; `remedy` says what to do
+        (None: raise keep, to how much)."""
         most = self.max_remove(num_tokens)
         if not 0 <= remove <= most:
             share = math.ceil(100 * (1 - most / num_tokens)) / 100 if num_tokens else 1.0
-            remedy = "remove 0 or more" if remove < 0 else f"raise keep to {share:g} or more"
+            if remedy is None:
+                remedy = "remove 0 or more" if remove < 0 else f"raise keep to {share:g} or more"
             verb = "merge" if self.partition else "go"
             raise ValueError(
                 f"cannot remove {remove} of {num_tokens} tokens: at most {most} can {verb} in one layer; {remedy}"
@@ -105,6 +110,7 @@ def register_method(
     paper: str,
     summary: str,
     partition: bool = True,
+    drops: bool = False,
     limit: str = "half",
     cost: Callable[[int, int, int], tuple[int, int]] | None = None,
     attention_when: Callable[[dict[str, Any]], bool] | None = None,
@@ -117,7 +123,9 @@ def register_method(
     """
     if limit not in ("half", "all"):
         raise ValueError(f"limit must be 'half' or 'all', got {limit!r}")
-    _METHODS[name] = Method(name, function, paper, summary, partition, limit, cost, attention_when, choices or {})
+    _METHODS[name] = Method(
+        name, function, paper, summary, partition, drops, limit, cost, attention_when, choices or {}
+    )
     return _METHODS[name]
 
 
@@ -220,18 +228,20 @@ def plan(
     chosen.check_options(options)
     if metric.ndim != 3 or not metric.is_floating_point():
         raise ValueError(f"metric must be floating (batch, tokens, channels), got {metric.dtype} {tuple(metric.shape)}")
-    for name, value in (("size", size), ("mask", mask)):
-        if value is not None and value.shape != metric.shape[:2]:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}, the metric {tuple(metric.shape)}")
-    if mask is not None and mask.dtype != torch.bool:
-        raise ValueError(f"mask must be bool (True = real token), got {mask.dtype}")
+    check_mask(mask, metric)
+    if size is not None and size.shape != metric.shape[:2]:
+        raise ValueError(f"size has shape {tuple(size.shape)}, the metric {tuple(metric.shape)}")
     finite = metric.isfinite().all(dim=-1)
     broken = int((~finite if mask is None else ~finite & mask).sum())
     if broken:
         raise ValueError(f"the metric has NaN or infinity in {broken} of {finite.numel()} tokens; mend it or mask them")
+    if mask is not None and "mask" not in chosen.needs:
+        raise ValueError(f"method {method!r} takes no mask: give it items of one length, or one that names `mask`")
     if not isinstance(remove, Tensor):
         remove = operator.index(remove)
     else:
+        if remove.is_floating_point() or remove.is_complex():
+            raise ValueError(f"remove counts tokens: it must be an integer tensor, got {remove.dtype}")
         if mask is None:
             raise ValueError("remove as a tensor needs a mask: without padding all items have equally many tokens")
         if remove.shape != metric.shape[:1]:

@@ -32,5 +32,6 @@ register_method(
     paper="control",
     summary="drop tokens at random",
     partition=False,
+    drops=True,
     limit="all",
 )
