@@ -334,3 +334,190 @@ def plan_roots(plan) -> list[list[int]]:
         [kept[slot] if slot >= 0 else -1 for slot in slots]
         for slots, kept in zip(plan.assignment.tolist(), plan.anchor.tolist(), strict=True)
     ]
+
+
+# --------------------------------------------------------------------------------------------- rivals and controls
+def rivals_roots(method: str, metric, k: int, *, attention=None, class_attention=None, size=None, positions=None,
+                 layer: int = 0, num_layers: int = 1, **options) -> list[int]:
+    """The reference assignment of one item under a method of `pitome_core.experiments.baselines`."""
+    if method == "tofu":
+        return tofu_roots(metric, k, layer, num_layers)
+    if method == "crossget":
+        return crossget_roots(metric, k)
+    if method == "mctf":
+        return mctf_roots(metric, k, attention, size, **options)
+    if method == "diffrate":
+        return diffrate_roots(metric, k, class_attention)
+    if method == "atc":
+        return atc_roots(metric, k, **options)
+    if method == "topk_attention":
+        return topk_roots(k, class_attention)
+    if method == "evit":
+        return evit_roots(k, class_attention)
+    if method == "grid_pool":
+        return grid_pool_roots(positions)
+    raise ValueError(method)
+
+
+def least_first(weights) -> list[int]:
+    """Token indices from the least to the greatest weight; of equals the first in raster order."""
+    weights = as_array(weights)
+    return sorted(range(len(weights)), key=lambda i: weights[i])
+
+
+def tofu_roots(metric, k: int, layer: int, num_layers: int) -> list[int]:
+    """ToMe's pairs; the sources are dropped in the first half of the layers."""
+    roots = tome_roots(metric, k)
+    return [-1 if layer < num_layers // 2 and root != i else root for i, root in enumerate(roots)]
+
+
+def sized_mlerp(x, roots, size) -> np.ndarray:
+    """The size-weighted mean of every group, brought to the largest norm in the group."""
+    x, (means, _) = as_array(x), merge(x, roots, size)
+    result = []
+    for mean, members in zip(means, groups(roots), strict=True):
+        largest = max(np.linalg.norm(x[i]) for i in members)
+        result.append(mean / np.linalg.norm(mean) * largest if len(members) > 1 else mean)
+    return np.array(result)
+
+
+def crossget_roots(metric, k: int) -> list[int]:
+    """Rank by the best off-diagonal cosine; edges go down the ranking; the k best edges name the sources."""
+    cos, n = cosine(metric), len(as_array(metric))
+    best = [max([cos[i, j] for j in range(n) if j != i], default=0.0) for i in range(n)]
+    ranked = sorted(range(n), key=lambda i: -best[i])
+    edge = {token: max(cos[token, later] for later in ranked[rank + 1 :]) for rank, token in enumerate(ranked[:-1])}
+    sources = sorted(sorted(edge), key=lambda i: -edge[i])[:k]
+    others = [i for i in range(n) if i not in sources]
+    roots = list(range(n))
+    for source in sources:
+        roots[source] = others[first_best([cos[source, other] for other in others])]
+    return roots
+
+
+def mctf_weight(metric, attention, size=None, t_sim=1.0, t_info=20.0, t_size=40.0) -> np.ndarray:
+    """W = ((S + 1) / 2)^(1/t_sim) (u_i u_j)^(1/t_info) (v_i v_j)^(1/t_size), u and v over their maxima."""
+    cos, attention = cosine(metric), as_array(attention)
+    n = len(cos)
+    size = [1.0] * n if size is None else as_array(size)
+    u = [1 / (sum(row[i] for row in attention) / len(attention)) for i in range(n)]
+    v = [1 / size[i] for i in range(n)]
+    u, v = [value / max(u) for value in u], [value / max(v) for value in v]
+    weight = np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            similar = max((cos[i, j] + 1) / 2, 0.0)
+            weight[i, j] = similar ** (1 / t_sim) * (u[i] * u[j]) ** (1 / t_info) * (v[i] * v[j]) ** (1 / t_size)
+    return weight
+
+
+def mctf_roots(metric, k: int, attention, size=None, **exponents) -> list[int]:
+    """ceil(k / 2) even tokens join their best odd one, then floor(k / 2) odd ones their best even one that is left."""
+    weight = mctf_weight(metric, attention, size, **exponents)
+    n = len(weight)
+    even, odd = list(range(0, n, 2)), list(range(1, n, 2))
+    joins = {}
+    for sources, targets, count in ((even, odd, math.ceil(k / 2)), (odd, even, k // 2)):
+        targets = [t for t in targets if t not in joins]
+        if not targets or not count:
+            continue
+        partner = {s: targets[first_best([weight[s, t] for t in targets])] for s in sources}
+        for s in sorted(sources, key=lambda s: -weight[s, partner[s]])[:count]:
+            joins[s] = partner[s]
+    roots = []
+    for i in range(n):
+        while i in joins:
+            i = joins[i]
+        roots.append(i)
+    return roots
+
+
+def diffrate_roots(metric, k: int, class_attention) -> list[int]:
+    """floor(k / 2) of the least attended tokens go, the next join their most similar one of those that stay."""
+    cos, order = cosine(metric), least_first(class_attention)
+    stay = sorted(order[k:])
+    roots = list(range(len(order)))
+    for i in order[: k // 2]:
+        roots[i] = -1
+    for i in order[k // 2 : k]:
+        roots[i] = stay[first_best([cos[i, j] for j in stay])]
+    return roots
+
+
+def topk_roots(k: int, class_attention) -> list[int]:
+    """The k least attended tokens go."""
+    dropped = least_first(class_attention)[:k]
+    return [-1 if i in dropped else i for i in range(len(as_array(class_attention)))]
+
+
+def evit_roots(k: int, class_attention) -> list[int]:
+    """The k + 1 least attended tokens become one, in the place of the last of them."""
+    fused = least_first(class_attention)[: k + 1]
+    return [fused[-1] if i in fused else i for i in range(len(as_array(class_attention)))]
+
+
+def evit_merge(x, k: int, class_attention) -> np.ndarray:
+    """Tokens after EViT: the others as they are, and sum a_i x_i / sum a_i of the fused ones."""
+    x, a = as_array(x), as_array(class_attention)
+    result = []
+    for members in groups(evit_roots(k, a)):
+        result.append(sum(a[i] * x[i] for i in members) / sum(a[i] for i in members) if len(members) > 1 else
+                      x[members[0]])
+    return np.array(result)
+
+
+def atc_roots(metric, k: int, linkage: str = "average") -> list[int]:
+    """Join the two nearest clusters k times; the root is the medoid."""
+    distance = 1 - cosine(metric)
+    clusters = [[i] for i in range(len(distance))]
+    between = {"single": min, "complete": max, "average": lambda values: sum(values) / len(values)}[linkage]
+    for _ in range(k):
+        pairs = [(i, j) for i in range(len(clusters)) for j in range(i + 1, len(clusters))]
+        i, j = min(pairs, key=lambda p: between([distance[a, b] for a in clusters[p[0]] for b in clusters[p[1]]]))
+        clusters[i] = sorted(clusters[i] + clusters.pop(j))
+    roots = [0] * len(distance)
+    for members in clusters:
+        spread = [sum(distance[i, j] for j in members if j != i) for i in members]
+        for i in members:
+            roots[i] = members[first_best([-value for value in spread])]
+    return roots
+
+
+def grid_pool_roots(positions) -> list[int]:
+    """Every token joins the first one of its 2 x 2 window."""
+    windows = [(int(row) // 2, int(column) // 2) for row, column in as_array(positions)]
+    return [windows.index(window) for window in windows]
+
+
+def cosine_transform(values) -> np.ndarray:
+    """Orthonormal DCT-II of a list of numbers."""
+    n = len(values)
+    return np.array([
+        math.sqrt((1 if f == 0 else 2) / n) * sum(values[t] * math.cos(math.pi * f * (2 * t + 1) / (2 * n))
+                                                  for t in range(n))
+        for f in range(n)
+    ])
+
+
+def inverse_cosine_transform(values) -> np.ndarray:
+    """Orthonormal DCT-III, the inverse of the above."""
+    n = len(values)
+    return np.array([
+        sum(math.sqrt((1 if f == 0 else 2) / n) * values[f] * math.cos(math.pi * f * (2 * t + 1) / (2 * n))
+            for f in range(n))
+        for t in range(n)
+    ])
+
+
+def dct_merge(x, kept: int) -> np.ndarray:
+    """X' = sqrt(M / N) IDCT_M(DCT_N(X)[:M]), column by column."""
+    x = as_array(x)
+    columns = [inverse_cosine_transform(cosine_transform(column)[:kept]) for column in x.T]
+    return math.sqrt(kept / len(x)) * np.stack(columns, axis=1)
+
+
+def dct_unmerge(y, width: int) -> np.ndarray:
+    """sqrt(N / M) IDCT_N of DCT_M(Y), continued by zeros."""
+    y = as_array(y)
+    columns = [inverse_cosine_transform([*cosine_transform(column), *[0.0] * (width - len(y))]) for column in y.T]
+    return math.sqrt(width / len(y)) * np.stack(columns, axis=1)

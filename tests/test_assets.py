@@ -1,10 +1,13 @@
 """Fetching, with a tiny wheel in a local folder and the real pip; nothing here needs a network."""
 
+import dataclasses
 import hashlib
+import io
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -238,6 +241,84 @@ print(assets.fetch("toy"))
     assert_right(assets.path("toy"))
 
 
+def test_a_wheel_of_many_files_is_kept_whole(toy, monkeypatch):
+    wheel = Path(os.environ["PIP_FIND_LINKS"]) / toy.filename
+    monkeypatch.setattr(assets, "ASSETS", {"toy": toy_asset(wheel, members={})})
+    folder = assets.fetch("toy")
+    assert {p.name for p in folder.iterdir()} == {toy.filename, assets.MANIFEST}
+    assert (folder / toy.filename).read_bytes() == wheel.read_bytes()
+
+
+@pytest.fixture
+def debian(tmp_path, monkeypatch):
+    """An optional asset in a Debian package, and stand-ins for the two tools: its package is a plain tar."""
+    package = tmp_path / "toy-stamps_1.0_all.deb"
+    with tarfile.open(package, "w") as tree:
+        for name, content in {
+            "a/cat.png": b"cat",
+            "a/cat.txt": b"A cat.",
+            "a/cat.ogg": b"mew",
+            "../etc/x.txt": b"",
+        }.items():
+            entry = tarfile.TarInfo(f"./usr/share/toy/{name}")
+            entry.size = len(content)
+            tree.addfile(entry, io.BytesIO(content))
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool, script in {
+        "apt-get": f'[ "$2 $3" = "download toy-stamps=1.0" ] || exit 9; exec {shutil.which("cp")} {package} .',
+        "dpkg-deb": f'exec {shutil.which("cat")} "$2"',
+    }.items():
+        (tools / tool).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / tool).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setenv("PITOME_CACHE", str(tmp_path / "cache"))
+    asset = assets.Asset(
+        name="stamps",
+        package="toy-stamps",
+        kind="debian",
+        version="1.0",
+        filename=package.name,
+        sha256=hashlib.sha256(package.read_bytes()).hexdigest(),
+        size=package.stat().st_size,
+        licence="GPL-2",
+        purpose="stamps",
+        folder="usr/share/toy/a",
+        optional=True,
+    )
+    monkeypatch.setattr(assets, "ASSETS", {"stamps": asset})
+    return asset
+
+
+def test_a_debian_package_becomes_one_zip_of_pictures_and_captions(debian):
+    folder = assets.fetch("stamps")
+    assert {p.name for p in folder.iterdir()} == {assets.FILES_ZIP, assets.MANIFEST}
+    with zipfile.ZipFile(folder / assets.FILES_ZIP) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {"cat.png": b"cat", "cat.txt": b"A cat."}
+    assert assets.state("stamps") == "ready"
+    assert {p.name for p in folder.parent.iterdir()} - {".stamps-1.0.lock"} == {"stamps-1.0"}
+
+
+def test_the_optional_is_fetched_by_name_only(debian, capfd):
+    assert assets.main(["fetch"]) == 0
+    assert "stamps: missing; optional" in capfd.readouterr().out and assets.state("stamps") == "missing"
+    assert assets.main(["fetch", "stamps"]) == 0
+    assert assets.state("stamps") == "ready"
+
+
+def test_a_debian_package_that_cannot_be_had(debian, tmp_path, monkeypatch):
+    monkeypatch.setattr(assets, "ASSETS", {"stamps": dataclasses.replace(debian, sha256="0" * 64)})
+    with pytest.raises(assets.AssetError, match=f"sha256 {debian.sha256} where {'0' * 64} is pinned"):
+        assets.fetch("stamps")
+    monkeypatch.setattr(assets, "ASSETS", {"stamps": dataclasses.replace(debian, version="2.0")})
+    with pytest.raises(assets.AssetError, match="toy-stamps=2.0, and apt-get could not download it .exit 9.*optional"):
+        assets.fetch("stamps")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(assets.AssetError, match="no apt-get here: it is optional.*PITOME_CACHE"):
+        assets.fetch("stamps")
+    assert assets.state("stamps") == "missing"
+
+
 def test_unknown_names_are_refused(toy):
     for function in (assets.fetch, assets.state, assets.path):
         with pytest.raises(KeyError, match="no asset 'nothing'; there are toy"):
@@ -281,9 +362,10 @@ def test_command_line_fetches(toy, tmp_path, monkeypatch, capfd):
 def test_the_table_of_assets():
     for name, asset in assets.ASSETS.items():
         assert name == asset.name and asset.licence and asset.purpose
-        if asset.kind == "wheel":
-            assert len(asset.sha256) == 64 and asset.size > 0 and asset.members
-            assert asset.filename.startswith(f"{asset.package.replace('-', '_')}-{asset.version}-")
+        if asset.kind != "installed":
+            assert len(asset.sha256) == 64 and asset.size > 0
+            stem = f"{asset.package}_" if asset.kind == "debian" else f"{asset.package.replace('-', '_')}-"
+            assert asset.filename.startswith(stem + asset.version)
         else:
             assert assets.state(name) == "ready"
 

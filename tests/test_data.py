@@ -94,6 +94,12 @@ def slow_split(identity, salt, shares):
     return "dev" if position < Fraction(shares[0]) + Fraction(shares[1]) else "test"
 
 
+def test_unit_is_the_first_53_bits_of_the_hash():
+    assert data.unit("é") * 2**53 == int(hashlib.sha256("é".encode()).hexdigest(), 16) >> 203
+    numbers = [data.unit(str(i)) for i in range(10_000)]
+    assert min(numbers) < 0.001 and 0.999 < max(numbers) < 1 and abs(np.mean(numbers) - 0.5) < 0.015
+
+
 @pytest.mark.parametrize("shares", [(0.6, 0.2, 0.2), (0.5, 0.25, 0.25), (0.8, 0.1, 0.1)])
 def test_split_equals_the_oracle(shares):
     for i in range(500):

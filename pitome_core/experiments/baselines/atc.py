@@ -22,17 +22,17 @@ def plan_atc(
 ) -> MergePlan:
     """Cluster the tokens bottom-up by `1 - cos` until N - k clusters are left.
 
-    The anchor is the cluster's medoid: the member with the least sum of distances to the others, the first of equals.
-    Runs one item after the other on the CPU, in float64: its role is to bound what a better matching could gain, and
-    its time is no claim about ATC. `metric (B, N, C)`; `remove` = k, or `(B,)` with `mask`; real tokens come first.
+    `linkage`, the distance of two clusters, is that of their nearest tokens (`single`), of their furthest (`complete`)
+    or the average of all pairs. The anchor is the cluster's medoid: the member with the least sum of distances to the
+    others, the first of equals. Runs one item after the other on the CPU, in float64: its role is to bound what a
+    better matching could gain, and its time is no claim about ATC.
+
+    `metric (B, N, C)`; `remove` = k, or `(B,)` with `mask`; real tokens come first.
     Source: Haurum et al., ECCV 2024.
 
     Raises:
-        ValueError: a linkage that is not `single`, `complete` or `average`.
         ImportError: without scikit-learn.
     """
-    if linkage not in LINKAGES:
-        raise ValueError(f"unknown linkage {linkage!r}: choose one of {', '.join(LINKAGES)}")
     unit, usable = unit_tokens(metric.cpu().double())
     cos = unit @ unit.transpose(-1, -2)
     distance = (1 - (cos + cos.transpose(-1, -2)) / 2).clamp_min(0)
@@ -73,4 +73,5 @@ register_method(
     summary="agglomerative clustering: an upper bound on merge quality, not on speed",
     limit="all",
     cost=cost,
+    choices={"linkage": LINKAGES},
 )

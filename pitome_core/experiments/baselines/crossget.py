@@ -31,11 +31,10 @@ def plan_crossget(metric: Tensor, remove: int | Tensor, *, mask: Tensor | None =
     cos = (cos + cos.transpose(-1, -2)) / 2  # exactly symmetric: mutual neighbours tie, and ties have a rule
     off_diagonal = torch.eye(metric.shape[1], device=metric.device) == 0
     graph = cos.masked_fill(~(off_diagonal & usable[:, None, :]), -math.inf)
-    best = graph.amax(dim=-1).masked_fill(~usable, -math.inf)
-    rank = best.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    edge = graph.masked_fill(rank[:, None, :] <= rank[:, :, None], -math.inf).amax(dim=-1)
-    # Behind the edges: non-finite tokens, then the usable token that ranks last, so that a partner is left.
-    edge = edge.clamp_min(-3).masked_fill(~usable, -2).masked_fill(~real, -math.inf)
+    rank = graph.amax(dim=-1).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    edge = graph.masked_fill(rank[:, None, :] < rank[:, :, None], -math.inf).amax(dim=-1)
+    # Non-finite tokens come behind the edges, and before the last in rank (no edge): a partner is left for them.
+    edge = edge.masked_fill(~usable, -2)
     k, active = active_pairs(remove)
     order = edge.argsort(dim=-1, descending=True, stable=True)
     kept = real & (order.argsort(dim=-1) >= (remove if isinstance(remove, int) else remove[:, None]))

@@ -52,6 +52,7 @@ register_method(
     paper="Chen et al., ICCV 2023",
     summary="drop the least attended tokens, merge the next into their most similar better one",
     partition=False,
+    drops=True,
     limit="all",
     cost=cost,
 )

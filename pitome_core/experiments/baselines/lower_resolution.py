@@ -27,8 +27,8 @@ def lower_resolution(model: VisionTransformer, img_size: int) -> VisionTransform
     """
     patch, side = _square(model)
     if img_size < patch or img_size % patch:
-        lower = max(img_size // patch, 1) * patch
-        raise ValueError(f"img_size {img_size} is no multiple of the patch size {patch}: use {lower} or {lower + patch}")
+        near = max(img_size // patch, 1) * patch
+        raise ValueError(f"img_size {img_size} is no multiple of the patch size {patch}: use {near} or {near + patch}")
     grid = img_size // patch
     small = copy.deepcopy(model)
     prefix = model.pos_embed.shape[1] - side**2  # 0 where prefix tokens have no position

@@ -16,15 +16,8 @@ from .common import from_roots, join, places, required
 
 
 def plan_mctf(
-    metric: Tensor,
-    remove: int | Tensor,
-    *,
-    attention: Tensor | None = None,
-    size: Tensor | None = None,
-    mask: Tensor | None = None,
-    t_sim: float = 1.0,
-    t_info: float = 20.0,
-    t_size: float = 40.0,
+    metric: Tensor, remove: int | Tensor, *, attention: Tensor | None = None, size: Tensor | None = None,
+    mask: Tensor | None = None, t_sim: float = 1.0, t_info: float = 20.0, t_size: float = 40.0,
 ) -> MergePlan:
     """Soft matching by `W = ((S + 1) / 2)^(1/t_sim) (u_i u_j)^(1/t_info) (v_i v_j)^(1/t_size)`, in both directions.
 

@@ -35,5 +35,6 @@ register_method(
     paper="Kim et al., WACV 2024",
     summary="ToMe's pairs: the source is dropped in the first half of the layers, merged at full norm in the second",
     partition=False,
+    drops=True,
     cost=cost,
 )

@@ -37,6 +37,7 @@ register_method(
     paper="control",
     summary="drop the tokens with the least class attention",
     partition=False,
+    drops=True,
     limit="all",
     cost=cost,
 )
