@@ -21,7 +21,7 @@ STAGE := @tools/stage.sh
 HTML := _build/html
 TEST_HTML := _build/test/_build/html
 
-.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval gpu lock clean
+.PHONY: help setup book open test test-all fuzz lint spelling pair pairing browser test-book pytest nbval gpu lock clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [VENV=path | PYTHON=interpreter]'
@@ -66,6 +66,13 @@ pytest: setup ## unit tests, notebooks (nbval) and tests of the pages that test-
 
 nbval: setup ## the notebooks alone, against their stored outputs
 	$(STAGE) nbval env PITOME_PROFILE=smoke OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile notebooks
+
+test-all: test ## `make test`, and compilation with inductor (needs a C++ compiler)
+	$(STAGE) inductor env PITOME_INDUCTOR=1 $(PY) -m pytest tests/test_inductor.py -rs
+
+EXAMPLES ?= 2000
+fuzz: setup ## the property tests with EXAMPLES=2000 new examples each
+	$(STAGE) fuzz env PITOME_EXAMPLES=$(EXAMPLES) OMP_NUM_THREADS=1 $(PY) -m pytest -m hypothesis -n $(WORKERS) tests
 
 # No set-up here: it must run on a machine without a network.
 gpu: ## notebooks and GPU tests on CUDA; writes results/gpu/environment.json

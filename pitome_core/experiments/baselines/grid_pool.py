@@ -29,7 +29,7 @@ def plan_grid_pool(
     window = window.masked_fill(~real[..., None], 0)
     key = window[..., 0] * (int(window[..., 1].max()) + 1) + window[..., 1]
     first = place.new_full((len(key), int(key.max()) + 1), metric.shape[1])
-    first = first.scatter_reduce(1, key, place.masked_fill(~real, metric.shape[1]), "amin")
+    first = first.scatter_reduce(1, key, place, "amin")  # padding comes last: it is first in no window of real tokens
     root = torch.where(real, first.gather(1, key), -1)
     given = (real & (root != place)).sum(dim=-1)
     wanted = torch.as_tensor(remove, device=metric.device).expand(given.shape)

@@ -1,0 +1,24 @@
+"""Full compilation of a merged model. Slow, and it needs a C++ compiler: `make test-all` runs it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+import torch
+
+import pitome_core as pc
+
+pytestmark = [
+    pytest.mark.skipif("PITOME_INDUCTOR" not in os.environ, reason="run by `make test-all`"),
+    pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="inductor needs a C++ compiler"),
+]
+
+
+@pytest.mark.parametrize("method", ["pitome", "tome"])
+def test_inductor_gives_the_same_numbers(method, build_vit, images):
+    model = pc.apply(build_vit(depth=2), method, keep=0.8)
+    compiled = torch.compile(model, fullgraph=True, backend="inductor")
+    with torch.no_grad():
+        assert torch.allclose(compiled(images()), model(images()), atol=1e-5)
