@@ -13,7 +13,7 @@ from torch import nn
 from .families import ModelShape, find_family
 from .mergers import Method, find_method
 from .mergers.preset_table import Row
-from .patching import Patch, find_patch
+from .patching import Patch, active_patch
 from .schedules import Schedule, cheapest_schedule, fixed_schedule, keep_schedule, target_schedule
 
 PAPER_ROWS = (Row(),)  # where no patch says otherwise
@@ -80,12 +80,12 @@ def _count(shape: ModelShape, schedule: Schedule, method: Method | None, patch: 
             if method.reads_attention(row.options):  # queries times keys once more
                 merge += before**2 * block.attention_channels
                 other += before**2 * block.heads
-            if not method.drops:
-                merge += before * block.channels  # the weighted sum itself
+            transform = not (method.partition or method.drops)
+            merge += before * (after if transform else 1) * block.channels  # applying the plan
         layers.append(LayerCounts(attention, (before if insertion == "after" else after) * block.mlp_linear, merge))
         released += before * (block.attention_linear + block.mlp_linear) + 2 * before**2 * block.attention_channels
     whole_at_head = patch is None or (patch.restore and not patch.method.drops)
-    head = shape.head(shape.num_patches if whole_at_head else schedule.tokens[-1] - shape.prefix)
+    head = shape.head(shape.num_patches if whole_at_head else schedule.tokens[shape.reads] - shape.prefix)
     return Counts(tuple(layers), shape.embed, head, other, released, schedule.tokens)
 
 
@@ -95,19 +95,19 @@ def _schedule_of(patch: Patch | None, shape: ModelShape) -> Schedule:
     return Schedule.from_removals(shape.num_patches, patch.removals(shape.num_patches), shape.prefix)
 
 
-def flops(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> Counts:
-    """Multiply-accumulates of a model for one image, merged as it is now.
+def flops(model: nn.Module, input_size: tuple[int, ...] | None = None) -> Counts:
+    """Multiply-accumulates of a model for one image (or text), merged as it is now.
 
     Args:
         model: patched or not.
-        input_size: (channels, height, width); None = the model's own.
+        input_size: (channels, height, width), or (tokens,) for text; None = the model's own.
 
     Raises:
         UnsupportedModelError: a model of no supported family.
         ValueError: a size that the model does not take.
     """
     shape = find_family(model).shape(model, input_size)
-    patch = find_patch(model)
+    patch = active_patch(model)
     return _count(shape, _schedule_of(patch, shape), None if patch is None else patch.method, patch)
 
 
@@ -141,7 +141,7 @@ def schedule(
     if len(named) != 1:
         raise ValueError(f"give exactly one of keep, remove, tokens, flops; got {', '.join(named) or 'none'}")
     shape = find_family(model).shape(model, input_size)
-    patch = find_patch(model)
+    patch = active_patch(model)
     method = find_method("pitome") if patch is None else patch.method
     num, depth, prefix = shape.num_patches, len(shape.layers), shape.prefix
     if keep is not None:

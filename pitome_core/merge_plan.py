@@ -40,10 +40,14 @@ class MergePlan:
     drops: bool = False
 
     @classmethod
-    def identity(cls, batch: int, num_tokens: int, device: torch.device | str | None = None) -> MergePlan:
-        """The plan that merges nothing."""
+    def identity(
+        cls, batch: int, num_tokens: int, device: torch.device | str | None = None, valid: Tensor | None = None
+    ) -> MergePlan:
+        """The plan that merges nothing; `valid (B, N)` marks real tokens where there is padding."""
         place = torch.arange(num_tokens, device=device).expand(batch, num_tokens)
-        return cls(assignment=place, num_tokens=num_tokens, anchor=place)
+        if valid is not None:
+            place = place.masked_fill(~valid, -1)
+        return cls(assignment=place, num_tokens=num_tokens, anchor=place, valid=valid, drops=valid is not None)
 
     @classmethod
     def from_roots(
@@ -238,6 +242,14 @@ class MergePlan:
         return replace(self, assignment=shifted(self.assignment), anchor=shifted(self.anchor),
                        num_tokens=self.num_tokens + prefix, valid=padded(self.valid, 1),
                        weight=padded(self.weight, 1), energy=None)
+
+    def keeping(self, kept: Tensor) -> MergePlan:
+        """The same plan with the tokens `kept (B, N)`, which it left out, as slots of their own (a text's [SEP])."""
+        place = torch.arange(kept.shape[1], device=kept.device)
+        root = self.anchor.gather(1, self.assignment.clamp_min(0)).masked_fill(self.assignment < 0, -1)
+        weight = None if self.weight is None else self.weight.masked_fill(kept, 1)
+        root = torch.where(kept, place, root)
+        return MergePlan.from_roots(root, energy=self.energy, weight=weight, reduce=self.reduce, drops=True)
 
     def as_linear(self) -> LinearPlan:
         """The plan as a pair of matrices (unit sizes)."""

@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attention import size_bias
 from .families import Family, UnsupportedModelError, find_family
 from .merge_plan import LinearPlan, MergePlan
 from .mergers import Method, find_method, make_plan
 from .mergers.preset_table import PRESETS, Row
-from .schedules import Schedule, check_keep, keep_schedule
+from .schedules import Schedule, check_keep, keep_schedule, tokens_removed
 
 METRICS = ("keys", "hidden", "concat", "keys-centred", "hidden-centred", "concat-centred")
 INSERTIONS = ("before", "between", "after")
@@ -46,7 +47,11 @@ class LayerRow:
 @dataclass(frozen=True)
 class LayerStep:
     """What one block does about merging in one forward call: all it needs to know, fixed, so that checkpointing can
-    run the block again later."""
+    run the block again later.
+
+    Where items differ in length, `mergeable (B, T)` marks the tokens that may merge, `counts (B,)` says how many of
+    each item go, and `remove` is the largest of these counts.
+    """
 
     patch: Patch
     layer: int
@@ -54,6 +59,8 @@ class LayerStep:
     prefix: int
     class_token: bool
     positions: Tensor | None
+    mergeable: Tensor | None = None
+    counts: Tensor | None = None
 
     @property
     def row(self) -> LayerRow | None:
@@ -75,6 +82,13 @@ class LayerStep:
         """Whether the block has to hand an attention map to `merge`."""
         return self.remove > 0 and self.patch.method.reads_attention(self.row.options)
 
+    def bias(self, size: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """What attention adds to its scores, `(B, 1, 1, T)` or None: log sizes where this layer counts them, and -inf
+        for padding in any case."""
+        if self.proportional or size is None:
+            return size_bias(size, dtype)
+        return None if self.mergeable is None else size_bias((size > 0).to(size.dtype), dtype)
+
     def metric(self, x: Tensor, keys: Tensor | None) -> Tensor:
         """What tokens are compared by, `(B, N, .)`, from tokens `x (B, T, C)` and keys `(B, H, T, D)`."""
         kind, _, centred = self.row.metric.partition("-")
@@ -87,7 +101,12 @@ class LayerStep:
             # The mean over heads in float32: rounding it to half precision would tie near-parallel keys.
             wide = torch.promote_types(keys.dtype, torch.float32)
             metric = keys[:, :, prefix:].mean(dim=1, dtype=wide)
-        return metric - metric.mean(dim=1, keepdim=True) if centred else metric
+        if not centred:
+            return metric
+        if self.mergeable is None:
+            return metric - metric.mean(dim=1, keepdim=True)
+        share = self.mergeable / self.mergeable.sum(dim=1, keepdim=True).clamp_min(1)
+        return metric - (metric * share[..., None]).sum(dim=1, keepdim=True)
 
     def merge(
         self, x: Tensor, keys: Tensor | None, size: Tensor | None, attention_map: Tensor | None = None
@@ -99,10 +118,11 @@ class LayerStep:
         """
         if self.remove == 0:
             return x, size, None
-        row, prefix = self.row, self.prefix
+        row, prefix, mask = self.row, self.prefix, self.mergeable
         context = {
             "margin": row.margin,
-            "size": None if size is None else size[:, prefix:],
+            "size": None if size is None else size[:, prefix:].clamp_min(1),  # of padding: any size will do
+            "mask": mask,
             "layer": self.layer,
             "num_layers": len(self.patch.rows),
             "positions": self.positions,
@@ -110,9 +130,15 @@ class LayerStep:
         if attention_map is not None:
             received = attention_map.detach()[:, :, prefix:]  # (B, T, N)
             context["attention"] = received
-            context["class_attention"] = received[:, 0] if self.class_token else received.mean(dim=1)
+            if mask is not None:  # the class token of a text is its first token that is no padding
+                first = (size > 0).to(torch.int8).argmax(dim=1)
+                context["class_attention"] = received[torch.arange(len(first), device=first.device), first]
+            else:
+                context["class_attention"] = received[:, 0] if self.class_token else received.mean(dim=1)
         metric = self.metric(x.detach(), None if keys is None else keys.detach())
-        plan = make_plan(self.patch.method, metric, self.remove, context, row.options)
+        plan = make_plan(self.patch.method, metric, self.remove if mask is None else self.counts, context, row.options)
+        if mask is not None:
+            plan = plan.keeping((size > 0) & ~mask)
         full = plan.with_prefix(prefix)
         merged, new_size = full.merge(x, size)
         if not row.sized and size is not None:  # plain means; sizes are still counted
@@ -121,21 +147,39 @@ class LayerStep:
 
 
 class ForwardState:
-    """What one forward call has done so far. It lives in that call's frame and nowhere else."""
+    """What one forward call has done so far. It lives in that call's frame and nowhere else.
 
-    def __init__(self, patch: Patch, x: Tensor, prefix: int, class_token: bool, columns: int | None):
+    Items of unequal length come with `protected (B, T)`, tokens anywhere that never merge, and with `size (B, T)`, 1
+    for real tokens and 0 for padding; sizes above 0 tell the real tokens from then on, in every layer.
+    """
+
+    def __init__(
+        self,
+        patch: Patch,
+        x: Tensor,
+        prefix: int,
+        class_token: bool,
+        columns: int | None,
+        size: Tensor | None = None,
+        protected: Tensor | None = None,
+    ):
         self.patch, self.prefix, self.batch, self.device = patch, prefix, x.shape[0], x.device
-        self.class_token, self.columns = class_token, columns
+        self.class_token, self.columns, self.protected = class_token, columns, protected
         self.num_patches = x.shape[1] - prefix
-        self.remove = patch.removals(self.num_patches)
-        self.size: Tensor | None = None
+        self.remove = patch.removals(self.num_patches) if protected is None else ()
+        self.size: Tensor | None = size
         self.plan: MergePlan | LinearPlan | None = None
         self.layers: list[tuple[MergePlan | LinearPlan | None, Tensor | None]] = []
 
     def step(self, layer: int) -> LayerStep:
         """The step of that layer."""
         positions = self._positions() if "positions" in self.patch.method.needs else None
-        return LayerStep(self.patch, layer, self.remove[layer], self.prefix, self.class_token, positions)
+        if self.protected is None:
+            return LayerStep(self.patch, layer, self.remove[layer], self.prefix, self.class_token, positions)
+        mergeable = (self.size > 0) & ~self.protected
+        counts = self.patch.removals_each(layer, mergeable.sum(dim=1))
+        remove = int(counts.max())
+        return LayerStep(self.patch, layer, remove, self.prefix, self.class_token, positions, mergeable, counts)
 
     def _positions(self) -> Tensor | None:
         """Row and column of every token's anchor on the patch grid, `(B, N, 2)` long; None without a grid."""
@@ -147,8 +191,10 @@ class ForwardState:
 
     def add(self, size: Tensor | None, plan: MergePlan | LinearPlan | None) -> None:
         """Note what a layer did."""
-        self.size = size
+        self.size = None if size is None else size.detach()  # checkpointing may have put it on the graph
         if plan is not None:
+            if self.protected is not None:
+                self.protected = self.protected.gather(1, plan.anchor.clamp_min(0)) & (plan.anchor >= 0)
             self.plan = plan if self.plan is None else self.plan.then(plan)
         self.layers.append((plan, size))
 
@@ -163,7 +209,9 @@ class ForwardState:
             return
         steps, left = [], self.num_patches
         for plan, size in self.layers:
-            plan = MergePlan.identity(self.batch, left, self.device) if plan is None else plan
+            if plan is None:
+                valid = None if self.protected is None else size > 0
+                plan = MergePlan.identity(self.batch, left, self.device, valid)
             size = plan.sizes if size is None else size[:, self.prefix :]
             steps.append((plan, size))
             left = plan.num_tokens
@@ -184,9 +232,10 @@ class Patch:
     saved: list[tuple[nn.Module, str, bool, Any]] = field(default_factory=list)
     traces: list[Any] = field(default_factory=list)
 
-    def start(self, x: Tensor, prefix: int, class_token: bool, columns: int | None) -> ForwardState:
-        """Begin a forward call on tokens `(B, T, C)`; `columns` of the patch grid, None where there is none."""
-        return ForwardState(self, x, prefix, class_token, columns)
+    def start(self, x: Tensor, prefix: int, class_token: bool, columns: int | None, **masks: Tensor) -> ForwardState:
+        """Begin a forward call on tokens `(B, T, C)`; `columns` of the patch grid, None where there is none; `masks`
+        as in `ForwardState`, for items of unequal length."""
+        return ForwardState(self, x, prefix, class_token, columns, **masks)
 
     def removals(self, num_patches: int) -> tuple[int, ...]:
         """How many tokens go in each layer, for an input of that many patches."""
@@ -205,6 +254,29 @@ class Patch:
             self.method.check_remove(k, left)
             left -= k
         return remove
+
+    def rehearse(self) -> list[MergePlan | LinearPlan]:
+        """A tiny plan per merging layer, so that a bad option is refused before a model is touched."""
+        if "positions" in self.method.needs:
+            return []  # what it can remove depends on the grid
+        context = {"size": None, "num_layers": len(self.rows), "class_attention": torch.ones(1, 8) / 9,
+                   "attention": torch.ones(1, 9, 8) / 9}
+        metric, one = torch.eye(8)[None], 1
+        if self.family.ragged:
+            context["mask"], one = metric.any(dim=1), torch.tensor([1])
+        return [
+            make_plan(self.method, metric, one, {**context, "margin": row.margin, "layer": layer}, row.options)
+            for layer, row in enumerate(self.rows)
+            if row is not None
+        ]
+
+    def removals_each(self, layer: int, lengths: Tensor) -> Tensor:
+        """How many tokens of every item go in that layer, `(B,)` long, from its own number of mergeable tokens."""
+        numbers = lengths.tolist()
+        removed = [tokens_removed(number, self.keep[layer]) for number in numbers]
+        for k, number in zip(removed, numbers, strict=True):
+            self.method.check_remove(k, number)
+        return torch.tensor(removed, device=lengths.device)
 
     def describe(self) -> str:
         """One line for `repr(model)`."""
@@ -250,6 +322,12 @@ def find_patch(model: nn.Module) -> Patch | None:
 def patched_parts(model: nn.Module) -> list[str]:
     """Names of the patched modules inside a model."""
     return [name for name, part in model.named_modules() if name and find_patch(part) is not None]
+
+
+def active_patch(module: nn.Module) -> Patch | None:
+    """The patch that a module runs under: its own, or that of a model around it; None without one."""
+    bound = (value for value in vars(module).values() if isinstance(value, partial))
+    return next((part for value in bound for part in value.args if isinstance(part, Patch)), None)
 
 
 def _install(model: nn.Module, patch: Patch) -> None:
@@ -308,7 +386,7 @@ def apply(
             hidden states then); None = as the preset says, else `between`.
         restore: give every token output its original shape, merged tokens copied back to their places; False hands
             on the merged tokens.
-        towers: `vision`; models with more towers take others.
+        towers: `vision` or `text`, for models with both; a model with one tower merges that one.
         options: the method's own (`pc.methods()[method].options`).
 
     Returns:
@@ -319,17 +397,25 @@ def apply(
         ValueError, TypeError: arguments that do not fit; they name the numbers and the remedy.
     """
     family = find_family(model)
-    if towers != "vision":
-        raise ValueError(f"towers={towers!r}: a {family.name} has a vision tower only")
+    offered = family.towers(model)
+    reason = offered.get(towers, "there is no such tower")
+    if reason is not None:
+        able = " or ".join(repr(name) for name, reason in offered.items() if reason is None)
+        raise ValueError(f"towers={towers!r}: {reason}; a {type(model).__qualname__} merges in {able}")
+    _check_alone(model)
     chosen = find_method(method)
     shape = family.shape(model, None)
     chosen.check_options(options)
     given = {"proportional": proportional, "margin": margin, "metric": metric, "insertion": insertion}
     name, rows = _make_rows(chosen, len(shape.layers), preset, given, options)
     patch = Patch(family, chosen, name, _make_keep(keep, rows), rows, restore)
+    if any(row and row.insertion == "before" and chosen.reads_attention(row.options) for row in rows):
+        raise ValueError(f"{method!r} reads the block's attention map, which is not there before the block")
+    if family.ragged:
+        _check_ragged(chosen, keep)
     if shape.fixed or not isinstance(keep, Schedule):
         patch.removals(shape.num_patches)  # what does not fit is said here, not in the first forward
-    _rehearse(patch)
+    patch.rehearse()
     reason = family.refusal(model, patch)
     if reason:
         raise UnsupportedModelError(f"{reason}. Supported: {family.supports}")
@@ -383,23 +469,38 @@ def _make_keep(
     return keep
 
 
-def _rehearse(patch: Patch) -> None:
-    """Make a tiny plan per layer, so that a bad option is refused before the model is touched."""
-    if "positions" in patch.method.needs:
-        return  # what it can remove depends on the grid
-    for layer, row in enumerate(patch.rows):
-        if row is not None:
-            context = {"margin": row.margin, "size": None, "layer": layer, "num_layers": len(patch.rows),
-                       "class_attention": torch.ones(1, 8) / 9, "attention": torch.ones(1, 9, 8) / 9}
-            make_plan(patch.method, torch.eye(8)[None], 1, context, row.options)
+def _check_ragged(method: Method, keep: float | Sequence[float] | Schedule) -> None:
+    """Raise ValueError for what cannot be right where every item has its own length."""
+    if isinstance(keep, Schedule):
+        raise ValueError(
+            f"a schedule is made for one length, here {keep.tokens[0]} tokens, and every text has its own: "
+            "give keep as a ratio, or one ratio per layer"
+        )
+    if "mask" not in method.needs:
+        raise ValueError(f"method {method.name!r} takes no mask and would merge padding: choose one that does")
+    unknown = {"attention", "positions"} & set(method.needs)
+    if unknown:
+        raise ValueError(f"method {method.name!r} reads {unknown.pop()} of a grid of patches, which text has not")
+
+
+def _check_alone(model: nn.Module) -> None:
+    """Raise ValueError where another patch holds a part of this model: taking one out would take both out."""
+    for part in model.modules():
+        if active_patch(part) not in (None, find_patch(model)):
+            raise ValueError(
+                f"a part of this model, or a model around it, merges already (a {type(part).__qualname__} does): "
+                "pc.remove that one first"
+            )
 
 
 def remove(model: nn.Module) -> nn.Module:
     """Take merging out again: the instance is as it was before `apply`, bit for bit. Nothing to take out is fine.
 
     Raises:
-        ValueError: `model` itself is not patched but a part of it is; it says which.
+        ValueError: `model` itself is not patched, but a part of it is, or it merges as a part of a patched model.
     """
+    if find_patch(model) is None and active_patch(model) is not None:
+        raise ValueError(f"this {type(model).__qualname__} merges as a part of another model: call remove on that one")
     if _uninstall(model) is None:
         inside = patched_parts(model)
         if inside:

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .merge_plan import LinearPlan, MergePlan
-from .patching import find_patch, patched_parts
+from .patching import active_patch, patched_parts
 
 
 @dataclass(frozen=True, eq=False)
 class LayerTrace:
-    """One layer of one forward call, prefix tokens left out.
+    """One layer of one forward call, prefix tokens left out; of a text all T tokens, padding assigned to -1.
 
     Attributes:
         plan: what merged; the identity where nothing did.
-        size: `(B, M)` sizes after the merge.
+        size: `(B, M)` sizes after the merge; 0 in padded slots.
     """
 
     plan: MergePlan | LinearPlan
@@ -50,7 +50,10 @@ class ForwardTrace:
 
     @property
     def assignment(self) -> Tensor:
-        """`(B, N_patches)`: the final token of every patch, -1 = dropped; ValueError after a transform."""
+        """`(B, N_patches)`: the final token of every patch, -1 = dropped; ValueError after a transform.
+
+        For text `(B, T)` over all tokens, [CLS] and [SEP] included (they keep a token of their own), -1 = padding.
+        """
         plan = self.plan()
         if not isinstance(plan, MergePlan):
             raise ValueError("a transform assigns no patch to a token: read `plan().matrix()` instead")
@@ -96,7 +99,7 @@ def record(model: nn.Module) -> Iterator[Trace]:
     """
     if hasattr(model, "_orig_mod"):
         raise RuntimeError("a compiled model cannot be recorded: record the model that was compiled, `model._orig_mod`")
-    patch = find_patch(model)
+    patch = active_patch(model)
     if patch is None:
         inside = patched_parts(model)
         hint = f"; a patched model lies inside, at {inside[0]!r}: record that one" if inside else ""

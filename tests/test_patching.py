@@ -764,7 +764,6 @@ REFUSED = {
     "an attention's subclass": lambda: vit.VisionTransformer(**TINY, attn_layer=OwnAttention),
     "an MLP's subclass": lambda: vit.VisionTransformer(**TINY, mlp_layer=OwnMlp),
     "relative positions": lambda: timm.create_model("vit_relpos_small_patch16_224", device="meta"),
-    "EVA": lambda: timm.create_model("eva02_tiny_patch14_224", device="meta"),
     "swin": lambda: timm.create_model("swin_tiny_patch4_window7_224", device="meta"),
     "resnet": lambda: timm.create_model("resnet18", device="meta"),
     "sequential": lambda: nn.Sequential(nn.Linear(3, 3)),

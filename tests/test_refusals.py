@@ -109,3 +109,8 @@ def test_seeds_layers_and_streams_have_nothing_in_common():
     assert table.abs().max() < 0.2  # 4.5 standard deviations
     windows = {tuple(code[i : i + 3].tolist()) for code in codes for i in range(510)}
     assert len(windows) == 510 * len(codes)  # none is a shifted copy of another
+
+
+def test_attention_is_not_there_before_a_block(build_vit):
+    with pytest.raises(ValueError, match="'topk_attention' reads the block's attention map"):
+        pc.apply(build_vit(), "topk_attention", insertion="before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,7 @@ class ModelShape:
         embed: multiply-accumulates of the patch embedding.
         head: multiply-accumulates of everything behind the blocks, as a function of the patch tokens it reads.
         fixed: whether the model takes images of this size only.
+        reads: behind how many blocks the head reads them; -1 = all.
     """
 
     num_patches: int
@@ -52,6 +54,11 @@ class ModelShape:
     embed: int
     head: Callable[[int], int]
     fixed: bool = False
+    reads: int = -1
+
+
+def _vision(model: nn.Module) -> dict[str, str | None]:
+    return {"vision": None}
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ class Family:
         entry_points: `(model, patch) -> [(module, method name, function)]`: the bound functions that take the place of
             the module's own while it is patched.
         shape: `(model, input_size or None) -> ModelShape`.
+        towers: `(model) -> {tower: None, or the reason why it cannot merge}`.
+        ragged: whether items have lengths of their own (text): keep ratios only, and methods that take a mask.
     """
 
     name: str
@@ -74,11 +83,14 @@ class Family:
     matches: Callable[[nn.Module], bool]
     refusal: Callable[[nn.Module, Any], str | None]
     entry_points: Callable[[nn.Module, Any], list[tuple[nn.Module, str, Callable]]]
-    shape: Callable[[nn.Module, tuple[int, int, int] | None], ModelShape]
+    shape: Callable[[nn.Module, tuple[int, ...] | None], ModelShape]
+    towers: Callable[[nn.Module], dict[str, str | None]] = _vision
+    ragged: bool = False
 
 
 # Library -> family files; a file is imported only for a model of its library, so none of them is a requirement.
-_FILES = {"timm": ("timm_vit",)}
+_FILES = {"timm": ("timm_vit", "timm_eva", "timm_beit"), "open_clip": ("open_clip",),
+          "transformers": ("hf_vision", "hf_bert", "hf_llava")}
 
 
 def _families(model: nn.Module) -> list[Family]:
@@ -92,13 +104,16 @@ def _families(model: nn.Module) -> list[Family]:
 
 
 def _supported() -> str:
+    """What is supported, of the libraries in use here; an error message should not import the others."""
     names = []
     for library, files in _FILES.items():
-        for file in files:
-            try:
-                names.append(importlib.import_module(f"{__package__}.{file}").FAMILY.supports)
-            except ImportError:
-                names.append(f"models of {library} (not installed here)")
+        try:
+            used = files if library in sys.modules else ()
+            names += [importlib.import_module(f"{__package__}.{file}").FAMILY.supports for file in used]
+        except ImportError:  # a version that the family does not know
+            used = ()
+        if not used:
+            names.append(f"models of {library}")
     return "; ".join(names)
 
 
@@ -118,7 +133,7 @@ def find_family(model: nn.Module) -> Family:
     inside = [
         name
         for name, part in model.named_modules()
-        if name and any(family.matches(part) for family in _families(part))
+        if name and any(family.matches(part) and not family.refusal(part, None) for family in _families(part))
     ]
     hint = f" A supported model lies inside, at {inside[0]!r}: patch that one." if inside else ""
     raise UnsupportedModelError(f"{kind} is not supported. Supported: {_supported()}.{hint}")

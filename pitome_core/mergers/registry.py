@@ -165,8 +165,9 @@ def make_plan(
             if context.get(name) is not None:
                 context[name] = _take(context[name], order)
         if context.get("attention") is not None:
-            columns = order[:, None, :].expand(-1, context["attention"].shape[1], -1)
-            context["attention"] = context["attention"].gather(2, columns)
+            seen, prefix = context["attention"], context["attention"].shape[1] - order.shape[1]
+            seen = torch.cat([seen[:, :prefix], _take(seen[:, prefix:], order)], dim=1)  # queries
+            context["attention"] = seen.gather(2, order[:, None, :].expand_as(seen))  # keys
         wanted = {name: context[name] for name in method.needs if name in context}
         plan = method.function(_take(metric, order), remove, **wanted, **options)
         return _restore_places(plan, order)

@@ -1,0 +1,211 @@
+"""BERT of Hugging Face's transformers, as an encoder.
+
+A text differs from an image in three ways, and the rules are these. Items have lengths of their own: each loses its
+share of its own tokens, so that neither its neighbours in the batch nor the place of the padding change a result.
+Padding takes no part: it merges with nothing, is no key of attention, and counts in no energy. Some tokens in the
+middle never merge: the first real token ([CLS]), the last one, and the last of every segment that `token_type_ids`
+tells apart (their [SEP]); where `model.config.sep_token_id` is set and the model gets `input_ids`, every token with
+that id as well.
+
+With `restore`, outputs have all T places again. What an unpatched model puts in a padded place is arbitrary; here it
+is zero once tokens have merged.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.models.bert import modeling_bert as bert
+
+from .common import linear
+from .hf_common import CallOptions, attend, checkpointed, implementation_refusal
+from .registry import Family, LayerShape, ModelShape
+
+if TYPE_CHECKING:
+    from ..patching import LayerStep, Patch
+
+# Models around a `BertModel`: the name of what stands behind it, and whether that reads every token.
+_AROUND = {
+    bert.BertForPreTraining: ("cls", True),
+    bert.BertForMaskedLM: ("cls", True),
+    bert.BertForTokenClassification: ("classifier", True),
+    bert.BertForQuestionAnswering: ("qa_outputs", True),
+    bert.BertForNextSentencePrediction: ("cls", False),
+    bert.BertForSequenceClassification: ("classifier", False),
+    bert.BertForMultipleChoice: ("classifier", False),
+}
+_ARGUMENTS = (
+    "input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", "encoder_hidden_states",
+    "encoder_attention_mask", "past_key_values", "use_cache",
+)
+
+
+def _towers(model: nn.Module) -> dict[str, str | None]:
+    return {"text": None, "vision": None}  # the second is what `apply` says by default: there is one tower
+
+
+def _encoder(model: nn.Module) -> nn.Module:
+    return model.bert if type(model) in _AROUND else model
+
+
+def _matches(model: nn.Module) -> bool:
+    return isinstance(model, (bert.BertModel, *_AROUND, bert.BertLMHeadModel))
+
+
+def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
+    """Exact types only: a subclass may override the very loop that is replaced here."""
+    if type(model) not in (bert.BertModel, *_AROUND) or type(_encoder(model)) is not bert.BertModel:
+        return f"{type(model).__qualname__} is not listed and may run its layers in another way"
+    config = _encoder(model).config
+    if config.is_decoder or config.add_cross_attention or getattr(config, "is_causal", False):
+        return "as a decoder BERT is causal: a merged token would carry later words into earlier ones"
+    if patch is not None and not patch.restore and type(model) in _AROUND and _AROUND[type(model)][1]:
+        return f"{type(model).__qualname__} reads every token in its place, which restore=False does not give it"
+    for i, layer in enumerate(_encoder(model).encoder.layer):
+        attention = getattr(layer, "attention", None)
+        known = {
+            bert.BertLayer: layer, bert.BertAttention: attention,
+            bert.BertSelfAttention: getattr(attention, "self", None),
+            bert.BertSelfOutput: getattr(attention, "output", None),
+            bert.BertIntermediate: getattr(layer, "intermediate", None),
+            bert.BertOutput: getattr(layer, "output", None),
+        }
+        for kind, part in known.items():
+            if type(part) is not kind:
+                return f"encoder.layer.{i} has a {type(part).__qualname__} where a {kind.__qualname__} is known"
+        if implementation_refusal(attention.self) is not None:
+            return implementation_refusal(attention.self)
+    return None
+
+
+def _entry_points(model: nn.Module, patch: Patch) -> list[tuple[nn.Module, str, partial]]:
+    encoder = _encoder(model)
+    points = [(layer, "forward", partial(_layer_forward, layer)) for layer in encoder.encoder.layer]
+    return [(encoder, "forward", partial(_forward, encoder, patch)), *points]
+
+
+def _run_layer(layer: nn.Module, x: Tensor, size: Tensor, step: LayerStep):
+    attn, plan = layer.attention.self, None
+    if step.insertion == "before":
+        x, size, plan = step.merge(x, None, size)
+    y, keys, seen = attend(
+        attn, (attn.query, attn.key, attn.value), x, step.bias(size, x.dtype), head_dim=attn.attention_head_size,
+        scale=attn.scaling, dropout=attn.dropout.p, wants_map=step.reads_attention,
+    )
+    x = layer.attention.output(y, x)  # residual and norm
+    if step.insertion == "between":
+        x, size, plan = step.merge(x, keys, size, seen)
+    x = layer.feed_forward_chunk(x)
+    if step.insertion == "after":
+        x, size, plan = step.merge(x, keys, size, seen)
+    return x, size, plan
+
+
+def _layer_forward(layer: nn.Module, *args: Any, size: Tensor | None = None, step: LayerStep | None = None, **kwargs):
+    """A layer with a merge: `x (B, T, C)` -> x `(B, T', C)`, size `(B, T')`, plan. Without a step, its own forward."""
+    if step is None:
+        return type(layer).forward(layer, *args, **kwargs)
+    return checkpointed(layer, partial(_run_layer, layer), args[0], size=size, step=step)
+
+
+def _real(attention_mask: Tensor | None, x: Tensor) -> Tensor:
+    """Which tokens are no padding, `(B, T)` bool."""
+    if attention_mask is None:
+        return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    if attention_mask.shape != x.shape[:2]:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, the tokens {tuple(x.shape[:2])}: a merged model "
+            "takes one entry per token (1 = real), no mask of pairs"
+        )
+    real = attention_mask.to(x.device, torch.bool)
+    empty = (~real.any(dim=1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"items {empty} have no real token: leave them out of the batch")
+    return real
+
+
+def protected_tokens(
+    real: Tensor, input_ids: Tensor | None = None, token_type_ids: Tensor | None = None, sep_token_id: int | None = None
+) -> Tensor:
+    """Tokens that never merge, `(B, T)` bool, from `real (B, T)`: first, last, last of each segment, every [SEP]."""
+    place = torch.arange(real.shape[1], device=real.device)
+    protected = place == real.to(torch.int8).argmax(dim=1, keepdim=True)
+    segments = [real]
+    if token_type_ids is not None:
+        segments += [real & (token_type_ids == kind) for kind in token_type_ids.unique()]
+    for segment in segments:
+        last = torch.where(segment, place, -1).amax(dim=1, keepdim=True)
+        protected = protected | (place == last)
+    if input_ids is not None and sep_token_id is not None:
+        protected = protected | (input_ids == sep_token_id)
+    return protected & real
+
+
+def _forward(model: nn.Module, patch: Patch, *args: Any, **kwargs: Any):
+    """`BertModel.forward`: every token output has all its places again, unless `restore=False`."""
+    given = dict(zip(_ARGUMENTS, args, strict=False))
+    if len(args) > len(_ARGUMENTS) or given.keys() & kwargs:
+        raise TypeError(f"forward takes {', '.join(_ARGUMENTS)} by place, each once")
+    given |= kwargs
+    refused = [name for name in _ARGUMENTS[5:8] if given.get(name) is not None]
+    if refused:
+        raise ValueError(f"{refused[0]}: a merged BERT is an encoder, without cross-attention or a cache")
+    options = CallOptions(model, len(model.encoder.layer), given)
+    ids, kinds = given.get("input_ids"), given.get("token_type_ids")
+    if (ids is None) == (given.get("inputs_embeds") is None):
+        raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+
+    x = model.embeddings(
+        input_ids=ids, token_type_ids=kinds, position_ids=given.get("position_ids"),
+        inputs_embeds=given.get("inputs_embeds"),
+    )
+    real = _real(given.get("attention_mask"), x)
+    protected = protected_tokens(real, ids, kinds, getattr(model.config, "sep_token_id", None))
+    state = patch.start(x, 0, True, None, size=real.to(torch.float32), protected=protected)
+    x, states = options.run(model.encoder.layer, x, state)
+    read = state.as_read(x, state.plan)
+    pooled = None if model.pooler is None else model.pooler(read)
+    output = BaseModelOutputWithPoolingAndCrossAttentions(
+        last_hidden_state=read, pooler_output=pooled, hidden_states=states
+    )
+    return options.give(output, ties_last=True)
+
+
+def _shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelShape:
+    """Sizes for one text of `input_size = (tokens,)`, [CLS] and [SEP] included; None = the longest it takes.
+
+    Cosines are counted among the tokens that may merge, as everywhere; padded kernels compute them for all places.
+    """
+    encoder = _encoder(model)
+    if input_size is not None and len(input_size) != 1:
+        raise ValueError(f"the input of a BERT has a size of (tokens,), got {tuple(input_size)}")
+    tokens = encoder.config.max_position_embeddings if input_size is None else input_size[0]
+    if tokens < 2:
+        raise ValueError(f"a text has [CLS] and [SEP], so 2 tokens at least; got {tokens}")
+    layers = tuple(
+        LayerShape(
+            encoder.config.hidden_size, layer.attention.self.num_attention_heads, layer.attention.self.all_head_size,
+            linear(layer.attention), linear(layer.intermediate, layer.output),
+        )
+        for layer in encoder.encoder.layer
+    )
+    name, reads_all = _AROUND.get(type(model), (None, False))
+    behind = 0 if name is None else linear(getattr(model, name))
+    pooler = linear(encoder.pooler)
+    return ModelShape(tokens - 2, 2, layers, 0, lambda n: pooler + behind * (n + 2 if reads_all else 1))
+
+
+FAMILY = Family(
+    name="transformers BERT",
+    supports="transformers BertModel and its heads, as encoders",
+    matches=_matches,
+    refusal=_refusal,
+    entry_points=_entry_points,
+    shape=_shape,
+    towers=_towers,
+    ragged=True,
+)

@@ -1,0 +1,266 @@
+"""open_clip's `CLIP` and `CustomTextCLIP`, and their image towers alone: its own `VisionTransformer`, and timm models
+behind its `TimmModel`, which their own families run.
+
+The patch sits on the module that `apply` was given and replaces methods of the tower inside, so that whatever calls the
+tower (`encode_image`, `forward`, `forward_intermediates`) runs merged; traces and counts are the tower's.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from open_clip import CLIP, CustomTextCLIP
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import (
+    AttentionalPooler,
+    QuickGELU,
+    ResidualAttentionBlock,
+    TextTransformer,
+    Transformer,
+    VisionTransformer,
+)
+from open_clip.utils import feature_take_indices
+from torch import Tensor, nn
+
+from ..attention import attention, attention_map
+from .common import Attended, as_grid, check_format, linear, pooled_by_size, run_block, run_blocks, weighted_mean
+from .registry import Family, LayerShape, ModelShape, find_family
+from .timm_common import pools_patches
+
+if TYPE_CHECKING:
+    from ..patching import ForwardState, LayerStep, Patch
+
+_COMPOSITES = (CLIP, CustomTextCLIP)
+_TOWERS = (VisionTransformer, TimmModel)
+_TEXT = (
+    "open_clip's text towers are not merged: an output of a causal tower may depend on earlier tokens only, while a "
+    "plan is made from all tokens at once, so that later words and padding would change it"
+)
+
+
+def _matches(model: nn.Module) -> bool:
+    return isinstance(model, (*_COMPOSITES, *_TOWERS, TextTransformer))
+
+
+def _towers(model: nn.Module) -> dict[str, str | None]:
+    return {"vision": None, "text": _TEXT, "both": _TEXT} if type(model) in _COMPOSITES else {"vision": None}
+
+
+def _tower(model: nn.Module) -> nn.Module:
+    return model.visual if type(model) in _COMPOSITES else model
+
+
+def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
+    if type(model) is TextTransformer:
+        return _TEXT
+    if type(model) not in (*_COMPOSITES, *_TOWERS):
+        return f"{type(model).__qualname__} derives from a model of open_clip and may run its tower in another way"
+    tower = _tower(model)
+    if type(tower) is TimmModel:
+        return find_family(tower.trunk).refusal(tower.trunk, patch)
+    if type(tower) is not VisionTransformer:
+        return f"visual is a {type(tower).__qualname__}: it is no transformer over patches"
+    if type(tower.transformer) is not Transformer or not tower.transformer.batch_first:
+        return f"visual.transformer is a {type(tower.transformer).__qualname__}, or runs with the batch second"
+    for i, block in enumerate(tower.transformer.resblocks):
+        reason = _block_refusal(block)
+        if reason:
+            return f"visual.transformer.resblocks.{i} {reason}"
+    if type(tower.attn_pool) not in (AttentionalPooler, type(None)):
+        return f"visual.attn_pool is a {type(tower.attn_pool).__qualname__}: how it weighs patches is not known"
+    if tower.attn_pool is not None and patch is not None and not (patch.restore and patch.method.partition):
+        return "its attentional pooler has no weights for tokens that are merged or missing"
+    return None
+
+
+def _block_refusal(block: nn.Module) -> str | None:
+    if type(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
+        return f"is a {type(block).__qualname__}: its order of calls is not known"
+    attn = block.attn
+    if type(attn) is not nn.MultiheadAttention:
+        return f"has a {type(attn).__qualname__}: its keys are not known"
+    if not attn.batch_first or attn.in_proj_weight is None or attn.bias_k is not None or attn.add_zero_attn:
+        return "has an attention with separate projections or with keys of its own"
+    if [type(part) for part in block.mlp] not in ([nn.Linear, kind, nn.Linear] for kind in (nn.GELU, QuickGELU)):
+        return "has an MLP of other parts than linear, GELU, linear: they may mix tokens"
+    return None
+
+
+def _entry_points(model: nn.Module, patch: Patch) -> list[tuple]:
+    tower = _tower(model)
+    if type(tower) is TimmModel:
+        points = find_family(tower.trunk).entry_points(tower.trunk, patch)
+        return [*points, (tower, "forward_intermediates", partial(_timm_intermediates, tower, patch))]
+    points = [
+        (tower, "forward", partial(_forward, tower, patch)),
+        (tower, "forward_intermediates", partial(_forward_intermediates, tower, patch)),
+    ]
+    return points + [(block, "forward", partial(_block_forward, block)) for block in tower.transformer.resblocks]
+
+
+def _attend(attn: nn.MultiheadAttention, x: Tensor, bias: Tensor | None, wants_map: bool) -> Attended:
+    """`nn.MultiheadAttention` from its weights, because its own masks are `(B H, T, T)`: output `(B, T, C)`, keys
+    `(B, H, T, D)`, map or None."""
+    qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
+    q, k, v = qkv.unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+    seen = attention_map(q, k, bias) if wants_map else None
+    y = attention(q, k, v, bias, dropout=attn.dropout if attn.training else 0.0)
+    return F.linear(y.transpose(1, 2).flatten(2), attn.out_proj.weight, attn.out_proj.bias), k, seen
+
+
+def _block_forward(
+    block: ResidualAttentionBlock,
+    q_x: Tensor,
+    k_x: Tensor | None = None,
+    v_x: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+    *,
+    size: Tensor | None = None,
+    step: LayerStep | None = None,
+):
+    """A block with a merge: `q_x (B, T, C)` -> x `(B, T', C)`, size `(B, T')`, plan. Without a step, its own."""
+    if step is None:
+        return type(block).forward(block, q_x, k_x, v_x, attn_mask)
+    if step.remove == 0 and size is None:
+        return type(block).forward(block, q_x), None, None
+
+    def attend(x: Tensor, bias: Tensor | None, _) -> Attended:
+        y, keys, seen = _attend(block.attn, block.ln_1(x), bias, step.reads_attention)
+        return block.ls_1(y), keys, seen
+
+    return run_block(step, q_x, size, attend, lambda x: block.ls_2(block.mlp(block.ln_2(x))))
+
+
+def _run(
+    tower: VisionTransformer, patch: Patch, images: Tensor, take: tuple[int, ...] = (), last: int | None = None
+) -> tuple[Tensor, ForwardState, list[tuple]]:
+    """The encoder: tokens, what happened to them, and (tokens, plan so far) after each layer in `take`."""
+    x = tower._embeds(images)
+    dropped = tower.training and not isinstance(tower.patch_dropout, nn.Identity)
+    columns = None if dropped else images.shape[-1] // tower.patch_size[1]
+    state = patch.start(x, 1, True, columns)
+    blocks = tower.transformer.resblocks if last is None else tower.transformer.resblocks[: last + 1]
+    x, taken = run_blocks(blocks, x, state, checkpointing=tower.transformer.grad_checkpointing, take=take)
+    return x, state, taken
+
+
+def _pool(tower: VisionTransformer, patch: Patch, x: Tensor, state: ForwardState) -> tuple[Tensor, Tensor]:
+    """The tower's pooled output and its tokens, both before the projection."""
+
+    def read(x: Tensor) -> Tensor:
+        return state.as_read(x, state.plan)
+
+    if tower.attn_pool is not None:  # patched only where every patch comes back
+        return tower._pool(read(x))
+    after = tower.final_ln_after_pool
+    if after and tower.pool_type == "none":
+        return read(tower.ln_post(x)), read(x)
+    x = x if after else tower.ln_post(x)
+    pooled, tokens = tower._global_pool(read(x))
+    if tower.pool_type == "avg" and pooled_by_size(patch, state):
+        pooled = weighted_mean(x[:, 1:], state.size[:, 1:])
+    return tower.ln_post(pooled) if after else pooled, tokens
+
+
+def _forward(tower: VisionTransformer, patch: Patch, x: Tensor):
+    x, state, _ = _run(tower, patch, x)
+    pooled, tokens = _pool(tower, patch, x, state)
+    pooled = pooled if tower.proj is None else pooled @ tower.proj
+    return (pooled, tokens) if tower.output_tokens else pooled
+
+
+def _forward_intermediates(
+    tower: VisionTransformer,
+    patch: Patch,
+    x: Tensor,
+    indices: int | list[int] | None = None,
+    stop_early: bool = False,
+    normalize_intermediates: bool = False,
+    intermediates_only: bool = False,
+    output_fmt: str = "NCHW",
+    output_extra_tokens: bool = False,
+) -> dict:
+    """open_clip's `forward_intermediates`; with `restore` every intermediate has all its patches again."""
+    check_format(output_fmt, patch)
+    take, last = feature_take_indices(len(tower.transformer.resblocks), indices)
+    grid = [side // patch_side for side, patch_side in zip(x.shape[-2:], tower.patch_size, strict=True)]
+    x, state, taken = _run(tower, patch, x, tuple(take), last if stop_early else None)
+    tokens = [state.as_read(tower.ln_post(y) if normalize_intermediates else y, plan) for y, plan in taken]
+    patches = [y[:, 1:] for y in tokens]
+    output = {"image_intermediates": [as_grid(y, *grid) for y in patches] if output_fmt == "NCHW" else patches}
+    if output_extra_tokens:
+        output["image_intermediates_prefix"] = [y[:, :1] for y in tokens]
+    if not intermediates_only:
+        pooled, _ = _pool(tower, patch, x, state)
+        output["image_features"] = pooled if tower.proj is None else pooled @ tower.proj
+    return output
+
+
+def _timm_intermediates(tower: TimmModel, patch: Patch, *arguments, **named) -> dict:
+    """`TimmModel.forward_intermediates` pools the tokens that its trunk hands out, and so needs all of them."""
+    output = TimmModel.forward_intermediates(tower, *arguments, **named)
+    whole = patch.restore and patch.method.partition
+    if "image_features" in output and pools_patches(tower.trunk) and not whole:
+        raise ValueError(
+            "this tower pools the tokens of its intermediates, and has no weights for tokens that are merged or "
+            "missing: ask for intermediates_only=True, and call the model for its features"
+        )
+    return output
+
+
+def _shape(model: nn.Module, input_size: tuple[int, int, int] | None) -> ModelShape:
+    tower = _tower(model)
+    if type(tower) is TimmModel:
+        inner = find_family(tower.trunk).shape(tower.trunk, input_size)
+
+        def timm_head(patches: int) -> int:
+            return inner.head(patches) + linear(tower.head) * (1 if tower.trunk.global_pool else patches + inner.prefix)
+
+        return ModelShape(inner.num_patches, inner.prefix, inner.layers, inner.embed, timm_head)
+    own = tuple(tower.image_size)
+    height, width = own if input_size is None else input_size[-2:]
+    if (height, width) != own:
+        raise ValueError(f"this model takes images of {own[0]} x {own[1]} only, not {height} x {width}")
+    layers = tuple(
+        LayerShape(
+            channels=block.attn.embed_dim,
+            heads=block.attn.num_heads,
+            attention_channels=block.attn.embed_dim,
+            attention_linear=block.attn.in_proj_weight.numel() + block.attn.out_proj.weight.numel(),
+            mlp_linear=linear(block.mlp),
+        )
+        for block in tower.transformer.resblocks
+    )
+    patches = tower.grid_size[0] * tower.grid_size[1]
+    return ModelShape(patches, 1, layers, patches * tower.conv1.weight.numel(), partial(_head, tower))
+
+
+def _head(tower: VisionTransformer, patches: int) -> int:
+    """Multiply-accumulates of pooling and projection."""
+
+    def pooler(pool: AttentionalPooler, tokens: int) -> int:
+        queries, width = pool.query.shape
+        return 2 * queries * width**2 + 2 * tokens * width * pool.attn.kdim + 2 * queries * tokens * width
+
+    pool, second, tokens, count = tower.attn_pool, None, patches + 1, 0
+    if pool is not None:
+        second, queries = tower.attn_pool_contrastive, pool.query.shape[0]
+        count = pooler(pool, tokens)
+        if second is not None:
+            count += pooler(second, tokens if tower.attn_pool_type == "parallel" else queries)
+        tokens = queries
+    projected = tokens if tower.pool_type == "none" and second is None else 1
+    return count + projected * (0 if tower.proj is None else tower.proj.numel())
+
+
+FAMILY = Family(
+    name="open_clip model",
+    supports="open_clip CLIP and CustomTextCLIP: their image towers (VisionTransformer, or a supported timm model)",
+    matches=_matches,
+    refusal=_refusal,
+    entry_points=_entry_points,
+    shape=_shape,
+    towers=_towers,
+)

@@ -1,0 +1,192 @@
+"""What timm's transformers share: what comes after their blocks, the end of attention, and counts.
+
+The functions take the family's own loop as `run(model, patch, images, take, last)` -> tokens, state, taken (see
+`common.run_blocks`). They are bound with `functools.partial`, so that copies and pickles of a model work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from ..attention import attention, attention_map, size_bias
+from .common import as_grid, check_format, linear, pooled_by_size, weighted_mean
+from .registry import LayerShape, ModelShape
+
+if TYPE_CHECKING:
+    from ..patching import Patch
+
+
+def entry_points(
+    model: nn.Module, patch: Patch, run: Callable, block_forward: Callable
+) -> list[tuple[nn.Module, str, partial]]:
+    """The bound functions that take the place of the model's own."""
+    points = [
+        (model, "forward", partial(_forward, model, patch, run)),
+        (model, "forward_features", partial(_forward_features, model, patch, run)),
+        (model, "forward_head", partial(_forward_head, model, patch)),
+        (model, "forward_intermediates", partial(_forward_intermediates, model, patch, run)),
+    ]
+    return points + [(block, "forward", partial(block_forward, block)) for block in model.blocks]
+
+
+def split_heads(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v `(B, H, T, D)` of a fused projection, whose bias may be stored apart, with none for the keys."""
+    bias = None if getattr(attn, "q_bias", None) is None else torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+    if bias is None:
+        qkv = attn.qkv(x)
+    elif attn.qkv_bias_separate:
+        qkv = attn.qkv(x)
+        qkv += bias  # in place: the type stays that of the projection under autocast
+    else:
+        qkv = F.linear(x, attn.qkv.weight, bias)
+    return qkv.reshape(*x.shape[:2], 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def finish_attention(
+    attn: nn.Module, x: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, wants_map: bool
+) -> tuple[Tensor, Tensor | None]:
+    """From q, k, v `(B, H, T, D)` to attention's output `(B, T, C)` and its map; `x` is what attention was given."""
+    seen = attention_map(q, k, bias, scale=attn.scale) if wants_map else None
+    drop = attn.attn_drop.p if attn.training else 0.0
+    y = attention(q, k, v, bias, scale=attn.scale, dropout=drop, fused=attn.fused_attn).transpose(1, 2).flatten(2)
+    if hasattr(attn, "norm"):
+        y = attn.norm(y)
+    if getattr(attn, "gate", None) is not None:
+        y = y * attn.gate(x).sigmoid()
+    return attn.proj_drop(attn.proj(y)), seen
+
+
+def _refuse_masks(attn_mask: Tensor | None, is_causal: bool) -> None:
+    if attn_mask is not None or is_causal:
+        raise ValueError("a merged model takes no attn_mask and no is_causal: rows and columns would no longer fit")
+
+
+def _forward_features(
+    model: nn.Module, patch: Patch, run: Callable, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    _refuse_masks(attn_mask, is_causal)
+    x, state, _ = run(model, patch, x)
+    return state.as_read(model.norm(x), state.plan)
+
+
+def _forward(
+    model: nn.Module, patch: Patch, run: Callable, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    _refuse_masks(attn_mask, is_causal)
+    x, state, _ = run(model, patch, x)
+    x = model.norm(x)
+    if pools_patches(model) and pooled_by_size(patch, state):
+        return _weighted_head(model, x, state.size)
+    return type(model).forward_head(model, state.as_read(x, state.plan))
+
+
+def _forward_head(model: nn.Module, patch: Patch, x: Tensor, pre_logits: bool = False) -> Tensor:
+    """The head on features from `forward_features`, where those hold all it needs."""
+    if pools_patches(model) and (patch.method.drops or not patch.restore):
+        raise ValueError(
+            "this head pools patches and does not know their sizes here: call the model itself (for intermediates of an "
+            "open_clip tower: with intermediates_only=True)"
+        )
+    return type(model).forward_head(model, x, pre_logits)
+
+
+def pools_patches(model: nn.Module) -> bool:
+    """Whether what the head reads is made from the patch tokens."""
+    return getattr(model, "attn_pool", None) is not None or model.global_pool in ("avg", "avgmax", "max")
+
+
+def _pools_prefix(model: nn.Module) -> bool:
+    """Whether pooling takes prefix tokens in: `VisionTransformer` has a switch, `Eva` does in attention pooling."""
+    return getattr(model, "pool_include_prefix", getattr(model, "attn_pool", None) is not None)
+
+
+def _weighted_head(model: nn.Module, x: Tensor, size: Tensor) -> Tensor:
+    """`forward_head` on merged tokens `x (B, T, C)`, each patch token counted `size (B, T)` times."""
+    if not _pools_prefix(model):
+        x, size = x[:, model.num_prefix_tokens :], size[:, model.num_prefix_tokens :]
+    if getattr(model, "attn_pool", None) is not None:
+        x = model.attn_pool(x, attn_mask=size_bias(size, x.dtype))
+    else:
+        mean = weighted_mean(x, size)
+        x = {"avg": mean, "max": x.amax(dim=1), "avgmax": 0.5 * (x.amax(dim=1) + mean)}[model.global_pool]
+    return model.head(model.head_drop(model.fc_norm(x)))
+
+
+def _forward_intermediates(
+    model: nn.Module,
+    patch: Patch,
+    run: Callable,
+    x: Tensor,
+    indices: int | list[int] | None = None,
+    return_prefix_tokens: bool = False,
+    norm: bool = False,
+    stop_early: bool = False,
+    output_fmt: str = "NCHW",
+    intermediates_only: bool = False,
+    output_dict: bool = False,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+):
+    """timm's `forward_intermediates`; with `restore` every intermediate has all its patches again."""
+    _refuse_masks(attn_mask, is_causal)
+    check_format(output_fmt, patch)
+    take, last = feature_take_indices(len(model.blocks), indices)
+    grid = model.patch_embed.dynamic_feat_size(x.shape[-2:])
+    x, state, taken = run(model, patch, x, tuple(take), last if stop_early else None)
+    tokens = [state.as_read(model.norm(y) if norm else y, plan) for y, plan in taken]
+    prefix = [y[:, : model.num_prefix_tokens] for y in tokens]
+    patches = [y[:, model.num_prefix_tokens :] for y in tokens]
+    if output_fmt == "NCHW":
+        patches = [as_grid(y, *grid) for y in patches]
+    with_prefix = return_prefix_tokens and model.num_prefix_tokens > 0
+    if output_dict:
+        result = {"image_intermediates": patches}
+        if with_prefix:
+            result["image_intermediates_prefix"] = prefix
+        if not intermediates_only:
+            result["image_features"] = state.as_read(model.norm(x), state.plan)
+        return result
+    outputs = list(zip(patches, prefix, strict=True)) if with_prefix else patches
+    if intermediates_only:
+        return outputs
+    return state.as_read(model.norm(x), state.plan), outputs
+
+
+def shape(model: nn.Module, input_size: tuple[int, int, int] | None) -> ModelShape:
+    """Sizes of a timm transformer at one input size."""
+    own = tuple(model.patch_embed.img_size)
+    height, width = own if input_size is None else input_size[-2:]
+    if not getattr(model, "dynamic_img_size", False) and (height, width) != own:
+        raise ValueError(f"this model takes images of {own[0]} x {own[1]} only, not {height} x {width}")
+    rows, columns = model.patch_embed.dynamic_feat_size((height, width))
+    layers = tuple(
+        LayerShape(
+            channels=block.attn.proj.out_features,
+            heads=block.attn.num_heads,
+            attention_channels=block.attn.proj.in_features,
+            attention_linear=linear(block.attn),
+            mlp_linear=linear(block.mlp),
+        )
+        for block in model.blocks
+    )
+
+    def head(patches: int) -> int:
+        pool, outputs = getattr(model, "attn_pool", None), linear(model.head, getattr(model, "head_dist", None))
+        if pool is None:
+            return outputs * (1 if model.global_pool else patches + model.num_prefix_tokens)
+        if model.global_pool == "prr":
+            return outputs + 2 * (patches + model.num_prefix_tokens) ** 2 * model.embed_dim
+        tokens = patches + (model.num_prefix_tokens if _pools_prefix(model) else 0)
+        queries = pool.latent_len * (linear(pool) - linear(pool.kv))
+        return outputs + queries + tokens * (linear(pool.kv) + 2 * pool.latent_len * pool.num_heads * pool.head_dim)
+
+    embed = rows * columns * model.patch_embed.proj.weight.numel()
+    fixed = not getattr(model, "dynamic_img_size", False)
+    return ModelShape(rows * columns, model.num_prefix_tokens, layers, embed, head, fixed=fixed)
