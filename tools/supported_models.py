@@ -1,0 +1,243 @@
+"""Run the contract on every architecture in the table and write book/supported_models.md.
+
+`python tools/supported_models.py` writes the page; tests/test_supported_models.py runs the same checks and holds the
+page to them. Models are tiny: the library's own classes with random weights, LayerScale at 0.3, depth 3, small inputs.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import pitome_core as pc
+from pitome_core.families import find_family
+
+PAGE = Path(__file__).resolve().parents[1] / "book" / "supported_models.md"
+KEEP = 0.7
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row: `build()` gives the model and the arguments of its forward call."""
+
+    library: str
+    name: str
+    build: Callable[[], tuple[nn.Module, dict]]
+    note: str = ""
+
+
+def randomized(model: nn.Module) -> nn.Module:
+    """Weights that leave nothing at its start; LayerScale 0.3."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith(("gamma", "lambda1", "gamma_1", "gamma_2")):
+                parameter.fill_(0.3)
+            elif parameter.ndim > 1 and name.endswith("weight"):
+                parameter.copy_(noise * noise[0].numel() ** -0.5)
+            else:
+                parameter.add_(0.1 * noise)
+    return model.eval()
+
+
+def pictures(side: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    smooth = nn.functional.interpolate(torch.randn(2, 3, 3, 3, generator=generator), size=(side, side))
+    return smooth + 0.3 * torch.randn(2, 3, side, side, generator=generator)
+
+
+def timm_entry(name: str, note: str = "", **options) -> Entry:
+    def build():
+        import timm
+
+        side = 56 if "patch14" in name else 64
+        small = {"img_size": side, "embed_dim": 48, "num_heads": 3, "depth": 3, "num_classes": 5, **options}
+        return randomized(timm.create_model(name, pretrained=False, **small)), {"x": pictures(side)}
+
+    return Entry("timm", name, build, note)
+
+
+def open_clip_entry(note: str, **vision) -> Entry:
+    def build():
+        from open_clip.model import CLIP
+
+        tower = {"image_size": 64, "patch_size": 16, "width": 48, "head_width": 16, "layers": 3, **vision}
+        quick = tower.pop("quick_gelu", False)
+        text = {"context_length": 12, "vocab_size": 50, "width": 32, "heads": 2, "layers": 2}
+        words = torch.randint(1, 50, (2, 12), generator=torch.Generator().manual_seed(2))
+        return randomized(CLIP(24, tower, text, quick_gelu=quick)), {"image": pictures(64), "text": words}
+
+    return Entry("open_clip", "CLIP", build, note)
+
+
+BARE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_labels": 5}
+VISION = {**BARE, "intermediate_size": 48, "image_size": 32, "patch_size": 8, "projection_dim": 12}
+TEXT = {**BARE, "intermediate_size": 48, "vocab_size": 50, "max_position_embeddings": 20, "projection_dim": 12}
+
+
+def words() -> dict:
+    ids = torch.randint(5, 50, (2, 12), generator=torch.Generator().manual_seed(3))
+    mask = torch.arange(12) < torch.tensor([12, 8])[:, None]
+    return {"input_ids": ids.masked_fill(~mask, 0), "attention_mask": mask.long()}
+
+
+def hf_entry(name: str, config: str, note: str = "", **options) -> Entry:
+    def build():
+        import transformers
+
+        kind = getattr(transformers, config)
+        if config in ("CLIPConfig", "SiglipConfig"):
+            made = kind(vision_config=VISION, text_config={**TEXT, "eos_token_id": 49}, projection_dim=12)
+            text = {key: value[:, :8] for key, value in words().items()}
+            text["input_ids"][:, -1] = 49
+            given = {"pixel_values": pictures(32), **text}
+        elif config == "BertConfig":
+            made, given = kind(**TEXT), words()
+        else:
+            made, given = kind(**{**VISION, **options}), {"pixel_values": pictures(32)}
+        return randomized(getattr(transformers, name)(made)), given
+
+    return Entry("transformers", name, build, note)
+
+
+ENTRIES = [
+    timm_entry("deit_tiny_patch16_224"),
+    timm_entry("deit_tiny_distilled_patch16_224", "distillation token"),
+    timm_entry("deit3_small_patch16_224", "LayerScale"),
+    timm_entry("vit_base_patch16_224", "MAE style: average pooling", global_pool="avg"),
+    timm_entry("vit_base_patch16_clip_224", "norm before the blocks"),
+    timm_entry("vit_small_patch14_dinov2", "LayerScale"),
+    timm_entry("vit_small_patch14_reg4_dinov2", "registers"),
+    timm_entry("vit_medium_patch16_reg4_gap_256", "registers, average pooling"),
+    timm_entry("vit_base_patch16_siglip_224", "no class token, attention pooling"),
+    timm_entry("vit_giant_patch14_dinov2", "gated MLP"),
+    timm_entry("eva02_tiny_patch14_224", "rotary positions"),
+    timm_entry("eva_giant_patch14_clip_224"),
+    timm_entry("vit_small_patch16_dinov3", "rotary positions, registers"),
+    timm_entry("vit_pe_core_tiny_patch16_384", "rotary positions, attention pooling", attn_pool_num_heads=4),
+    timm_entry("beit_base_patch16_224", "relative position bias"),
+    timm_entry("beitv2_base_patch16_224", "relative position bias"),
+    open_clip_entry("image tower"),
+    open_clip_entry("image tower, QuickGELU", quick_gelu=True),
+    open_clip_entry("image tower, average pooling, LayerScale", pool_type="avg", ls_init_value=0.1),
+    hf_entry("ViTModel", "ViTConfig"),
+    hf_entry("ViTForImageClassification", "ViTConfig"),
+    hf_entry("CLIPVisionModelWithProjection", "CLIPVisionConfig"),
+    hf_entry("CLIPModel", "CLIPConfig", "image tower"),
+    hf_entry("SiglipVisionModel", "SiglipVisionConfig", "attention pooling"),
+    hf_entry("SiglipModel", "SiglipConfig", "image tower"),
+    hf_entry("Dinov2Model", "Dinov2Config", "LayerScale", mlp_ratio=2),
+    hf_entry("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", "registers", mlp_ratio=2),
+    hf_entry("BertModel", "BertConfig", "text of unequal lengths"),
+    hf_entry("BertForSequenceClassification", "BertConfig", "text of unequal lengths"),
+]
+
+
+def tensors(value) -> list[Tensor]:
+    """All floating tensors inside an output, in order."""
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [part for entry in value for part in tensors(entry)] if isinstance(value, (list, tuple)) else []
+
+
+def check(entry: Entry) -> dict[str, str | bool]:
+    """Every point of the contract for one entry."""
+    model, given = entry.build()
+
+    def outputs() -> list[Tensor]:
+        with torch.no_grad():
+            return tensors(model(**given))
+
+    def learning() -> set[str]:
+        model.zero_grad(set_to_none=True)
+        sum(part.square().mean() for part in tensors(model(**given))).backward()
+        return {n for n, p in model.named_parameters() if p.grad is not None and p.grad.isfinite().all()}
+
+    before, names, learns = outputs(), list(model.state_dict()), learning()
+    row: dict[str, str | bool] = {"family": find_family(model).name}
+    with pc.patched(model, "pitome", keep=1.0):
+        after = outputs()
+        row["keep=1"] = all((a - b).abs().max() <= 1e-6 for a, b in zip(after, before, strict=True))
+    pc.apply(model, "pitome", keep=KEEP)
+    with pc.record(model) as trace:
+        merged = outputs()
+    counts = [layer.plan.num_tokens for layer in trace.layers]
+    row["tokens"] = f"{trace.layers[0].plan.assignment.shape[1]} to {counts[-1]}"
+    same = [(a.shape, a.dtype) for a in merged] == [(b.shape, b.dtype) for b in before]
+    row["outputs"] = same and any(not torch.allclose(a, b, atol=1e-4) for a, b in zip(merged, before, strict=True))
+    row["gradients"] = learning() == learns
+    row["names"] = list(model.state_dict()) == names
+    twin = copy.deepcopy(model)
+    pc.remove(model)
+    row["remove"] = all(torch.equal(a, b) for a, b in zip(outputs(), before, strict=True))
+    with torch.no_grad():
+        row["copy"] = all(torch.allclose(a, b, atol=1e-6) for a, b in zip(tensors(twin(**given)), merged, strict=True))
+    return row
+
+
+TEXT_ABOVE = f"""# Supported models
+
+Written by `tools/supported_models.py`, which runs the contract on each row: the library's own classes with random weights,
+LayerScale at 0.3, three layers, small inputs. A test runs it again and holds this page to the outcome.
+
+- **keep=1**: the patched model equals the unpatched one to 1e-6.
+- **tokens**: entering the first block and leaving the third, prefix tokens not counted, at keep {KEEP}.
+- **outputs**: every output has the type and shape it had, and merging does change its values.
+- **gradients**: every parameter that learns unpatched learns patched. **names**: `state_dict` has the same keys.
+- **remove**: restores the outputs bit for bit. **copy**: `deepcopy` merges alike.
+
+"""
+TEXT_BELOW = """
+## Where positions go
+
+A merged token stands where its anchor stood: the token that received in its group. Absolute positions are in the tokens
+already. Rotary angles and relative position biases are looked up at the anchors, item by item, in all later layers. Keys
+are compared before rotation.
+
+## What is refused, and why
+
+Classes are listed by exact type; anything else raises `UnsupportedModelError` with the block that stands in the way.
+
+| | reason |
+|---|---|
+| parallel blocks (attention and MLP side by side) | there is no place between attention and MLP |
+| differential attention, other attention classes | their keys are not known |
+| hybrid and other patch embeddings in timm's `VisionTransformer` | their grid and cost are not known |
+| subclasses of a supported model | they may run their blocks in another way |
+| rotary angles that differ by layer | refused rather than guessed |
+| causal and other text towers of CLIP and SigLIP | a plan made from all tokens would let later words change earlier outputs |
+| BERT as a decoder or with cross-attention | outputs would depend on later tokens |
+| compiled models | patch first, compile the patched model |
+| LLaVA with `restore=True` | the language model takes the merged tokens: use `restore=False` |
+"""
+COLUMNS = ("keep=1", "tokens", "outputs", "gradients", "names", "remove", "copy")
+
+
+def page(rows: list[tuple[Entry, dict]]) -> str:
+    """The page for these outcomes."""
+    lines = ["| library | model | | " + " | ".join(COLUMNS) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
+    for entry, row in rows:
+        cells = [{True: "yes", False: "NO"}.get(row[name], row[name]) for name in COLUMNS]
+        lines.append(f"| {entry.library} | `{entry.name}` | {entry.note} | " + " | ".join(map(str, cells)) + " |")
+    return TEXT_ABOVE + "\n".join(lines) + "\n" + TEXT_BELOW
+
+
+def main() -> int:
+    rows = [(entry, check(entry)) for entry in ENTRIES]
+    PAGE.write_text(page(rows))
+    failed = [entry.name for entry, row in rows if False in row.values()]
+    print(f"{len(rows)} architectures, {len(failed)} failed: {', '.join(failed) or 'none'}; written to {PAGE.name}")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
