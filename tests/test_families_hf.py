@@ -338,8 +338,9 @@ def test_hidden_states_are_selected_as_before(name, chosen):
     assert (got is None) == (whole is None)
     for a, b, full in zip(got or (), whole or (), every, strict=whole is not None):
         assert (a is None) == (b is None) and (a is None or torch.equal(a, full))
-    model.config.output_hidden_states = True
-    assert len(run(model, inputs).hidden_states) == 4
+    model.config.output_hidden_states = model.config.tie_last_hidden_states = True
+    out = run(model, inputs)
+    assert len(out.hidden_states) == 4 and torch.equal(out.hidden_states[-1], out.last_hidden_state)
 
 
 @pytest.mark.parametrize("name", TOWERS)
@@ -417,6 +418,30 @@ def test_methods_get_what_they_need(method):
     keep = [1.0, 0.25, 1.0] if method == "grid_pool" else 0.7
     pc.apply(model, method, keep=keep)
     assert run(model, inputs).last_hidden_state.shape == (2, 21, 32)
+
+
+def test_class_attention_is_the_class_tokens():
+    """Pruning by class attention drops the patches that the class token attends to least, the mean over heads."""
+    model, inputs = build("ViT")
+    attn, k = model.layers[0].attention, 6
+    with torch.no_grad():
+        x = model.layers[0].layernorm_before(model.embeddings(inputs["pixel_values"]))
+        q, keys = (linear(x).view(2, 17, 2, 16).transpose(1, 2) for linear in (attn.q_proj, attn.k_proj))
+        seen = (q[:, :, :1] @ keys.transpose(-2, -1) * attn.scaling).softmax(-1).mean(1)[:, 0, 1:]
+    pc.apply(model, "topk_attention", keep=[10 / 16, 1.0, 1.0])
+    with pc.record(model) as trace:
+        run(model, inputs)
+    for item in range(2):
+        dropped = (trace.assignment[item] < 0).nonzero().flatten().tolist()
+        assert set(dropped) == set(seen[item].argsort()[:k].tolist())
+
+
+def test_a_vision_tower_compiles_into_one_graph():
+    """Nothing in the merge branches on data: one graph, and the same numbers."""
+    model, inputs = build("ViT")
+    expected = run(pc.apply(model, keep=0.6), inputs)[0]
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(compiled, inputs)[0], expected, rtol=1e-5, atol=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------------- precision
@@ -685,6 +710,18 @@ def test_protected_tokens_never_merge():
             slots = trace.last.plan(layer).assignment[row]
             assert all((slots == slots[place]).sum() == 1 for place in places)
             assert trace.layers[layer - 1].size[row][slots[list(places)]].eq(1).all()
+
+
+def test_kept_tokens_get_slots_of_their_own():
+    """`MergePlan.keeping` puts tokens that a plan left out in their raster places, with their own weight of 1."""
+    plan = pc.MergePlan.from_roots(
+        torch.tensor([[-1, 3, -1, 3, -1, 5]]), drops=True, weight=torch.tensor([[9.0, 3.0, 9.0, 1.0, 9.0, 2.0]])
+    )
+    kept = plan.keeping(torch.tensor([[True, False, True, False, False, False]]))
+    assert kept.assignment.tolist() == [[0, 2, 1, 2, -1, 3]] and kept.anchor.tolist() == [[0, 2, 3, 5]]
+    assert kept.weight.tolist() == [[1, 3, 1, 1, 9, 2]]
+    merged, size = kept.merge(torch.arange(6.0).view(1, 6, 1))
+    assert merged.flatten().tolist() == [0, 2, 1.5, 5] and size.tolist() == [[1, 1, 2, 1]]
 
 
 def test_every_text_loses_its_own_share():

@@ -172,7 +172,7 @@ def _forward(model: nn.Module, patch: Patch, *args: Any, **kwargs: Any):
     output = BaseModelOutputWithPoolingAndCrossAttentions(
         last_hidden_state=read, pooler_output=pooled, hidden_states=states
     )
-    return options.give(output, ties_last=True)
+    return options.give(output)
 
 
 def _shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelShape:

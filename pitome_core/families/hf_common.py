@@ -106,9 +106,9 @@ class CallOptions:
         read = {0: x} | {layer + 1: state.as_read(*entry) for layer, entry in zip(take, taken, strict=True)}
         return y, tuple(read[i] if i in wanted else None for i in range(len(layers) + 1))
 
-    def give(self, output: Any, ties_last: bool) -> Any:
-        """The output in the form asked for; some models give the normed last state in the last hidden state's place."""
+    def give(self, output: Any) -> Any:
+        """The output in the form asked for; a config can put the normed last state in the last hidden state's place."""
         states = output.hidden_states
-        if states and states[-1] is not None and (ties_last if self.ties_last is None else self.ties_last):
+        if self.ties_last and states and states[-1] is not None:
             output.hidden_states = (*states[:-1], output.last_hidden_state)
         return output if self.as_object else output.to_tuple()

@@ -287,7 +287,7 @@ def _forward(model: nn.Module, patch: Patch, *args: Any, **kwargs: Any):
     read = state.as_read(x, state.plan)
     pooled = tower.pool(model, x, state.size) if pooled_by_size(patch, state) else tower.pool(model, read, None)
     output = BaseModelOutputWithPooling(last_hidden_state=read, pooler_output=pooled, hidden_states=states)
-    return options.give(output, ties_last=False)
+    return options.give(output)
 
 
 def _prefix(model: nn.Module) -> int:
