@@ -317,6 +317,25 @@ display(Markdown("After the last layer, object patches in mixed tokens: " + "; "
 ) + "."))
 
 # %% [markdown]
+# Drawings are not photographs. Where the optional Tux Paint stamps are in the cache, most of them cut-out photographs, the
+# same question can be put to them (`python -m pitome_core.experiments.assets fetch tuxpaint-stamps`).
+
+# %%
+if scenes.stamps_available():
+    stamped = scenes.scenes(4, split="dev", source="stamps")
+    for name in ("PiToMe", "ToMe"):
+        method, options = METHODS[name]
+        with pc.patched(model, method, 0.9, **options), pc.record(model) as trace:
+            with torch.no_grad():
+                model.forward_features(stamped.images.to(device))
+        a, cover = trace.assignment.cpu(), stamped.mask.flatten(1)
+        holds = torch.zeros(4, a.max() + 1).scatter_reduce(1, a, (cover < 0.05).float(), "amax")
+        share = ((holds.gather(1, a) > 0) & (cover > 0.5)).sum() / (cover > 0.5).sum()
+        print(f"stamps: {name:6s} {share:.0%} of object patches in mixed tokens")
+else:
+    print("stamps: not in the cache, not run")
+
+# %% [markdown]
 # ## The judge
 #
 # Does the mixing matter? The saliency head reads all patches, un-merged. We compare its map with the mask: the area under

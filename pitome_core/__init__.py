@@ -2,7 +2,7 @@
 
 from .counting import Counts, flops, schedule
 from .energy import energy_score, margin_schedule
-from .families import UnsupportedModelError
+from .families import Family, UnsupportedModelError, register_family
 from .merge_plan import LinearPlan, MergePlan
 from .mergers import Method, methods, plan, register_method
 from .mergers.preset_table import Preset, presets
@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Counts",
+    "Family",
     "LinearPlan",
     "MergePlan",
     "Method",
@@ -31,6 +32,7 @@ __all__ = [
     "plan",
     "presets",
     "record",
+    "register_family",
     "register_method",
     "remove",
     "schedule",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-import supported_models  # noqa: E402
+import supported_models
 
 OUTCOMES = {}
 

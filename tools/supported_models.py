@@ -186,8 +186,9 @@ def check(entry: Entry) -> dict[str, str | bool]:
 
 TEXT_ABOVE = f"""# Supported models
 
-Written by `tools/supported_models.py`, which runs the contract on each row: the library's own classes with random weights,
-LayerScale at 0.3, three layers, small inputs. A test runs it again and holds this page to the outcome.
+Written by `tools/supported_models.py`, which runs the contract on each row: the library's own classes with random
+weights, LayerScale at 0.3, three layers, small inputs. A test runs it again and holds this page to the outcome. How to
+add a model of your own: [Your own Vision Transformer](own_model.md).
 
 - **keep=1**: the patched model equals the unpatched one to 1e-6.
 - **tokens**: entering the first block and leaving the third, prefix tokens not counted, at keep {KEEP}.
@@ -199,9 +200,9 @@ LayerScale at 0.3, three layers, small inputs. A test runs it again and holds th
 TEXT_BELOW = """
 ## Where positions go
 
-A merged token stands where its anchor stood: the token that received in its group. Absolute positions are in the tokens
-already. Rotary angles and relative position biases are looked up at the anchors, item by item, in all later layers. Keys
-are compared before rotation.
+A merged token stands where its anchor stood: the token that received in its group. Absolute positions are in the
+tokens already. Rotary angles and relative position biases are looked up at the anchors, item by item, in all later
+layers. Keys are compared before rotation.
 
 ## What is refused, and why
 
@@ -214,10 +215,10 @@ Classes are listed by exact type; anything else raises `UnsupportedModelError` w
 | hybrid and other patch embeddings in timm's `VisionTransformer` | their grid and cost are not known |
 | subclasses of a supported model | they may run their blocks in another way |
 | rotary angles that differ by layer | refused rather than guessed |
-| causal and other text towers of CLIP and SigLIP | a plan made from all tokens would let later words change earlier outputs |
+| text towers of CLIP and SigLIP | a plan made from all tokens would let later words change earlier outputs |
 | BERT as a decoder or with cross-attention | outputs would depend on later tokens |
 | compiled models | patch first, compile the patched model |
-| LLaVA with `restore=True` | the language model takes the merged tokens: use `restore=False` |
+| LLaVA (`LlavaForConditionalGeneration`) with `restore=True` | the language model takes the merged tokens: use `restore=False` |
 """
 COLUMNS = ("keep=1", "tokens", "outputs", "gradients", "names", "remove", "copy")
 

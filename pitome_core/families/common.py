@@ -23,7 +23,7 @@ def run_blocks(
     x: Tensor,
     state: ForwardState,
     *,
-    checkpointing: bool,
+    checkpointing: bool = False,
     take: tuple[int, ...] = (),
     tables: dict[str, Any] | None = None,
 ) -> tuple[Tensor, list[tuple]]:

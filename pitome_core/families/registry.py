@@ -93,9 +93,17 @@ _FILES = {"timm": ("timm_vit", "timm_eva", "timm_beit"), "open_clip": ("open_cli
           "transformers": ("hf_vision", "hf_bert", "hf_llava")}
 
 
+_REGISTERED: list[Family] = []
+
+
+def register_family(family: Family) -> None:
+    """Add a family of one's own; it is asked before those that come with the package. Same name: replaces."""
+    _REGISTERED[:] = [family, *(other for other in _REGISTERED if other.name != family.name)]
+
+
 def _families(model: nn.Module) -> list[Family]:
     libraries = {cls.__module__.split(".")[0] for cls in type(model).__mro__}
-    return [
+    return _REGISTERED + [
         importlib.import_module(f"{__package__}.{file}").FAMILY
         for library, files in _FILES.items()
         if library in libraries
@@ -105,7 +113,7 @@ def _families(model: nn.Module) -> list[Family]:
 
 def _supported() -> str:
     """What is supported, of the libraries in use here; an error message should not import the others."""
-    names = []
+    names = [family.supports for family in _REGISTERED]
     for library, files in _FILES.items():
         try:
             used = files if library in sys.modules else ()

@@ -91,8 +91,8 @@ def _forward_head(model: nn.Module, patch: Patch, x: Tensor, pre_logits: bool = 
     """The head on features from `forward_features`, where those hold all it needs."""
     if pools_patches(model) and (patch.method.drops or not patch.restore):
         raise ValueError(
-            "this head pools patches and does not know their sizes here: call the model itself (for intermediates of an "
-            "open_clip tower: with intermediates_only=True)"
+            "this head pools patches and does not know their sizes here: call the model itself (for intermediates of "
+            "an open_clip tower: with intermediates_only=True)"
         )
     return type(model).forward_head(model, x, pre_logits)
 
