@@ -218,7 +218,7 @@ Classes are listed by exact type; anything else raises `UnsupportedModelError` w
 | text towers of CLIP and SigLIP | a plan made from all tokens would let later words change earlier outputs |
 | BERT as a decoder or with cross-attention | outputs would depend on later tokens |
 | compiled models | patch first, compile the patched model |
-| LLaVA (`LlavaForConditionalGeneration`) with `restore=True` | the language model takes the merged tokens: use `restore=False` |
+| LLaVA (`LlavaForConditionalGeneration`) with `restore=True` | its language model takes merged tokens: `restore=False` |
 """
 COLUMNS = ("keep=1", "tokens", "outputs", "gradients", "names", "remove", "copy")
 
