@@ -186,9 +186,10 @@ def check(entry: Entry) -> dict[str, str | bool]:
 
 TEXT_ABOVE = f"""# Supported models
 
-Written by `tools/supported_models.py`, which runs the contract on each row: the library's own classes with random
-weights, LayerScale at 0.3, three layers, small inputs. A test runs it again and holds this page to the outcome. How to
-add a model of your own: [Your own Vision Transformer](own_model.md).
+The rows below, and `LlavaForConditionalGeneration` with `restore=False` (it needs placeholders: see
+`pitome_core.families.hf_llava`). The page is written by `tools/supported_models.py`, which runs the contract on each row:
+the library's own classes with random weights, LayerScale at 0.3, three layers, small inputs. A test runs it again and
+holds the page to the outcome. How to add a model of your own: [Your own Vision Transformer](own_model.md).
 
 - **keep=1**: the patched model equals the unpatched one to 1e-6.
 - **tokens**: entering the first block and leaving the third, prefix tokens not counted, at keep {KEEP}.
@@ -218,7 +219,7 @@ Classes are listed by exact type; anything else raises `UnsupportedModelError` w
 | text towers of CLIP and SigLIP | a plan made from all tokens would let later words change earlier outputs |
 | BERT as a decoder or with cross-attention | outputs would depend on later tokens |
 | compiled models | patch first, compile the patched model |
-| LLaVA (`LlavaForConditionalGeneration`) with `restore=True` | its language model takes merged tokens: `restore=False` |
+| LLaVA with `restore=True` | its language model takes the merged tokens: use `restore=False` |
 """
 COLUMNS = ("keep=1", "tokens", "outputs", "gradients", "names", "remove", "copy")
 
