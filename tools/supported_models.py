@@ -187,9 +187,9 @@ def check(entry: Entry) -> dict[str, str | bool]:
 TEXT_ABOVE = f"""# Supported models
 
 The rows below, and `LlavaForConditionalGeneration` with `restore=False` (it needs placeholders: see
-`pitome_core.families.hf_llava`). The page is written by `tools/supported_models.py`, which runs the contract on each row:
-the library's own classes with random weights, LayerScale at 0.3, three layers, small inputs. A test runs it again and
-holds the page to the outcome. How to add a model of your own: [Your own Vision Transformer](own_model.md).
+`pitome_core.families.hf_llava`). The page is written by `tools/supported_models.py`, which runs the contract on each
+row: the library's own classes with random weights, LayerScale at 0.3, three layers, small inputs. A test runs it again
+and holds the page to the outcome. How to add a model of your own: [Your own Vision Transformer](own_model.md).
 
 - **keep=1**: the patched model equals the unpatched one to 1e-6.
 - **tokens**: entering the first block and leaving the third, prefix tokens not counted, at keep {KEEP}.
