@@ -21,7 +21,7 @@ STAGE := @tools/stage.sh
 HTML := _build/html
 TEST_HTML := _build/test/_build/html
 
-.PHONY: help setup book open test test-all fuzz lint spelling pair pairing browser test-book pytest nbval gpu lock clean
+.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval test-all fuzz gpu lock clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [VENV=path | PYTHON=interpreter]'
