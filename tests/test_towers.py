@@ -254,9 +254,9 @@ def test_the_map_finds_what_a_person_would(model, photos):
     assert all(s.min() >= 0 and s.max() <= 1 for s in saliency.values())
     # Boxes drawn by eye on the 224 px crop: rows, then columns.
     boxes = {
-        "astronaut": (slice(15, 75), slice(78, 125)),  # the face, .93 against .31
-        "flower": (slice(55, 180), slice(45, 170)),  # the bloom, .90 against .30
-        "rocket": (slice(75, 210), slice(110, 121)),  # .96 against .07
+        "astronaut": (slice(15, 75), slice(78, 125)),  # the face
+        "flower": (slice(55, 180), slice(45, 170)),
+        "rocket": (slice(75, 210), slice(110, 121)),
     }
     for name, box in boxes.items():
         inside = torch.zeros(224, 224, dtype=torch.bool)
