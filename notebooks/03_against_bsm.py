@@ -488,7 +488,7 @@ display(Markdown(
 # | | |
 # |---|---|
 # | The paper claims | BSM depends on the split, and damages informative tokens in later layers; PiToMe does neither. |
-# | We saw | The first holds for BSM; PiToMe exchanges position for rank parity. The second was the other way round: choosing the best edges keeps objects apart, and PiToMe does not choose edges. No difference in the judge's AUC could be shown. |
+# | We saw | The first holds for BSM; PiToMe exchanges position for rank parity. The second was the other way round: choosing the best edges keeps objects apart, and PiToMe does not choose edges. No difference in the judge's AUC between PiToMe and ToMe could be shown. |
 # | What could overturn this | One backbone, whose averaged keys are nearly parallel in early layers; drawn objects with sharp outlines on six photographs; few scenes, all of the dev split. |
 #
 # ## Exercises
