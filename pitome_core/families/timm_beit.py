@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .common import Attended, move, run_block, run_blocks, transforms
 from .registry import Family
-from .timm_common import entry_points, finish_attention, shape, split_heads
+from .timm_common import block_refusal, entry_points, finish_attention, shape, split_heads
 
 if TYPE_CHECKING:
     from ..patching import ForwardState, LayerStep, Patch
@@ -29,13 +29,9 @@ def _matches(model: nn.Module) -> bool:
 def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
     if type(model) is not Beit:
         return f"{type(model).__qualname__} derives from Beit and may run its blocks in another way"
-    for i, block in enumerate(model.blocks):
-        if type(block) is not Block:
-            return f"blocks.{i} is a {type(block).__qualname__}: it has no place between attention and MLP to merge at"
-        if type(block.attn) is not Attention:
-            return f"blocks.{i}.attn is a {type(block.attn).__qualname__}: its keys are not known"
-        if type(block.mlp) not in (Mlp, SwiGLU):
-            return f"blocks.{i}.mlp is a {type(block.mlp).__qualname__}: it may mix tokens"
+    reason = block_refusal(model, (Block,), (Attention,), (Mlp, SwiGLU))
+    if reason is not None:
+        return reason
     if type(model.rel_pos_bias) not in (RelativePositionBias, type(None)):
         return f"rel_pos_bias is a {type(model.rel_pos_bias).__qualname__}: its rows may be no patches"
     relative = model.rel_pos_bias is not None or any(block.attn.window_size is not None for block in model.blocks)

@@ -23,6 +23,20 @@ if TYPE_CHECKING:
     from ..patching import Patch
 
 
+def block_refusal(
+    model: nn.Module, blocks: tuple[type, ...], attentions: tuple[type, ...], mlps: tuple[type, ...]
+) -> str | None:
+    """The first block that is not of the listed exact types, and why that matters; None when all are."""
+    for i, block in enumerate(model.blocks):
+        if type(block) not in blocks:
+            return f"blocks.{i} is a {type(block).__qualname__}: it has no place between attention and MLP to merge at"
+        if type(block.attn) not in attentions:
+            return f"blocks.{i}.attn is a {type(block.attn).__qualname__}: its keys are not known"
+        if type(block.mlp) not in mlps:
+            return f"blocks.{i}.mlp is a {type(block.mlp).__qualname__}: it may mix tokens"
+    return None
+
+
 def entry_points(
     model: nn.Module, patch: Patch, run: Callable, block_forward: Callable
 ) -> list[tuple[nn.Module, str, partial]]:

@@ -22,7 +22,7 @@ from torch import Tensor, cat, nn
 
 from .common import Attended, move, run_block, run_blocks, transforms
 from .registry import Family
-from .timm_common import entry_points, finish_attention, shape, split_heads
+from .timm_common import block_refusal, entry_points, finish_attention, shape, split_heads
 
 if TYPE_CHECKING:
     from ..patching import ForwardState, LayerStep, Patch
@@ -40,13 +40,9 @@ def _matches(model: nn.Module) -> bool:
 def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
     if type(model) is not Eva:
         return f"{type(model).__qualname__} derives from Eva and may run its blocks in another way"
-    for i, block in enumerate(model.blocks):
-        if type(block) not in _BLOCKS:
-            return f"blocks.{i} is a {type(block).__qualname__}: it has no place between attention and MLP to merge at"
-        if type(block.attn) not in _ATTENTIONS:
-            return f"blocks.{i}.attn is a {type(block.attn).__qualname__}: its keys are not known"
-        if type(block.mlp) not in _MLPS:
-            return f"blocks.{i}.mlp is a {type(block.mlp).__qualname__}: it may mix tokens"
+    reason = block_refusal(model, _BLOCKS, _ATTENTIONS, _MLPS)
+    if reason is not None:
+        return reason
     if model.rope_mixed or type(model.rope) not in _ROPES:
         kind = type(model.rope).__qualname__
         return f"rope is a {kind}: only one table of angles for all layers and heads can travel with the kept tokens"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .common import Attended, run_block, run_blocks
 from .registry import Family
-from .timm_common import entry_points, finish_attention, shape, split_heads
+from .timm_common import block_refusal, entry_points, finish_attention, shape, split_heads
 
 if TYPE_CHECKING:
     from ..patching import ForwardState, LayerStep, Patch
@@ -36,13 +36,9 @@ def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
         return f"{type(model).__qualname__} derives from VisionTransformer and may run its blocks in another way"
     if type(model.patch_embed) is not PatchEmbed:
         return f"patch_embed is a {type(model.patch_embed).__qualname__}: its grid and its cost are not known"
-    for i, block in enumerate(model.blocks):
-        if type(block) not in _BLOCKS:
-            return f"blocks.{i} is a {type(block).__qualname__}: it has no place between attention and MLP to merge at"
-        if type(block.attn) is not Attention:
-            return f"blocks.{i}.attn is a {type(block.attn).__qualname__}: its keys are not known"
-        if type(block.mlp) not in _MLPS:
-            return f"blocks.{i}.mlp is a {type(block.mlp).__qualname__}: it may mix tokens"
+    reason = block_refusal(model, _BLOCKS, (Attention,), _MLPS)
+    if reason is not None:
+        return reason
     if model.global_pool == "prr" and patch is not None and not (patch.restore and patch.method.partition):
         return "pooling 'prr' attends among all patches and has no weights for tokens that are merged or missing"
     return None

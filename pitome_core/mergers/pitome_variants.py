@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from ..energy import pair_cosines
+from ..energy import KERNELS, pair_cosines
 from ..merge_plan import MergePlan
 from .hashing import hash_tokens, random_order
 from .registry import active_pairs
 
 CHOICES = {
-    "kernel": ("paper", "elu", "gaussian"),
+    "kernel": tuple(KERNELS),
     "score": ("energy", "attention", "shuffled"),
     "split": ("alternate", "high_low", "position", "random"),
     "edges": ("all", "best"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from pitome_core.merge_plan import MergePlan
 from pitome_core.mergers import register_method
 from pitome_core.mergers.hashing import random_order
+
+from .common import from_roots, places
 
 
 def plan_random_prune(
@@ -18,12 +19,9 @@ def plan_random_prune(
     `metric (B, N, C)`; `remove` = k, or `(B,)` with `mask`; real tokens come first.
     """
     order = random_order(metric, mask, seed, layer)
-    place = torch.arange(metric.shape[1], device=metric.device).expand(order.shape)
     k = remove if isinstance(remove, int) else remove[:, None]
-    root = place.masked_fill(order.argsort(dim=-1) < k, -1)
-    if mask is None:
-        return MergePlan.from_roots(root, metric.shape[1] - remove, drops=True)
-    return MergePlan.from_roots(root.masked_fill(~mask, -1), drops=True)
+    root = places(metric).masked_fill(order.argsort(dim=-1) < k, -1)
+    return from_roots(root, remove, mask, drops=True)
 
 
 register_method(
