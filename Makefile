@@ -21,7 +21,7 @@ STAGE := @tools/stage.sh
 HTML := _build/html
 TEST_HTML := _build/test/_build/html
 
-.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval test-all fuzz gpu lock clean
+.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval test-all fuzz results gpu lock clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [VENV=path | PYTHON=interpreter]'
@@ -74,8 +74,11 @@ EXAMPLES ?= 2000
 fuzz: setup ## the property tests with EXAMPLES=2000 new examples each
 	$(STAGE) fuzz env PITOME_EXAMPLES=$(EXAMPLES) OMP_NUM_THREADS=1 $(PY) -m pytest -m hypothesis -n $(WORKERS) tests
 
+results: setup ## score the test sets by the protocol, resuming; writes results/embedded (hours on two cores)
+	$(PY) -m pitome_core.experiments vision --profile embedded --split test
+
 # No set-up here: it must run on a machine without a network.
-gpu: ## notebooks and GPU tests on CUDA; writes results/gpu/environment.json
+gpu: ## GPU tests, notebooks and costs on CUDA; writes results/gpu/
 	@command -v $(PY) >/dev/null || { echo 'no interpreter at $(PY): run `make setup` or pass VENV= or PYTHON='; exit 1; }
 	$(STAGE) gpu $(PY) tools/gpu_check.py
 

@@ -183,3 +183,67 @@ the outlined patches may merge"><image href="data:image/png;base64,{photo}" widt
             "image/png": self._png(),
             "text/plain": f"MarginSlider({len(self.margins)} margins, {self.mergeable} mergeable patches)",
         }
+
+
+# How an arm of the grid looks, everywhere: colour, line, marker. PiToMe blue, ToMe vermilion, the rest quieter.
+ARMS = {
+    "pitome": ("#0072B2", "-", "o"),
+    "pitome-released-deit": ("#0072B2", ":", "v"),
+    "pitome-released-mae": ("#0072B2", "--", "^"),
+    "pitome-hidden": ("#56B4E9", "-", "o"),
+    "energy-sorted": ("#009E73", "-", "s"),
+    "energy-sorted-hidden": ("#009E73", ":", "s"),
+    "tome": ("#D55E00", "-", "D"),
+    "tome-hidden": ("#D55E00", ":", "D"),
+    "tofu": ("#CC79A7", "-", "P"),
+    "crossget": ("#CC79A7", "--", "X"),
+    "mctf": ("#CC79A7", ":", "p"),
+    "atc": ("#000000", ":", "d"),
+    "diffrate": ("#E69F00", "-", "h"),
+    "dct": ("#E69F00", "--", "*"),
+    "evit": ("#8C6D31", "-", "<"),
+    "topk-attention": ("#8C6D31", ":", ">"),
+    "random-merge": ("#999999", "-", "x"),
+    "random-prune": ("#999999", ":", "+"),
+    "lower-resolution": ("#444444", (0, (5, 1)), "1"),
+    "grid-pool": ("#444444", "-", "2"),
+}
+
+
+def against_cost(ax: Axes, record, outcome: str, arms: Sequence[str], bands: Sequence[str] = ("pitome", "tome")) -> None:
+    """Mean outcome of a `results.Record` against the share of the whole model's multiply-accumulates.
+
+    One line per arm, over its keep ratios (or resolutions); a 95 % band for the arms in `bands`; the whole model is a
+    black dot with its interval. Cells with proportional attention switched off are left out.
+    """
+    for arm in arms:
+        keys = list(dict.fromkeys(
+            key.split("/seed")[0] for key, cell in record.cells.items() if cell["arm"] == arm and "/off" not in key
+        ))
+        if not keys:
+            continue
+        rows = []
+        for key in keys:
+            cell = record.cells.get(key) or record.cells[f"{key}/seed0"]
+            rows.append((cell["share"], *record.estimate(key, outcome)))
+        x, mean, low, high = np.array(sorted(rows)).T
+        colour, line, marker = ARMS[arm]
+        label = record.cells[next(k for k in record.cells if k.split("/seed")[0] == keys[0])]["label"]
+        ax.plot(x, mean, linestyle=line, marker=marker, color=colour, markersize=4.5, label=label, linewidth=1.4)
+        if arm in bands:
+            ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    mean, low, high = record.estimate("whole", outcome)
+    ax.errorbar([1], [mean], yerr=[[mean - low], [high - mean]], fmt="o", color="black", markersize=5, label="whole model")
+    ax.set_xlabel("multiply-accumulates, share of the whole model's")
+    ax.set_xlim(0.2, 1.05)
+
+
+def forest(ax: Axes, rows: Sequence[tuple[str, object]], colours: Sequence[str] | None = None) -> None:
+    """Differences with their intervals, one per line: `rows` of (label, `statistics.Difference`), the first on top."""
+    for y, (_, found) in enumerate(rows):
+        colour = COLOURS["pitome"] if colours is None else colours[y]
+        ax.plot([found.low, found.high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+        ax.plot(found.mean, y, "o", color=colour, markersize=4.5)
+    ax.axvline(0, color="0.6", linewidth=1, zorder=0)
+    ax.set(yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
+    ax.set_yticklabels([label for label, _ in rows])

@@ -1,0 +1,36 @@
+"""The command line of the experiments: ``python -m pitome_core.experiments EXPERIMENT ...``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+
+# Each module has configure(parser) and main(args) -> exit status. Imported when asked for: they load torch and more.
+EXPERIMENTS = {
+    "vision": "saliency, features and classification with merged Vision Transformers; ImageNet in the paper tier",
+    "cost": "measured speed and memory against exact counts",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, run, return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="python -m pitome_core.experiments", description=__doc__)
+    commands = parser.add_subparsers(dest="experiment", required=True, metavar="EXPERIMENT")
+    asked = next((word for word in argv if not word.startswith("-")), None)
+    for name, summary in EXPERIMENTS.items():
+        command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name == asked:
+            module = importlib.import_module(f"pitome_core.experiments.{name}")
+            command.description = module.__doc__
+            module.configure(command)
+    args = parser.parse_args(argv)
+    if getattr(args, "profile", None):
+        os.environ["PITOME_PROFILE"] = args.profile  # what settings.profile() reads, here and in child processes
+    return importlib.import_module(f"pitome_core.experiments.{args.experiment}").main(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
