@@ -1,6 +1,7 @@
 """Graphs of tokens, their coarsening by a plan, and the spectral distance of the two (the paper's section 3.3).
 
-Everything here is float64 and dense: it measures, it is no part of a model's forward.
+Everything here is float64 and dense: it measures, it is no part of a model's forward. Eigenvalues are sorted, smallest
+first, and compared rank by rank. On graphs of `1 - cos` the normalized distance has a closed form, `inside_shares`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ def laplacian(weights: Tensor, kind: str = "normalized") -> Tensor:
     return eye - scale[..., None] * weights * scale[..., None, :]
 
 
+def spectrum(weights: Tensor, kind: str = "normalized") -> Tensor:
+    """Eigenvalues of a Laplacian, ascending: `(B, N, N) -> (B, N)`."""
+    return torch.linalg.eigvalsh(laplacian(weights.double(), kind))
+
+
 def _membership(plan: MergePlan) -> Tensor:
     """`(B, M, N)` float64: 1 where a token belongs to a slot."""
     if not isinstance(plan, MergePlan) or plan.drops:
@@ -44,18 +50,25 @@ def _membership(plan: MergePlan) -> Tensor:
     return (plan.assignment[:, None, :] == slots).double()
 
 
+def _check_graph(weights: Tensor, plan: MergePlan) -> None:
+    batch, n = plan.assignment.shape
+    if weights.shape != (batch, n, n):
+        raise ValueError(f"the graph has shape {tuple(weights.shape)}, the plan asks for {(batch, n, n)}")
+    if bool((weights < -1e-6).any()) or not torch.allclose(weights, weights.transpose(-1, -2), rtol=1e-5, atol=1e-6):
+        raise ValueError("weights must be symmetric and not negative, up to rounding: give `1 - cos` or the like")
+
+
 def coarsen(weights: Tensor, plan: MergePlan, reduce: str = "mean") -> Tensor:
     """Weights between groups of vertices, `(B, N, N) -> (B, M, M)`: means over pairs (the paper), or sums.
 
-    Entry (i, i) is the mean (sum) over all pairs inside group i, the zero diagonal included.
+    Entry (i, i) is the mean (sum) over all pairs inside group i, the zero diagonal included. Padded slots get zeros.
     """
     if reduce not in ("mean", "sum"):
         raise ValueError(f"reduce must be 'mean' or 'sum', got {reduce!r}")
     member = _membership(plan)
-    if weights.shape[-1] != member.shape[-1]:
-        raise ValueError(f"the graph has {weights.shape[-1]} vertices, the plan {member.shape[-1]} tokens")
+    _check_graph(weights, plan)
     if reduce == "mean":
-        member = member / member.sum(dim=-1, keepdim=True)
+        member = member / member.sum(dim=-1, keepdim=True).clamp_min(1.0)
     return member @ weights.double() @ member.transpose(-1, -2)
 
 
@@ -63,6 +76,19 @@ def lift(coarse: Tensor, plan: MergePlan) -> Tensor:
     """The coarse graph on all vertices again, `Wl[u, v] = Wc[i(u), i(v)]`: `(B, M, M) -> (B, N, N)`."""
     member = _membership(plan)
     return member.transpose(-1, -2) @ coarse.double() @ member
+
+
+def inside_shares(weights: Tensor, plan: MergePlan) -> Tensor:
+    """Share of each group's degrees that goes to edges inside it, `W(V_i, V_i) / vol(V_i)`: `(B, N, N) -> (B, M)`.
+
+    It is the chance that one step of a random walk stays in the group, and M minus the normalized cut of the
+    partition when summed. For the weights `1 - cos` that sum *is* the spectral distance on the normalized Laplacian
+    (derived in book/theorem.md); for other weights it need not be. 0 for a group of degree 0.
+    """
+    member = _membership(plan)
+    _check_graph(weights, plan)
+    inside = (member @ weights.double() * member).sum(dim=-1)
+    return inside / (member @ weights.double()).sum(dim=-1).clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def spectral_distance(
@@ -88,8 +114,4 @@ def spectral_distance(
         raise ValueError("give a plan and exactly one of metric and weights")
     graph = token_graph(metric) if weights is None else weights.double()
     lifted = lift(coarsen(graph, plan), plan)
-    return (_spectrum(graph, laplacian) - _spectrum(lifted, laplacian)).abs().sum(dim=-1)
-
-
-def _spectrum(weights: Tensor, kind: str) -> Tensor:
-    return torch.linalg.eigvalsh(laplacian(weights, kind))
+    return (spectrum(graph, laplacian) - spectrum(lifted, laplacian)).abs().sum(dim=-1)

@@ -263,6 +263,16 @@ def spectral_distance(weights, roots, kind: str = "normalized") -> float:
     return float(np.abs(np.sort(before) - np.sort(after)).sum())
 
 
+def inside_shares(weights, roots) -> list[float]:
+    """W(V, V) / vol(V) of every group V; 0 / 0 is 0."""
+    weights, shares = as_array(weights), []
+    for members in groups(roots):
+        inside = sum(weights[u, v] for u in members for v in members)
+        volume = sum(weights[u, v] for u in members for v in range(len(weights)))
+        shares.append(inside / volume if volume > 0 else 0.0)
+    return shares
+
+
 # ------------------------------------------------------------------------------------- a merged ViT, block by block
 @torch.no_grad()
 def merged_vit(model, images, *, remove, method="pitome", margins=None, proportional=True, metric="keys", **options):

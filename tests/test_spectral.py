@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pitome_core as pc
-from pitome_core.spectral import coarsen, laplacian, lift, token_graph
+from pitome_core.spectral import coarsen, inside_shares, laplacian, lift, spectrum, token_graph
 
 KINDS = ("normalized", "combinatorial")
 
@@ -53,6 +53,8 @@ def test_everything_equals_the_loops(case, kind, reduce):
     )
     lifted = lift(coarsen(weights, plan), plan)
     np.testing.assert_allclose(lifted[0].numpy(), oracle.lift(weights[0], roots), rtol=1e-9, atol=1e-10)
+    shares = inside_shares(weights, plan)[0].numpy()
+    np.testing.assert_allclose(shares, oracle.inside_shares(weights[0], roots), atol=1e-10)
     if len(set(roots)) > 1:
         expected = oracle.spectral_distance(weights[0], roots, kind)
         for got in (
@@ -78,10 +80,68 @@ def test_lifted_spectrum_is_the_summed_coarse_one_plus_ones(case):
     n, kept = case[0], min(case[0], max(2, case[1]))
     roots = random_roots(n, kept, case[2])
     plan, weights = plan_of(roots), token_graph(gaussian_tokens(n, 5, case[2]))
-    lifted = torch.linalg.eigvalsh(laplacian(lift(coarsen(weights, plan), plan))[0])
-    coarse = torch.linalg.eigvalsh(laplacian(coarsen(weights, plan, "sum"))[0])
+    lifted = spectrum(lift(coarsen(weights, plan), plan))[0]
+    coarse = spectrum(coarsen(weights, plan, "sum"))[0]
     expected = torch.cat([coarse, torch.ones(n - plan.num_tokens, dtype=torch.float64)]).sort().values
-    torch.testing.assert_close(lifted, expected, rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(lifted, expected, rtol=0, atol=1e-10)
+
+
+@given(case=cases, shift=st.floats(0, 20))
+def test_normalized_distance_is_the_share_of_degrees_inside_groups(case, shift):
+    """On graphs of 1 - cos every eigenvalue of Ln falls or stays, and SD is the sum of W(V, V) / vol(V)."""
+    n, kept, seed = case[0], min(case[0], case[1]), case[2]
+    metric = gaussian_tokens(n, 4, seed) + shift * gaussian_tokens(1, 4, seed + 1)
+    plan, weights = plan_of(random_roots(n, kept, seed)), token_graph(metric)
+    change = spectrum(weights) - spectrum(lift(coarsen(weights, plan), plan))
+    assert change.min() > -1e-10
+    torch.testing.assert_close(
+        pc.spectral_distance(metric, plan), inside_shares(weights, plan).sum(-1), rtol=1e-7, atol=1e-10
+    )
+
+
+def test_the_closed_form_needs_a_graph_of_distances():
+    """A similarity graph has other signs: there the identity fails, so it is not applied to weights of unknown kind."""
+    metric, plan = gaussian_tokens(8, 5, 0), plan_of(random_roots(8, 4, 0))
+    weights = (2.0 - token_graph(metric)).square()
+    weights = weights.masked_fill(torch.eye(8, dtype=torch.bool), 0.0)
+    gap = pc.spectral_distance(weights=weights, plan=plan) - inside_shares(weights, plan).sum(-1)
+    assert gap.abs().item() > 1e-3
+
+
+@given(case=cases)
+def test_bounds_of_the_book_hold(case):
+    """book/theorem.md: SD <= k delta / d_min; on L, SD <= sqrt(h) (sqrt(t) |sum x| + 2 sqrt(N))."""
+    n, kept, seed = case[0], min(case[0], max(2, case[1])), case[2]
+    metric, roots = gaussian_tokens(n, 5, seed), random_roots(n, kept, seed)
+    plan, weights = plan_of(roots), token_graph(metric)
+    same = plan.assignment[0][:, None] == plan.assignment[0]
+    farthest = weights[0].masked_fill(~same, 0).max()
+    removed = n - plan.num_tokens
+    assert pc.spectral_distance(metric, plan) <= removed * farthest / weights.sum(-1).min() + 1e-9
+    unit = metric[0] / metric[0].norm(dim=-1, keepdim=True)
+    scatter = (unit - plan.unmerge(plan.merge(unit[None])[0])[0]).norm()
+    touched = (plan.sizes[0] > 1)[plan.assignment[0]].sum()
+    bound = scatter * (touched.sqrt() * unit.sum(0).norm() + 2 * n**0.5)
+    assert pc.spectral_distance(metric, plan, laplacian="combinatorial") <= bound + 1e-9
+
+
+def test_exact_for_a_thousand_tokens():
+    """1,024 tokens: eigenvalues and closed form agree to rounding."""
+    metric = gaussian_tokens(1024, 16, 0)
+    plan = pc.plan(metric, 200, margin=0.5)
+    torch.testing.assert_close(
+        pc.spectral_distance(metric, plan), inside_shares(token_graph(metric), plan).sum(-1), rtol=1e-9, atol=1e-9
+    )
+
+
+def test_items_with_fewer_groups_have_padded_slots():
+    """Groups are counted per item: a padded slot changes nothing, and nothing is NaN."""
+    metric, roots = gaussian_tokens(6, 4, 0, batch=2), [[0, 0, 2, 2, 4, 5], [0, 0, 0, 0, 4, 4]]
+    together = pc.MergePlan.from_roots(torch.tensor(roots))
+    assert together.valid is not None
+    alone = [pc.spectral_distance(metric[i : i + 1], plan_of(roots[i])) for i in range(2)]
+    torch.testing.assert_close(pc.spectral_distance(metric, together), torch.cat(alone))
+    assert inside_shares(token_graph(metric), together)[1, 2:].tolist() == [0, 0]
 
 
 def test_averaged_weights_break_lemma_1():
@@ -170,7 +230,8 @@ def test_degree_zero_is_guarded():
     metric = torch.ones(1, 6, 3, dtype=torch.float64)
     for kind in KINDS:
         assert torch.isfinite(laplacian(token_graph(metric), kind)).all()
-        assert torch.isfinite(pc.spectral_distance(metric, pc.plan(metric, 3), laplacian=kind)).all()
+        assert pc.spectral_distance(metric, pc.plan(metric, 3), laplacian=kind).item() < 1e-12
+    assert inside_shares(token_graph(metric), pc.plan(metric, 3)).tolist() == [[0, 0, 0]]
 
 
 BAD = {
@@ -180,6 +241,10 @@ BAD = {
     "unknown Laplacian": lambda m, p: pc.spectral_distance(m, p, laplacian="random-walk"),
     "unknown reduction": lambda m, p: coarsen(token_graph(m), p, "max"),
     "a plan of another length": lambda m, p: pc.spectral_distance(m[:, :5], p),
+    "a metric without batch": lambda m, p: pc.spectral_distance(m[0], p),
+    "a metric passed as weights": lambda m, p: pc.spectral_distance(weights=m, plan=p),
+    "weights that are not symmetric": lambda m, p: pc.spectral_distance(weights=token_graph(m).triu(), plan=p),
+    "negative weights": lambda m, p: pc.spectral_distance(weights=-token_graph(m), plan=p),
     "pruning": lambda m, p: pc.spectral_distance(
         m, pc.MergePlan.from_roots(torch.tensor([[0, 1, 2, -1, 4, 5]]), drops=True)
     ),
