@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 import pitome_core as pc
 import pitome_core.experiments.baselines  # registers rivals and controls
