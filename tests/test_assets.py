@@ -2,18 +2,22 @@
 
 import dataclasses
 import hashlib
+import http.server
 import io
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
+import threading
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
 
-from pitome_core.experiments import assets
+from pitome_core.experiments import assets, qt_resources
 
 ROOT = Path(__file__).parents[1]
 CONTENT = {"toy/data/a.bin": b"first" * 1000, "toy/data/b.txt": b"second", "toy/__init__.py": b"raise SystemExit\n"}
@@ -299,6 +303,88 @@ def test_a_debian_package_becomes_one_zip_of_pictures_and_captions(debian):
     assert {p.name for p in folder.parent.iterdir()} - {".stamps-1.0.lock"} == {"stamps-1.0"}
 
 
+def test_pictures_inside_qt_resource_files(debian, tmp_path, monkeypatch):
+    """Of one resource file that is asked for, the pictures in one folder and its README; nothing of the others."""
+    files = {
+        "app/quiz/README": b"licences",
+        "app/quiz/far/cat.webp": b"cat",
+        "app/quiz/cat.svg": b"drawn",
+        "app/quizzes/dog.webp": b"dog",
+    }
+    package = tmp_path / debian.filename
+    with tarfile.open(package, "w") as tree:
+        for name, content in {"quiz.rcc": write_rcc(files), "other.rcc": b"no", "x.png": b"no"}.items():
+            entry = tarfile.TarInfo(f"./usr/share/toy/a/{name}")
+            entry.size = len(content)
+            tree.addfile(entry, io.BytesIO(content))
+    sha256 = hashlib.sha256(package.read_bytes()).hexdigest()
+    change(monkeypatch, debian, sha256=sha256, members={"quiz.rcc": "app/quiz"})
+    with zipfile.ZipFile(assets.fetch("stamps") / assets.FILES_ZIP) as archive:
+        found = {name: archive.read(name) for name in archive.namelist()}
+    assert found == {"quiz/README": b"licences", "quiz/far/cat.webp": b"cat"}
+    shutil.rmtree(assets.path("stamps"))
+    change(monkeypatch, debian, sha256=sha256, members={"quiz.rcc": "app/quiz", "none.rcc": "app"})
+    with pytest.raises(assets.AssetError, match="holds no none.rcc: the table"):
+        assets.fetch("stamps")
+    assert assets.state("stamps") == "missing"
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("packed", [False, True])
+def test_qt_resource_files(version, packed):
+    files = {"a/b/é.txt": b"deep", "a/c": b"x" * 300, "d": b"", "e/f": b"last"}
+    assert qt_resources.read(write_rcc(files, version, packed)) == files
+    assert qt_resources.read(write_rcc({}, version)) == {}
+
+
+def test_damaged_qt_resource_files():
+    whole = write_rcc({"a/b": b"content", "c": b"more"}, version=1)  # later ones end in a time stamp, which is not read
+    for size in range(len(whole)):
+        with pytest.raises(ValueError, match="no whole Qt resource file|not with b'qres'"):
+            qt_resources.read(whole[:size])
+    for wrong, words in {
+        b"PK\3\4" + whole[4:]: "not with b'qres'",
+        whole[:7] + b"\4" + whole[8:]: "a version from 1 to 3",
+        write_rcc({"a": b""}, flags=4): "a is packed with zstd",
+        write_rcc({"a": b"no zlib"}, flags=1): "no whole Qt resource file",
+        write_rcc({"a": b""}, first_child=0): "node 0 is in the tree twice",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            qt_resources.read(wrong)
+
+
+def write_rcc(files, version: int = 3, packed: bool = False, flags: int | None = None, first_child: int = 1) -> bytes:
+    """A Qt resource file. ``packed``: contents as zlib; ``flags``: a lie about the files; ``first_child``: of the root.
+
+    The tables come in the order contents, names, tree, so that whatever is cut off at the end is missed.
+    """
+    root: dict = {}
+    for path, content in files.items():
+        *folders, name = path.split("/")
+        folder = root
+        for part in folders:
+            folder = folder.setdefault(part, {})
+        folder[name] = content
+    contents, names, nodes = b"", b"", []
+    waiting = [("", root)]  # breadth first: the children of a folder follow one another
+    given = 1
+    for name, thing in waiting:
+        name_at = len(names)
+        names += struct.pack(">HI", len(name), 0) + name.encode("utf-16-be")
+        if isinstance(thing, dict):
+            nodes.append((name_at, 2, len(thing), given if waiting[0][1] is not thing else first_child))
+            waiting += thing.items()
+            given += len(thing)
+        else:
+            nodes.append((name_at, int(packed) if flags is None else flags, 0, len(contents)))
+            content = struct.pack(">I", len(thing)) + zlib.compress(thing) if packed else thing
+            contents += struct.pack(">I", len(content)) + content
+    tree = b"".join(struct.pack(">IHII", *node) + bytes(8 * (version > 1)) for node in nodes)
+    start = 24
+    tables = (start + len(contents) + len(names), start, start + len(contents))
+    return b"qres" + struct.pack(">5I", version, *tables, 0) + contents + names + tree
+
+
 def test_the_optional_is_fetched_by_name_only(debian, capfd):
     assert assets.main(["fetch"]) == 0
     assert "stamps: missing; optional" in capfd.readouterr().out and assets.state("stamps") == "missing"
@@ -317,6 +403,180 @@ def test_a_debian_package_that_cannot_be_had(debian, tmp_path, monkeypatch):
     with pytest.raises(assets.AssetError, match="no apt-get here: it is optional.*PITOME_CACHE"):
         assets.fetch("stamps")
     assert assets.state("stamps") == "missing"
+
+
+SENTENCES = {"data/good.txt": b"good\tfine\n" * 300, "data/raw/bad.txt": b"bad", "data/odd.txt": b"odd"}
+
+
+@pytest.fixture
+def sdist(tmp_path, monkeypatch):
+    """A source archive with the data in a tar inside it, and a setup.py that must never run; pip sees one folder."""
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w:gz") as tree:
+        for name, content in SENTENCES.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tree.addfile(entry, io.BytesIO(content))
+    places = tmp_path / "places"
+    places.mkdir()
+    file = places / "ToySentences-0.5.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("ToySentences-0.5/setup.py", f"open({str(tmp_path / 'ran')!r}, 'w')")
+        archive.writestr("ToySentences-0.5/more/data.tar.gz", inner.getvalue())
+    asset = assets.Asset(
+        name="toy",
+        package="ToySentences",
+        kind="sdist",
+        version="0.5",
+        filename=file.name,
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        size=file.stat().st_size,
+        licence="MIT",
+        purpose="a toy",
+        inner="ToySentences-0.5/more/data.tar.gz",
+        members={"data/good.txt": "good.txt", "data/raw/bad.txt": "bad.txt"},
+    )
+    for variable in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)  # none of this machine's own
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", f"{tmp_path / 'nowhere'} {places.as_uri()}")
+    monkeypatch.setenv("PITOME_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(assets, "ASSETS", {"toy": asset})
+    monkeypatch.setattr(assets, "_VERIFIED", {})
+    yield asset
+    assert not (tmp_path / "ran").exists()
+
+
+def assert_sentences(folder: Path):
+    assert {p.name for p in folder.iterdir()} == {"good.txt", "bad.txt", assets.MANIFEST}
+    assert (folder / "good.txt").read_bytes() == SENTENCES["data/good.txt"]
+    assert (folder / "bad.txt").read_bytes() == SENTENCES["data/raw/bad.txt"]
+    assert assets.state("toy") == "ready"
+    assert {p.name for p in folder.parent.iterdir()} == {"toy-0.5", ".toy-0.5.lock"}
+
+
+def change(monkeypatch, asset: assets.Asset, **fields) -> assets.Asset:
+    changed = dataclasses.replace(asset, **fields)
+    monkeypatch.setattr(assets, "ASSETS", {asset.name: changed})
+    return changed
+
+
+def test_a_source_archive_is_data(sdist, capfd, monkeypatch):
+    assert_sentences(assets.fetch("toy"))
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setattr(assets, "_find_sdist", None)  # would fail if it were used
+    assert_sentences(assets.fetch("toy"))
+
+
+def test_a_source_archive_without_an_archive_inside(sdist, monkeypatch):
+    change(monkeypatch, sdist, inner="", members={"ToySentences-0.5/more/data.tar.gz": "data.tar.gz"})
+    with tarfile.open(assets.fetch("toy") / "data.tar.gz") as tree:
+        assert tree.getnames() == list(SENTENCES)
+
+
+@pytest.mark.parametrize(
+    "fields, missing",
+    [
+        ({"members": {"data/good.txt": "good.txt", "data/none.txt": "none.txt"}}, "data/none.txt"),
+        ({"members": {"data/raw": "raw"}}, "data/raw"),
+        ({"inner": "ToySentences-0.5/less/data.tar.gz"}, "ToySentences-0.5/less/data.tar.gz"),
+    ],
+)
+def test_a_wrong_table_of_a_source_archive_is_named(sdist, monkeypatch, fields, missing):
+    change(monkeypatch, sdist, **fields)
+    with pytest.raises(assets.AssetError, match=f"ToySentences-0.5.zip holds no {missing}: the table"):
+        assets.fetch("toy")
+    assert assets.state("toy") == "missing" and not list(assets.path("toy").parent.glob(".toy-0.5.tmp-*"))
+
+
+def test_a_source_archive_with_another_hash(sdist, monkeypatch):
+    change(monkeypatch, sdist, sha256="0" * 64)
+    with pytest.raises(assets.AssetError, match=f"has sha256 {sdist.sha256} where {'0' * 64} is pinned: run"):
+        assets.fetch("toy")
+    assert assets.state("toy") == "missing"
+
+
+def test_a_source_archive_that_cannot_be_had(sdist, monkeypatch):
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    with pytest.raises(assets.AssetError) as caught:
+        assets.fetch("toy")
+    message = str(caught.value)
+    for part in ("ToySentences-0.5.zip", "pip is told to use no index", "assets fetch toy", "PITOME_CACHE"):
+        assert part in message
+    assert "\n" not in message and ". " not in message
+
+
+@pytest.fixture
+def index(sdist, tmp_path, monkeypatch):
+    """The archive on a package index of this machine's own, which pip is told to use; what was asked of it."""
+    page = f'<!DOCTYPE html><a href="../../files/{sdist.filename}#sha256={sdist.sha256}">{sdist.filename}</a>'
+    answers = {
+        "/simple/toysentences/": ("text/html", page.encode()),
+        f"/files/{sdist.filename}": ("application/zip", (tmp_path / "places" / sdist.filename).read_bytes()),
+    }
+    asked = []
+
+    class Index(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append((self.path, self.headers.get("Authorization")))
+            kind, content = answers.get(self.path, ("text/plain", b"no such page"))
+            self.send_response(200 if self.path in answers else 404)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Index) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://reader:secret@127.0.0.1:{server.server_port}/simple")
+        yield asked
+        server.shutdown()
+        thread.join()
+
+
+def test_a_source_archive_comes_from_the_index_of_pip(index, sdist):
+    assert_sentences(assets.fetch("toy"))
+    assert [path for path, _ in index] == ["/simple/toysentences/", f"/files/{sdist.filename}"]
+    assert all(word == "Basic cmVhZGVyOnNlY3JldA==" for _, word in index)  # reader:secret
+
+
+def test_a_second_index_is_asked_after_the_first(index, sdist, tmp_path, monkeypatch):
+    good = os.environ["PIP_INDEX_URL"]
+    monkeypatch.setenv("PIP_INDEX_URL", good.replace("/simple", "/nothing"))
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", good)
+    assert_sentences(assets.fetch("toy"))
+    folder = tmp_path / "folders" / "toysentences"  # an index may also be a folder of folders
+    shutil.copytree(tmp_path / "places", folder)
+    shutil.rmtree(assets.path("toy"))
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", folder.parent.as_uri())
+    index.clear()
+    assert_sentences(assets.fetch("toy"))
+    assert not index
+
+
+def test_an_index_that_has_not_got_it(index, sdist, monkeypatch):
+    change(monkeypatch, sdist, filename="ToySentences-0.6.zip")
+    with pytest.raises(assets.AssetError, match="an index has no ToySentences-0.6.zip"):
+        assets.fetch("toy")
+    change(monkeypatch, sdist, package="others")
+    with pytest.raises(assets.AssetError, match="an index has no others"):
+        assets.fetch("toy")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://reader:secret@127.0.0.1:9/simple")  # nobody listens there
+    with pytest.raises(assets.AssetError, match="an index gave ConnectionError") as caught:
+        assets.fetch("toy")
+    assert "secret" not in str(caught.value)
+    monkeypatch.setitem(sys.modules, "pypi_simple", None)
+    with pytest.raises(assets.AssetError, match=r"pypi_simple is missing: pip install 'pitome-core\[experiments\]'"):
+        assets.fetch("toy")
 
 
 def test_unknown_names_are_refused(toy):

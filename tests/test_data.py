@@ -1,10 +1,15 @@
-"""Photographs that need no network, and the split rule's promises."""
+"""Photographs that need no network, the table of those that are optional, and the split rule's promises."""
 
 import hashlib
+import io
+import re
 import socket
+import zipfile
+from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pitome_core.experiments import assets, data
 
@@ -55,13 +60,87 @@ def test_default_is_the_natural_ones_and_order_is_kept():
 
 
 def test_photograph_errors(monkeypatch, tmp_path):
-    with pytest.raises(KeyError, match="no photograph 'dog'; there are chelsea"):
-        data.photographs(["dog"])
+    with pytest.raises(KeyError, match="no photograph 'unicorn'; there are chelsea.*data.COLLECTION"):
+        data.photographs(["unicorn"])
     with pytest.raises(TypeError, match="pass a list"):
         data.photographs("chelsea")
     monkeypatch.setattr(assets, "path", lambda name: tmp_path)
     with pytest.raises(assets.AssetError, match="scikit-learn has no china.jpg.*requirements.lock"):
         data.photographs(["china"])
+
+
+# The collection: the table as it is, the reading with a zip of our own, the real pictures where they are.
+
+
+def test_the_table_of_the_collection(monkeypatch, tmp_path):
+    monkeypatch.setenv("PITOME_CACHE", str(tmp_path))  # the asset is not needed for this
+    table = data.COLLECTION
+    assert Counter(photo.kind for photo in table.values()) == {"animal": 57, "place": 46}
+    for name, photo in table.items():
+        assert name == photo.name and re.fullmatch("[a-z]+(_[a-z]+)*", name) and min(photo.size) >= 224
+        assert photo.member.endswith(".webp") and re.fullmatch("[0-9a-f]{16}", photo.sha256)
+        assert photo.author and photo.source.startswith("https://")
+        assert re.fullmatch(r"public domain|CC0 1\.0|CC BY(-SA)? \d\.0", photo.licence)
+        assert photo.credit.startswith(f"{photo.author}, {photo.licence}")
+    assert not set(table) & set(data.PHOTOGRAPHS)
+    for unique in ("member", "sha256", "source"):
+        assert len({getattr(photo, unique) for photo in table.values()}) == len(table)
+    resources = {stem.removesuffix(".rcc") for stem in assets.ASSETS[data.GCOMPRIS].members}
+    assert {photo.member.split("/")[0] for photo in table.values()} == resources
+    with pytest.raises(AttributeError, match="no attribute 'COLLECTIONS'"):
+        data.COLLECTIONS  # noqa: B018
+
+
+def test_the_split_of_the_collection_keeps_identities_together():
+    shared = {i for i, n in Counter(photo.identity for photo in data.COLLECTION.values()).items() if n > 1}
+    assert shared == {"giraffe", "horse", "chameleon", "cat", "cow"}
+    sides = {}
+    for photo in data.COLLECTION.values():
+        assert photo.split == data.split_of(photo.identity, "collection-1")
+        sides.setdefault(photo.identity, set()).add(photo.split)
+    assert all(len(found) == 1 for found in sides.values())
+    assert Counter(photo.split for photo in data.COLLECTION.values()) == {"train": 65, "dev": 18, "test": 20}
+
+
+@pytest.fixture
+def own_collection(monkeypatch, tmp_path):
+    """A bee of three pixels in place of the real one."""
+    stream = io.BytesIO()
+    Image.fromarray(np.full((1, 3), 200, np.uint8)).save(stream, "webp", lossless=True)
+    with zipfile.ZipFile(tmp_path / assets.FILES_ZIP, "w") as archive:
+        archive.writestr("erase/bee.webp", stream.getvalue())
+    fetch = assets.fetch
+    monkeypatch.setattr(assets, "fetch", lambda name: tmp_path if name == data.GCOMPRIS else fetch(name))
+
+
+def test_photographs_reads_both_tables(own_collection, no_network):
+    both = data.photographs(["bee", "chelsea"])
+    assert list(both) == ["bee", "chelsea"]
+    assert np.array_equal(both["bee"], np.full((1, 3, 3), 200, np.uint8))
+    assert np.array_equal(data.collection(["bee"])["bee"], both["bee"])
+    with pytest.raises(KeyError, match="no photograph 'chelsea' in the collection; there are alpaca, bee"):
+        data.collection(["bee", "chelsea"])
+    with pytest.raises(TypeError, match="pass a list"):
+        data.collection("bee")
+
+
+def test_a_collection_that_cannot_be_had(monkeypatch, tmp_path):
+    monkeypatch.setenv("PITOME_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not data.collection_available()
+    with pytest.raises(assets.AssetError, match="Debian package gcompris-qt-data=3.1-2.*no apt-get here"):
+        data.collection(["bee"])
+
+
+@pytest.mark.skipif(not data.collection_available(), reason="the optional photographs are not in the cache")
+def test_the_real_collection(no_network):
+    file = assets.path(data.GCOMPRIS) / assets.FILES_ZIP
+    with zipfile.ZipFile(file) as archive:
+        found = {name: hashlib.sha256(archive.read(p.member)).hexdigest() for name, p in data.COLLECTION.items()}
+    assert all(digest.startswith(data.COLLECTION[name].sha256) for name, digest in found.items())
+    for name, photo in data.COLLECTION.items():
+        image = data.collection([name])[name]
+        assert image.dtype == np.uint8 and image.shape == (*photo.size, 3) and image.std() > 5
 
 
 # Written down once; a change would move items between train and test of every data set.

@@ -50,8 +50,9 @@ def elsewhere(wheel, tmp_path_factory) -> dict:
 def test_the_wheel_carries_the_package_and_its_licence(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     packaged = {name for name in names if name.startswith("pitome_core/")}
-    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pitome_core").rglob("*.py")}
-    assert sources <= packaged
+    files = [path for ending in ("py", "csv") for path in (ROOT / "pitome_core").rglob(f"*.{ending}")]
+    assert {path.relative_to(ROOT).as_posix() for path in files} <= packaged
+    assert "pitome_core/experiments/collection.csv" in packaged
     assert any(name.endswith("/LICENSE") for name in names)
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"pitome_core"}
 

