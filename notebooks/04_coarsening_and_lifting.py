@@ -22,11 +22,15 @@
 # %% tags=["remove-cell"]
 import sys
 
-if "google.colab" in sys.modules:  # beside Colab's own torch and numpy, which stay as they are
+if (
+    "google.colab" in sys.modules
+):  # beside Colab's own torch and numpy, which stay as they are
     import subprocess
 
     package = "pitome-core[experiments] @ git+https://github.com/OWNER/pitome-companion@v0.1.0"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", package], check=True
+    )
 
 # %%
 from itertools import permutations
@@ -59,7 +63,9 @@ angles = [0, 12, 30, 115, 135, 230]  # degrees
 radians = torch.tensor(angles, dtype=torch.float64).deg2rad()
 tokens = torch.stack([radians.cos(), radians.sin()], dim=1)[None]  # (1, 6, 2)
 plan = pc.plan(tokens, 3, "pitome", margin=0.5)
-groups = [torch.nonzero(plan.assignment[0] == slot)[:, 0].tolist() for slot in range(3)]
+groups = [
+    torch.nonzero(plan.assignment[0] == slot)[:, 0].tolist() for slot in range(3)
+]
 weights = token_graph(tokens)  # (1, 6, 6)
 coarse = coarsen(weights, plan)  # (1, 3, 3)
 lifted = lift(coarse, plan)  # (1, 6, 6)
@@ -75,10 +81,24 @@ def draw(ax, places, weight, colours, sizes, title):
     top = weight.max()
     for i in range(len(places)):
         if weight[i, i] > 1e-12:
-            ax.add_patch(plt.Circle(1.22 * places[i], 0.17, fill=False, color="0.25",
-                                    alpha=max(0.3, weight[i, i] / top), linewidth=1.8))
+            ax.add_patch(
+                plt.Circle(
+                    1.22 * places[i],
+                    0.17,
+                    fill=False,
+                    color="0.25",
+                    alpha=max(0.3, weight[i, i] / top),
+                    linewidth=1.8,
+                )
+            )
         for j in range(i):
-            ax.plot(*places[[i, j]].T, color="0.25", linewidth=1.8, alpha=float(weight[i, j] / top), zorder=0)
+            ax.plot(
+                *places[[i, j]].T,
+                color="0.25",
+                linewidth=1.8,
+                alpha=float(weight[i, j] / top),
+                zorder=0,
+            )
     ax.scatter(*places.T, s=sizes, color=colours, zorder=3, edgecolor="white")
     ax.set(xlim=(-1.1, 1.55), ylim=(-1, 1.45), aspect="equal", title=title)
     ax.set_axis_off()
@@ -87,19 +107,53 @@ def draw(ax, places, weight, colours, sizes, title):
 of = plan.assignment[0].tolist()
 middle = torch.nn.functional.normalize(plan.merge(tokens)[0][0], dim=-1).numpy()
 member = [GROUP[i] for i in of]
-draw(figure.add_subplot(rows[0, 0]), tokens[0].numpy(), weights[0].numpy(), member, 130, "tokens")
-draw(figure.add_subplot(rows[0, 1]), middle, coarse[0].numpy(), GROUP, [130 * len(g) for g in groups], "coarse")
-draw(figure.add_subplot(rows[0, 2]), tokens[0].numpy(), lifted[0].numpy(), member, 130, "lifted")
+draw(
+    figure.add_subplot(rows[0, 0]),
+    tokens[0].numpy(),
+    weights[0].numpy(),
+    member,
+    130,
+    "tokens",
+)
+draw(
+    figure.add_subplot(rows[0, 1]),
+    middle,
+    coarse[0].numpy(),
+    GROUP,
+    [130 * len(g) for g in groups],
+    "coarse",
+)
+draw(
+    figure.add_subplot(rows[0, 2]),
+    tokens[0].numpy(),
+    lifted[0].numpy(),
+    member,
+    130,
+    "lifted",
+)
 ax = figure.add_subplot(rows[1, :])
 before, after = spectrum(weights)[0].numpy(), spectrum(lifted)[0].numpy()
 summed = spectrum(coarsen(weights, plan, "sum"))[0].numpy()
-for y, (values, colour) in enumerate([(summed, "#D55E00"), (after, "#0072B2"), (before, "black")]):
-    ax.plot(values, [y] * len(values), "|", markersize=15, markeredgewidth=2, color=colour)
+for y, (values, colour) in enumerate(
+    [(summed, "#D55E00"), (after, "#0072B2"), (before, "black")]
+):
+    ax.plot(
+        values,
+        [y] * len(values),
+        "|",
+        markersize=15,
+        markeredgewidth=2,
+        color=colour,
+    )
 for y in (1, 2):
     ax.text(1.012, y + 0.12, "x 3", fontsize=9)
 for a, b in zip(before, after, strict=True):
     ax.plot([a, b], [1.85, 1.15], color="0.6", linewidth=1, zorder=0)
-ax.set(yticks=[0, 1, 2], ylim=(-0.5, 2.5), xlabel="eigenvalue of the normalized Laplacian")
+ax.set(
+    yticks=[0, 1, 2],
+    ylim=(-0.5, 2.5),
+    xlabel="eigenvalue of the normalized Laplacian",
+)
 ax.set_yticklabels(["coarse (sums)", "lifted", "tokens"])
 plt.show()
 
@@ -119,7 +173,9 @@ d = W.sum(dim=1)
 combinatorial = torch.diag(d) - W
 normalized = torch.eye(6) - W / (d[:, None] * d[None, :]).sqrt()
 assert torch.allclose(W, weights[0], atol=1e-12)
-assert torch.allclose(combinatorial, laplacian(weights, "combinatorial")[0], atol=1e-12)
+assert torch.allclose(
+    combinatorial, laplacian(weights, "combinatorial")[0], atol=1e-12
+)
 assert torch.allclose(normalized, laplacian(weights)[0], atol=1e-7)
 
 # %% tags=["nbval-check-output"]
@@ -136,7 +192,7 @@ for name, matrix in (("combinatorial", combinatorial), ("normalized", normalized
 
 # %%
 draws = torch.Generator().manual_seed(0)
-clouds = torch.randn(200, 20, 8, generator=draws, dtype=torch.float64)  # 200 graphs of 20 tokens
+clouds = torch.randn(200, 20, 8, generator=draws, dtype=torch.float64)  # 200 graphs
 values = spectrum(token_graph(clouds))
 assert values[:, 0].abs().max() < 1e-9  # one eigenvalue 0
 assert values[:, 1:].min() > 1 - 1e-9  # all others at least 1
@@ -153,9 +209,12 @@ assert ((values > 1 + 1e-9).sum(dim=1) == 8).all()  # above 1: as many as channe
 # Groups with more than one token get a weight to themselves, a self-loop.
 
 # %% tags=["nbval-check-output"]
-by_hand = torch.tensor([
-    [np.mean([W[u, v] for u in left for v in right]) for right in groups] for left in groups
-])
+by_hand = torch.tensor(
+    [
+        [np.mean([W[u, v] for u in left for v in right]) for right in groups]
+        for left in groups
+    ]
+)
 assert torch.allclose(by_hand, coarse[0])
 for group, row in zip(groups, by_hand.tolist(), strict=True):
     print(f"{group!s:10s}", " ".join(f"{value:6.3f}" for value in row))
@@ -188,13 +247,18 @@ print(f"SD {distance:.4f}")
 # says: they are those of the coarse graph, and 1 another $N - n$ times. Try it with the averages defined above, and with
 # plain sums:
 
+
 # %% tags=["nbval-check-output"]
 def mismatch(weights, plan, reduce):
-    """Largest difference between the lifted spectrum and the coarse one with ones added."""
+    """Largest difference of the lifted spectrum and the coarse one with ones."""
     small = spectrum(coarsen(weights, plan, reduce))
-    ones = torch.ones(len(small), weights.shape[-1] - plan.num_tokens, dtype=torch.float64)
+    ones = torch.ones(
+        len(small), weights.shape[-1] - plan.num_tokens, dtype=torch.float64
+    )
     together = torch.cat([small, ones], dim=1).sort(dim=1).values
-    return (spectrum(lift(coarsen(weights, plan), plan)) - together).abs().max().item()
+    return (
+        (spectrum(lift(coarsen(weights, plan), plan)) - together).abs().max().item()
+    )
 
 
 for reduce in ("mean", "sum"):
@@ -239,13 +303,17 @@ worst = 0.0
 for seed in range(20):
     draws = torch.Generator().manual_seed(seed)
     cloud = torch.randn(10, 24, 6, generator=draws, dtype=torch.float64)
-    cloud = cloud + seed / 5 * torch.randn(10, 1, 6, generator=draws, dtype=torch.float64)  # and less centred
+    common = torch.randn(10, 1, 6, generator=draws, dtype=torch.float64)
+    cloud = cloud + seed / 5 * common  # from centred to nearly parallel
     root = torch.randint(8, (10, 24), generator=draws)
-    root[:, :8] = torch.arange(8)  # eight anchors, every other token joins a random one
+    root[:, :8] = torch.arange(8)  # eight anchors; the others join any of them
     merge, graph = pc.MergePlan.from_roots(root, 8), token_graph(cloud)
     change = spectrum(graph) - spectrum(lift(coarsen(graph, merge), merge))
     assert change.min() > -1e-9  # no eigenvalue grows
-    worst = max(worst, (change.sum(1) - inside_shares(graph, merge).sum(1)).abs().max().item())
+    worst = max(
+        worst,
+        (change.sum(1) - inside_shares(graph, merge).sum(1)).abs().max().item(),
+    )
 assert worst < 1e-9
 print(f"200 graphs: no eigenvalue grew; largest error of the formula {worst:.0e}")
 
@@ -259,6 +327,7 @@ print(f"200 graphs: no eigenvalue grew; largest error of the formula {worst:.0e}
 # %%
 def partitions(n, count):
     """All ways to put n tokens into that many groups, as lists of roots."""
+
     def grow(roots, anchors):
         i = len(roots)
         if i == n:
@@ -268,20 +337,28 @@ def partitions(n, count):
         for anchor in anchors:
             yield from grow([*roots, anchor], anchors)
         yield from grow([*roots, i], [*anchors, i])
+
     return list(grow([], []))
 
 
+# %%
 every = partitions(6, 3)
 everything = pc.MergePlan.from_roots(torch.tensor(every), 3)
 all_distances = inside_shares(weights.expand(len(every), 6, 6), everything).sum(1)
 orders = torch.tensor(list(permutations(range(6))))  # (720, 6)
 by_order = {
-    name: pc.spectral_distance(tokens[0][orders], pc.plan(tokens[0][orders], 3, name, **options))
+    name: pc.spectral_distance(
+        tokens[0][orders], pc.plan(tokens[0][orders], 3, name, **options)
+    )
     for name, options in {"pitome": {"margin": 0.5}, "tome": {}}.items()
 }
-assert len(every) == 90 and torch.allclose(by_order["pitome"], all_distances.min(), atol=1e-6)
+assert len(every) == 90 and torch.allclose(
+    by_order["pitome"], all_distances.min(), atol=1e-6
+)
 best = (by_order["tome"] < all_distances.min() + 1e-6).double().mean()
-display(Markdown(f"PiToMe finds the best partition in every order, ToMe in {best:.0%} of the 720."))
+display(
+    Markdown(f"PiToMe finds the best partition in every order, ToMe in {best:.0%}.")
+)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Spectral distance of all 90 ways to merge six tokens into three, sorted. PiToMe finds the best one in every order of the tokens. ToMe, bound to its split into odd and even places, arrives at one of several; areas show in how many orders. *Live.*", "name": "fig-coarse-all"}, "image": {"alt": "Ninety dots rising from about 0.04 to 0.9. A blue circle for PiToMe lies on the first dot; orange diamonds of different sizes for ToMe lie on several dots in the lower half."}}
 figure, ax = plt.subplots(figsize=(6.4, 3))
@@ -289,8 +366,23 @@ ordered = all_distances.sort().values.numpy()
 ax.plot(range(len(ordered)), ordered, ".", color="0.6", markersize=5)
 found, counts = np.unique(by_order["tome"].numpy().round(6), return_counts=True)
 place = np.searchsorted(ordered, found - 1e-5)
-ax.scatter(place, found, s=counts * 1.2, marker="D", color=plots.COLOURS["tome"], label="ToMe, 720 orders", alpha=0.85)
-ax.scatter([0], ordered[:1], s=45, color=plots.COLOURS["pitome"], label="PiToMe, any order", zorder=3)
+ax.scatter(
+    place,
+    found,
+    s=counts * 1.2,
+    marker="D",
+    color=plots.COLOURS["tome"],
+    label="ToMe, 720 orders",
+    alpha=0.85,
+)
+ax.scatter(
+    [0],
+    ordered[:1],
+    s=45,
+    color=plots.COLOURS["pitome"],
+    label="PiToMe, any order",
+    zorder=3,
+)
 ax.set(xlabel="partition, by distance", ylabel="spectral distance", ylim=(0, None))
 ax.legend(loc="lower right")
 plt.show()
@@ -306,11 +398,15 @@ model = towers.vit_small(img_size=224)
 photo = towers.preprocess(list(data.photographs(["rocket"]).values()))
 metrics, _ = spectra.token_metrics(model, photo.to(next(model.parameters()).device))
 keys, margin = metrics[7].cpu(), pc.margin_schedule(len(model.blocks))[7]
-plans = {"pitome": pc.plan(keys, 25, "pitome", margin=margin), "tome": pc.plan(keys, 25, "tome")}
+plans = {
+    "pitome": pc.plan(keys, 25, "pitome", margin=margin),
+    "tome": pc.plan(keys, 25, "tome"),
+}
 graph = token_graph(keys)
 fine = spectrum(graph)[0].numpy()
 falls = {
-    name: fine - spectrum(lift(coarsen(graph, merge), merge))[0].numpy() for name, merge in plans.items()
+    name: fine - spectrum(lift(coarsen(graph, merge), merge))[0].numpy()
+    for name, merge in plans.items()
 }
 for name, merge in plans.items():
     assert abs(falls[name].sum() - inside_shares(graph, merge).sum().item()) < 1e-8
@@ -322,20 +418,33 @@ figure, axes = plt.subplots(1, 2, figsize=(9, 2.9))
 ranks = range(192, 256)
 axes[0].plot(ranks, fine[192:] - 1, ".", color="black")
 axes[0].set(xlabel="rank", ylabel="eigenvalue minus 1", yscale="log")
-for (name, fall), marker, label in zip(falls.items(), ("o", "D"), ("PiToMe", "ToMe"), strict=True):
-    axes[1].plot(ranks, fall[192:], marker, color=plots.COLOURS[name], markersize=3.5, label=f"{label}, SD = {fall.sum():.4f}")
+for (name, fall), marker, label in zip(
+    falls.items(), ("o", "D"), ("PiToMe", "ToMe"), strict=True
+):
+    axes[1].plot(
+        ranks,
+        fall[192:],
+        marker,
+        color=plots.COLOURS[name],
+        markersize=3.5,
+        label=f"{label}, SD = {fall.sum():.4f}",
+    )
 axes[1].set(xlabel="rank", ylabel="fall of the eigenvalue", ylim=(0, None))
 axes[1].legend(loc="upper left")
 plt.show()
 
 # %% tags=["hide-input"]
 ratio = falls["pitome"].sum() / falls["tome"].sum()
-display(Markdown(
-    f"On this layer of this photograph PiToMe's distance is {ratio:.1f} times ToMe's. One layer of one photograph is an "
-    f"illustration; [two chapters on](06_bending_the_assumptions.ipynb) there are more of both."
-))
+display(
+    Markdown(
+        f"On this layer of this photograph PiToMe's distance is {ratio:.1f} times ToMe's."
+    )
+)
 
 # %% [markdown]
+# One layer of one photograph is an illustration; the chapter
+# [on bending the assumptions](06_bending_the_assumptions.ipynb) has more of both.
+#
 # > **Takeaway.** Coarsening averages, lifting copies back, and the spectral distance of equation 5 is, on graphs of
 # > $1 - \cos$, a count of one thing: how much of the tokens' distances lies *inside* the merged groups.
 #
@@ -351,8 +460,9 @@ display(Markdown(
 
 # %% tags=["hide-cell"]
 pairs = pc.MergePlan.from_roots(torch.tensor([[0, 0, 2, 2, 4, 4]]))
-print(f"pairs: averages {mismatch(weights, pairs, 'mean'):.0e}, sums {mismatch(weights, pairs, 'sum'):.0e}")
-# Equal sizes: the two coarse graphs differ by one factor, and Ln does not see factors.
+for reduce in ("mean", "sum"):
+    print(f"pairs, {reduce}: {mismatch(weights, pairs, reduce):.0e}")
+# Equal sizes: the coarse graphs differ by a factor, and Ln does not see factors.
 assert mismatch(weights, pairs, "mean") < 1e-9
 
 # %% [markdown]
@@ -365,7 +475,7 @@ cloud = torch.randn(50, 24, 6, generator=draws, dtype=torch.float64)
 first = pc.plan(cloud, 6, "tome")
 second = first.then(pc.plan(first.merge(cloud)[0], 6, "tome"))
 more = pc.spectral_distance(cloud, second) - pc.spectral_distance(cloud, first)
-assert more.min() > 0  # the second coarsening is one of the first: its eigenvalues fall again
+assert more.min() > 0  # a coarsening of a coarsening: eigenvalues fall again
 print(f"smallest increase over 50 graphs: {more.min():.4f}")
 
 # %% [markdown]
@@ -377,5 +487,5 @@ similar = (1 - token_graph(cloud)).exp()
 similar = similar - torch.diag_embed(similar.diagonal(dim1=1, dim2=2))
 change = spectrum(similar) - spectrum(lift(coarsen(similar, first), first))
 error = (change.abs().sum(1) - inside_shares(similar, first).sum(1)).abs()
-print(f"largest growth {-change.min():.3f}, error of the formula up to {error.max():.2f}")
+print(f"largest growth {-change.min():.3f}, largest error {error.max():.2f}")
 assert change.min() < -1e-3 and error.max() > 0.1

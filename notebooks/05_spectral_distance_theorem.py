@@ -22,11 +22,15 @@
 # %% tags=["remove-cell"]
 import sys
 
-if "google.colab" in sys.modules:  # beside Colab's own torch and numpy, which stay as they are
+if (
+    "google.colab" in sys.modules
+):  # beside Colab's own torch and numpy, which stay as they are
     import subprocess
 
     package = "pitome-core[experiments] @ git+https://github.com/OWNER/pitome-companion@v0.1.0"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", package], check=True
+    )
 
 # %%
 import matplotlib.pyplot as plt
@@ -59,7 +63,10 @@ NOISES = [1, 0.5, 0.3, 0.1, 0.05, 0.03, 0.01]
 METHODS = {
     "PiToMe": ("pitome", {"margin": MARGIN}),
     "ToMe": ("tome", {}),
-    "energy-sorted": ("pitome", {"margin": MARGIN, "protection": False, "edges": "best"}),
+    "energy-sorted": (
+        "pitome",
+        {"margin": MARGIN, "protection": False, "edges": "best"},
+    ),
     "random": ("random_merge", {}),
 }
 
@@ -78,15 +85,30 @@ for order in ORDERS:
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Spectral distance against the noise, for three orders of the same tokens. Lines: median over draws; bands: the middle 90 %. PiToMe, energy-sorted matching and, in two of three orders, ToMe go to 0 alike; in the order chosen against it ToMe stays at a constant. Random merging stays in all. *Live.*", "name": "fig-theorem-limit"}, "image": {"alt": "Three panels on logarithmic axes. PiToMe and energy-sorted fall with slope two in all panels; ToMe falls with them for block and shuffled order and stays near 0.12 in the adversarial order; random stays near 0.25 everywhere."}}
 STYLE = {
-    "PiToMe": ("#0072B2", "-", "o"), "ToMe": ("#D55E00", "--", "D"), "energy-sorted": ("#009E73", "-.", "s"),
+    "PiToMe": ("#0072B2", "-", "o"),
+    "ToMe": ("#D55E00", "--", "D"),
+    "energy-sorted": ("#009E73", "-.", "s"),
     "random": ("#999999", ":", "x"),
 }
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), sharey=True)
 for ax, order in zip(axes, ORDERS, strict=True):
     for name, (colour, line, marker) in STYLE.items():
         values = measured[order, name]
-        ax.plot(NOISES, np.median(values, axis=1), linestyle=line, marker=marker, color=colour, label=name, markersize=4)
-        ax.fill_between(NOISES, *np.quantile(values, [0.05, 0.95], axis=1), color=colour, alpha=0.15)
+        ax.plot(
+            NOISES,
+            np.median(values, axis=1),
+            linestyle=line,
+            marker=marker,
+            color=colour,
+            label=name,
+            markersize=4,
+        )
+        ax.fill_between(
+            NOISES,
+            *np.quantile(values, [0.05, 0.95], axis=1),
+            color=colour,
+            alpha=0.15,
+        )
     ax.set(xscale="log", yscale="log", xlabel="noise", title=order)
     ax.invert_xaxis()
 axes[0].set_ylabel("spectral distance")
@@ -97,7 +119,10 @@ plt.show()
 print("noise   PiToMe   ToMe, block  shuffled  adversarial   (medians of 40 draws)")
 for noise in (1, 0.3, 0.1, 0.03, 0.01):
     row = []
-    for name, order in (("PiToMe", "block"), *(("ToMe", order) for order in ORDERS)):
+    for name, order in (
+        ("PiToMe", "block"),
+        *(("ToMe", order) for order in ORDERS),
+    ):
         method, options = METHODS[name]
         x, _ = clusters(SIZES, noise, 40, order=order)
         row.append(distance(x, pc.plan(x, K, method, **options)).median().item())
@@ -114,13 +139,22 @@ for noise in (1, 0.3, 0.1, 0.03, 0.01):
 # below 1 for ToMe. We count, for tight clusters (noise 0.05) in shuffled order and every $k$.
 
 # %%
-FAMILIES = {"sizes 12, 8, 6, 4, 2": (12, 8, 6, 4, 2), "sizes 8, 8, 8, 8": (8,) * 4, "sizes 3, 3, 1, 1": (3, 3, 1, 1)}
+FAMILIES = {
+    "sizes 12, 8, 6, 4, 2": (12, 8, 6, 4, 2),
+    "sizes 8, 8, 8, 8": (8,) * 4,
+    "sizes 3, 3, 1, 1": (3, 3, 1, 1),
+}
 
 
 def share_inside(sizes, k, method, options, trials=TRIALS):
     """Share of draws in which every merge is inside a cluster."""
     x, labels = clusters(sizes, 0.05, trials, order="shuffled")
-    return (wrong_merges(pc.plan(x, k, method, **options), labels) == 0).double().mean().item()
+    return (
+        (wrong_merges(pc.plan(x, k, method, **options), labels) == 0)
+        .double()
+        .mean()
+        .item()
+    )
 
 
 inside = {}
@@ -135,21 +169,39 @@ for ax, title in zip(axes, FAMILIES, strict=True):
     for name in ("energy-sorted", "ToMe", "PiToMe"):
         colour, line, marker = STYLE[name]
         values = inside[title, name]
-        ax.plot(range(1, len(values) + 1), values, linestyle=line, marker=marker, color=colour, label=name, markersize=4)
-    ax.set(xlabel="k", title=title, ylim=(-0.04, 1.04), xticks=range(1, len(values) + 1, max(1, len(values) // 5)))
+        ax.plot(
+            range(1, len(values) + 1),
+            values,
+            linestyle=line,
+            marker=marker,
+            color=colour,
+            label=name,
+            markersize=4,
+        )
+    ax.set(
+        xlabel="k",
+        title=title,
+        ylim=(-0.04, 1.04),
+        xticks=range(1, len(values) + 1, max(1, len(values) // 5)),
+    )
 axes[0].set_ylabel("share with no wrong merge")
 axes[0].legend(fontsize=8, loc="lower left")
 plt.show()
 
 # %% tags=["hide-input"]
 assert min(inside["sizes 12, 8, 6, 4, 2", "PiToMe"]) == 1.0
-assert max(inside["sizes 8, 8, 8, 8", "PiToMe"][:4]) < 0.5 and inside["sizes 3, 3, 1, 1", "PiToMe"][3] == 0.0
+assert (
+    max(inside["sizes 8, 8, 8, 8", "PiToMe"][:4]) < 0.5
+    and inside["sizes 3, 3, 1, 1", "PiToMe"][3] == 0.0
+)
 equal = inside["sizes 8, 8, 8, 8", "PiToMe"]
-display(Markdown(
-    f"With four clusters of 8 PiToMe merges across clusters in {1 - equal[1]:.0%}, {1 - equal[3]:.0%} and {1 - equal[7]:.0%} "
-    f"of the draws at k = 2, 4 and 8; ToMe in {1 - inside['sizes 8, 8, 8, 8', 'ToMe'][7]:.1%} at k = 8. "
-    f"With different sizes ToMe errs in {1 - inside['sizes 12, 8, 6, 4, 2', 'ToMe'][7]:.1%} at k = 8 of 32 tokens."
-))
+display(
+    Markdown(
+        f"With four clusters of 8 PiToMe merges across clusters in {1 - equal[1]:.0%}, {1 - equal[3]:.0%} and {1 - equal[7]:.0%} "
+        f"of the draws at k = 2, 4 and 8; ToMe in {1 - inside['sizes 8, 8, 8, 8', 'ToMe'][7]:.1%} at k = 8. "
+        f"With different sizes ToMe errs in {1 - inside['sizes 12, 8, 6, 4, 2', 'ToMe'][7]:.1%} at k = 8 of 32 tokens."
+    )
+)
 
 # %% [markdown]
 # The mechanism is plain. PiToMe deals out the tokens of highest energy in turn, one to $A$, one to $B$. If the energies of
@@ -163,11 +215,13 @@ display(Markdown(
 for order in ORDERS:
     x, labels = clusters(SIZES, 0.05, TRIALS, order=order)
     even, odd = labels[:, 0::2], labels[:, 1::2]
-    partners = (even[:, :, None] == odd[:, None, :]).any(dim=2).sum(dim=1)  # (trials,)
+    partners = (
+        (even[:, :, None] == odd[:, None, :]).any(dim=2).sum(dim=1)
+    )  # (trials,)
     for k in range(1, 17):
         wrong = wrong_merges(pc.plan(x, k, "tome"), labels)
-        assert torch.equal(wrong, (k - partners).clamp_min(0))  # exactly, in every draw
-    print(f"{order:12s} edges inside clusters: {partners.min()} to {partners.max()} of 16")
+        assert torch.equal(wrong, (k - partners).clamp_min(0))  # in every draw
+    print(f"{order:12s} edges inside: {partners.min()} to {partners.max()} of 16")
 
 # %% [markdown]
 # So "with high probability" depends on how clusters and places are related. Neighbouring patches of a photograph look
@@ -190,13 +244,30 @@ for _ in range(TRIALS):
     spread.append((plan.sizes.max() / plan.sizes.min()).item())
     for reduce, found in gaps.items():
         ones = torch.ones(1, 18, dtype=torch.float64)
-        coarse = torch.cat([spectrum(coarsen(graph, plan, reduce)), ones], dim=1).sort(dim=1).values
-        found.append((spectrum(lift(coarsen(graph, plan), plan)) - coarse).abs().max().item())
+        coarse = (
+            torch.cat([spectrum(coarsen(graph, plan, reduce)), ones], dim=1)
+            .sort(dim=1)
+            .values
+        )
+        found.append(
+            (spectrum(lift(coarsen(graph, plan), plan)) - coarse).abs().max().item()
+        )
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Largest difference between the lifted eigenvalues and the coarse ones with ones added, for random partitions of 24 tokens into 6 groups, against how unequal the groups are. With sums it is rounding error (below 1e-13); with averages it is not, and it grows with the inequality. *Live.*", "name": "fig-theorem-lemma"}, "image": {"alt": "Orange dots between 0.01 and 0.5 rising with the ratio of the largest to the smallest group; blue dots at 1e-15."}}
 figure, ax = plt.subplots(figsize=(5.6, 2.8))
-for reduce, marker, colour, label in (("mean", "D", "#D55E00", "averages"), ("sum", "o", "#0072B2", "sums")):
-    ax.plot(spread, np.maximum(gaps[reduce], 1e-16), marker, color=colour, markersize=3, alpha=0.6, label=label)
+for reduce, marker, colour, label in (
+    ("mean", "D", "#D55E00", "averages"),
+    ("sum", "o", "#0072B2", "sums"),
+):
+    ax.plot(
+        spread,
+        np.maximum(gaps[reduce], 1e-16),
+        marker,
+        color=colour,
+        markersize=3,
+        alpha=0.6,
+        label=label,
+    )
 ax.set(xlabel="largest group / smallest group", ylabel="mismatch", yscale="log")
 ax.legend(loc="center right")
 plt.show()
@@ -232,28 +303,50 @@ def ratios(sizes, noise, trials=50, k=K):
     x, _ = clusters(sizes, noise, trials)
     plan, graph = pc.plan(x, k, "pitome", margin=MARGIN), token_graph(x)
     root = plan.anchor.gather(1, plan.assignment)
-    written = 2 * graph.gather(2, root[..., None])[..., 0].sum(1)  # 2 (1 - cos), summed over tokens
-    rows = (graph - graph.gather(1, root[..., None].expand_as(graph))).abs().amax(2).sum(1)
+    written = 2 * graph.gather(2, root[..., None])[..., 0].sum(1)  # 2 (1 - cos)
+    rows = (
+        (graph - graph.gather(1, root[..., None].expand_as(graph)))
+        .abs()
+        .amax(2)
+        .sum(1)
+    )
     return {
-        (kind, name): (pc.spectral_distance(x, plan, laplacian=kind) / (1.5 * x.shape[1] * bound)).median().item()
+        (kind, name): (
+            pc.spectral_distance(x, plan, laplacian=kind)
+            / (1.5 * x.shape[1] * bound)
+        )
+        .median()
+        .item()
         for kind in ("normalized", "combinatorial")
         for name, bound in (("2 (1 - cos)", written), ("measured rows", rows))
     }
 
 
+# %%
 clustered = [ratios(SIZES, noise) for noise in SWEEP]
 alone = [ratios((32,), noise) for noise in SWEEP]
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance divided by the bound of Proposition 3; above the line the bound is broken. Left: five clusters. On the combinatorial Laplacian it breaks as clusters tighten, ten times for each tenth of the noise; with measured row differences it holds. Right: a single cluster. Here the normalized distance breaks both, because it does not see the scale of W. *Live.*", "name": "fig-theorem-bound"}, "image": {"alt": "Two panels on logarithmic axes. Left: the combinatorial ratio with the written epsilon rises through 1 at noise 0.01; three other lines stay below. Right: both normalized ratios rise steeply above 1, both combinatorial ones stay near 0.03."}}
 LINES = {
-    ("normalized", "2 (1 - cos)"): ("#0072B2", "-", "o"), ("normalized", "measured rows"): ("#0072B2", ":", "o"),
-    ("combinatorial", "2 (1 - cos)"): ("#D55E00", "-", "D"), ("combinatorial", "measured rows"): ("#D55E00", ":", "D"),
+    ("normalized", "2 (1 - cos)"): ("#0072B2", "-", "o"),
+    ("normalized", "measured rows"): ("#0072B2", ":", "o"),
+    ("combinatorial", "2 (1 - cos)"): ("#D55E00", "-", "D"),
+    ("combinatorial", "measured rows"): ("#D55E00", ":", "D"),
 }
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.1), sharey=True)
-for ax, values, title in zip(axes, (clustered, alone), ("five clusters", "one cluster"), strict=True):
+for ax, values, title in zip(
+    axes, (clustered, alone), ("five clusters", "one cluster"), strict=True
+):
     for key, (colour, line, marker) in LINES.items():
-        ax.plot(SWEEP, [value[key] for value in values], linestyle=line, marker=marker, color=colour, markersize=4,
-                label=f"{key[0]}, {key[1]}")
+        ax.plot(
+            SWEEP,
+            [value[key] for value in values],
+            linestyle=line,
+            marker=marker,
+            color=colour,
+            markersize=4,
+            label=f"{key[0]}, {key[1]}",
+        )
     ax.axhline(1, color="black", linewidth=1)
     ax.set(xscale="log", yscale="log", xlabel="noise", title=title)
     ax.invert_xaxis()
@@ -264,7 +357,14 @@ plt.show()
 # %%
 broken = [v["combinatorial", "2 (1 - cos)"] for v in clustered]
 assert broken[0] < 1 < broken[-1] and broken[-1] > 5 * broken[-3]
-assert max(v[kind, "measured rows"] for v in clustered for kind in ("normalized", "combinatorial")) < 1
+assert (
+    max(
+        v[kind, "measured rows"]
+        for v in clustered
+        for kind in ("normalized", "combinatorial")
+    )
+    < 1
+)
 assert max(v["normalized", "2 (1 - cos)"] for v in clustered) < 0.01
 assert alone[-1]["normalized", "2 (1 - cos)"] > 1
 
@@ -289,15 +389,21 @@ assert alone[-1]["normalized", "2 (1 - cos)"] > 1
 
 # %%
 def trial(draw, smallest=2):
-    """Random clustered tokens: which conditions hold, and what the theorem says about them."""
+    """Random clustered tokens: which conditions hold, and does the theorem?"""
+
     def pick(low, high):
         return int(torch.randint(low, high + 1, (), generator=draw))
 
     sizes = [pick(smallest, 9) for _ in range(pick(2, 5))]
-    centres = torch.randn(len(sizes), pick(2, 12), generator=draw, dtype=torch.float64)
+    centres = torch.randn(
+        len(sizes), pick(2, 12), generator=draw, dtype=torch.float64
+    )
     centres = centres / centres.norm(dim=1, keepdim=True)
     noise = 3 * 10 ** (-3 * torch.rand((), generator=draw).item())
-    margin, kernel = 0.9 * torch.rand((), generator=draw).item(), ("paper", "elu")[pick(0, 1)]
+    margin, kernel = (
+        0.9 * torch.rand((), generator=draw).item(),
+        ("paper", "elu")[pick(0, 1)],
+    )
     x, label = clusters(sizes, noise, centres=centres, seed=pick(0, 10**6))
     graph, k = token_graph(x), pick(1, len(label[0]) // 2)
     same = label[0][:, None] == label[0]
@@ -308,21 +414,32 @@ def trial(draw, smallest=2):
     bound = k * delta / ((x.shape[1] - max(sizes)) * apart)
     return {
         "tight and apart": bool(delta < apart),
-        "energies do not overlap": int((ranked[1:] != ranked[:-1]).sum()) == len(sizes) - 1,
+        "energies do not overlap": int((ranked[1:] != ranked[:-1]).sum())
+        == len(sizes) - 1,
         "two tokens each": min(sizes) >= 2,
-        "holds": not wrong_merges(plan, label).any() and bool(distance(x, plan) <= bound + 1e-9),
+        "holds": not wrong_merges(plan, label).any()
+        and bool(distance(x, plan) <= bound + 1e-9),
     }
 
 
+# %%
 draw = torch.Generator().manual_seed(0)
 searched = [trial(draw, smallest=1 + i % 2) for i in range(1500 if quick else 6000)]
 
 # %% tags=["hide-input"]
 conditions = ["tight and apart", "energies do not overlap", "two tokens each"]
-lines = ["| conditions | cases that meet them | of these without a counter-example |", "|---|---|---|"]
+lines = [
+    "| conditions | cases that meet them | of these without a counter-example |",
+    "|---|---|---|",
+]
 counted = {}
 for dropped in (None, *conditions):
-    cases = [t for t in searched if all(t[c] for c in conditions if c != dropped) and (dropped is None or not t[dropped])]
+    cases = [
+        t
+        for t in searched
+        if all(t[c] for c in conditions if c != dropped)
+        and (dropped is None or not t[dropped])
+    ]
     counted[dropped] = len(cases), sum(t["holds"] for t in cases)
     name = "all three" if dropped is None else f"all but *{dropped}*"
     lines.append(f"| {name} | {len(cases)} | {counted[dropped][1]} |")
@@ -341,6 +458,7 @@ assert all(counted[c][1] < counted[c][0] for c in conditions)
 # stands opposite to them. Energy counts the distant tokens as well, so the single one ranks *before* the pair. It has an
 # even rank, so it is in $A$. It must merge, and nobody of its kind is there.
 
+
 # %% tags=["nbval-check-output"]
 def unit(*v):
     v = torch.tensor(v, dtype=torch.float64)
@@ -348,14 +466,22 @@ def unit(*v):
 
 
 a, b = unit(0.84, 0.55, 0), unit(0.84, -0.55, 0)  # the two large clusters
-centres = torch.stack([a, b, unit(-1, 0, 0), unit(0.53, 0, 0.85)])  # the pair, the single token
-print("cosines", np.round((centres @ centres.T)[[0, 0, 1, 0, 2], [1, 3, 3, 2, 3]].numpy(), 2))
+centres = torch.stack(
+    [a, b, unit(-1, 0, 0), unit(0.53, 0, 0.85)]
+)  # last two: pair, single
+print(
+    "cosines",
+    np.round((centres @ centres.T)[[0, 0, 1, 0, 2], [1, 3, 3, 2, 3]].numpy(), 2),
+)
 for noise in (0.1, 0.01, 0.001):
     x, label = clusters((5, 3, 2, 1), noise, 100, centres=centres)
     plan = pc.plan(x, 5, "pitome", margin=0.5)
     order = label.gather(1, plan.energy.argsort(dim=1, descending=True))[0]
-    print(f"noise {noise:<5g} clusters in order of energy {''.join('ABCD'[i] for i in order)}, wrong merges in "
-          f"{(wrong_merges(plan, label) > 0).double().mean():.0%}, SD {distance(x, plan).median():.3f}")
+    wrong = (wrong_merges(plan, label) > 0).double().mean()
+    print(
+        f"noise {noise:<5g} in order of energy {''.join('ABCD'[i] for i in order)}, "
+        f"wrong in {wrong:.0%}, SD {distance(x, plan).median():.3f}"
+    )
 
 # %% [markdown]
 # ## How good is the bound?
@@ -375,9 +501,16 @@ for noise in SWEEP:
     tokens = x / x.norm(dim=2, keepdim=True)
     scatter = (tokens - plan.unmerge(plan.merge(tokens)[0])).square().sum((1, 2))
     touched = (plan.sizes > 1).gather(1, plan.assignment).sum(1)
-    rough = scatter.sqrt() * (touched.sqrt() * tokens.sum(1).norm(dim=1) + 2 * 32**0.5)
+    rough = scatter.sqrt() * (
+        touched.sqrt() * tokens.sum(1).norm(dim=1) + 2 * 32**0.5
+    )
     combinatorial = pc.spectral_distance(x, plan, laplacian="combinatorial")
-    values = distance(x, plan), K * delta / graph.sum(2).amin(1), combinatorial, rough
+    values = (
+        distance(x, plan),
+        K * delta / graph.sum(2).amin(1),
+        combinatorial,
+        rough,
+    )
     for row, value in zip(rates.values(), values, strict=True):
         row.append(value.median().item())
 assert all(np.less_equal(rates["SD"], rates["k delta / d_min"]))
@@ -385,10 +518,27 @@ assert all(np.less_equal(rates["SD_L"], rates["bound on SD_L"]))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Measured distances (markers) and the bounds of the corrected theorem (lines without), on both Laplacians. Both bounds have the right rate: the square of the noise for the normalized Laplacian, the noise itself for the combinatorial one. *Live.*", "name": "fig-theorem-rates"}, "image": {"alt": "Four lines on logarithmic axes: two with slope two, the measured one a little below its bound, and two with slope one, the measured one about thirty times below."}}
 figure, ax = plt.subplots(figsize=(5.8, 3))
-looks = [("#0072B2", "-", "o"), ("#0072B2", "--", ""), ("#D55E00", "-", "D"), ("#D55E00", "--", "")]
-for (name, values), (colour, line, marker) in zip(rates.items(), looks, strict=True):
-    label = {"SD": "normalized", "SD_L": "combinatorial"}.get(name, f"bound on {'normalized' if 'k' in name else 'combinatorial'}")
-    ax.plot(SWEEP, values, linestyle=line, marker=marker, color=colour, markersize=4, label=label)
+looks = [
+    ("#0072B2", "-", "o"),
+    ("#0072B2", "--", ""),
+    ("#D55E00", "-", "D"),
+    ("#D55E00", "--", ""),
+]
+for (name, values), (colour, line, marker) in zip(
+    rates.items(), looks, strict=True
+):
+    label = {"SD": "normalized", "SD_L": "combinatorial"}.get(
+        name, f"bound on {'normalized' if 'k' in name else 'combinatorial'}"
+    )
+    ax.plot(
+        SWEEP,
+        values,
+        linestyle=line,
+        marker=marker,
+        color=colour,
+        markersize=4,
+        label=label,
+    )
 ax.set(xscale="log", yscale="log", xlabel="noise", ylabel="distance")
 ax.invert_xaxis()
 ax.legend(fontsize=8)
@@ -416,16 +566,18 @@ plt.show()
 # %% tags=["hide-cell"]
 for noise in (0.3, 0.03, 0.003):
     x, _ = clusters((32,), noise, 50)
-    print(f"noise {noise:<6g} SD {distance(x, pc.plan(x, K, 'pitome', margin=MARGIN)).median():.3f}")
-# It does not fall: degrees vanish as fast as distances. Every scale looks the same to Ln.
+    plan = pc.plan(x, K, "pitome", margin=MARGIN)
+    print(f"noise {noise:<6g} SD {distance(x, plan).median():.3f}")
+# It does not fall: degrees vanish as fast as distances. Ln does not see scale.
 
 # %% [markdown]
 # **2.** Find an order that is as bad for energy-sorted matching as the adversarial one is for ToMe, or argue that there is
 # none. (The energies of a cluster stand together.)
 
 # %% tags=["hide-cell"]
-# Its split is by rank: a cluster of n tokens has floor(n / 2) of them on either side wherever they
-# stand, so there are at least as many edges inside clusters, and k up to that number does no harm.
+# Its split is by rank: a cluster of n tokens has floor(n / 2) of them on either side,
+# wherever they stand. So there are as many edges inside clusters, and no harm is done
+# by a k up to their number.
 x, label = clusters(SIZES, 0.05, TRIALS, order="adversarial")
 k = sum(n // 2 for n in SIZES)
 plan = pc.plan(x, k, "pitome", margin=MARGIN, protection=False, edges="best")
@@ -439,6 +591,11 @@ assert not wrong_merges(plan, label).any()
 # %% tags=["hide-cell"]
 x, label = clusters((5, 4, 1), 0.05, TRIALS)
 for k in range(1, 6):
-    wrong = (wrong_merges(pc.plan(x, k, "pitome", margin=MARGIN), label) > 0).double().mean()
+    wrong = (
+        (wrong_merges(pc.plan(x, k, "pitome", margin=MARGIN), label) > 0)
+        .double()
+        .mean()
+    )
     print(f"k = {k}: wrong in {wrong:.0%}")
-# It ranks last. If it is selected at all, it has the odd rank 2k - 1: it is in B, and nobody has to join it.
+# It ranks last. If it is selected at all, it has the odd rank 2k - 1: it is in B,
+# and nobody has to join it.

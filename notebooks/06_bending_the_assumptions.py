@@ -20,11 +20,15 @@
 # %% tags=["remove-cell"]
 import sys
 
-if "google.colab" in sys.modules:  # beside Colab's own torch and numpy, which stay as they are
+if (
+    "google.colab" in sys.modules
+):  # beside Colab's own torch and numpy, which stay as they are
     import subprocess
 
     package = "pitome-core[experiments] @ git+https://github.com/OWNER/pitome-companion@v0.1.0"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", package], check=True
+    )
 
 # %%
 import matplotlib.pyplot as plt
@@ -55,36 +59,56 @@ TRIALS = 40 if quick else 200
 
 # %%
 COSINES = [0.98, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.0]
-PARTS = [(6, 6, 6, 6), (7, 6, 6, 5), (8, 7, 5, 4), (9, 7, 5, 3), (10, 7, 4, 3), (11, 7, 4, 2), (13, 6, 3, 2)]
+PARTS = [
+    (6, 6, 6, 6),
+    (7, 6, 6, 5),
+    (8, 7, 5, 4),
+    (9, 7, 5, 3),
+    (10, 7, 4, 3),
+    (11, 7, 4, 2),
+    (13, 6, 3, 2),
+]
 
 
 def with_cosine(cosine, count, width=32):
     """Unit centres, any two of which have that cosine."""
-    return cosine**0.5 * torch.eye(width)[count] + (1 - cosine) ** 0.5 * torch.eye(width)[:count]
+    return (
+        cosine**0.5 * torch.eye(width)[count]
+        + (1 - cosine) ** 0.5 * torch.eye(width)[:count]
+    )
 
 
-def state(cosine, sizes, k=6, noise=0.2, seed=2):
-    x, label = clusters(sizes, noise, order="shuffled", centres=with_cosine(cosine, 4), seed=seed)
+def state(cosine, sizes, k=6, noise=0.2, seed=7):
+    x, label = clusters(
+        sizes, noise, order="shuffled", centres=with_cosine(cosine, 4), seed=seed
+    )
     graph, found = token_graph(x), {}
     plans = pc.plan(x, k, "pitome", margin=0.5), pc.plan(x, k, "tome")
     for name, plan in zip(("pitome", "tome"), plans, strict=True):
         found[name] = spectrum(lift(coarsen(graph, plan), plan))[0, 1:].tolist()
     top = plans[0].energy.argsort(dim=1, descending=True, stable=True)[0, : 2 * k]
     return found | {
-        "whole": spectrum(graph)[0, 1:].tolist(), "ranks": label[0, top].tolist(),
+        "whole": spectrum(graph)[0, 1:].tolist(),
+        "ranks": label[0, top].tolist(),
         "distance": [inside_shares(graph, plan).sum().item() for plan in plans],
         "wrong": [wrong_merges(plan, label).item() for plan in plans],
     }
 
 
+# %%
 states = [[state(cosine, sizes) for sizes in PARTS] for cosine in COSINES]
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Eigenvalues of the normalized Laplacian before merging and after it (the first, 0, left out), and the clusters of the tokens that PiToMe may merge, in order of energy; A merges into B. With equal sizes the colours are shuffled, and wrong merges occur however far apart the clusters are. *Live; move the sliders.*", "name": "fig-bending-sliders"}, "image": {"alt": "A plot of 23 eigenvalues before merging, after PiToMe and after ToMe; below it a strip of twelve coloured cells marked A and B. Two sliders, for the cosine of centres and for the sizes."}}
-display(plots.SpectrumSliders(
-    states,
-    [("cosine of centres", [f"{c:g}" for c in COSINES], 6), ("sizes", [", ".join(map(str, p)) for p in PARTS], 0)],
-    "spectrum-sliders",
-))
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Eigenvalues of the normalized Laplacian before merging and after it (the first, 0, left out), and the clusters of the tokens that PiToMe may merge, in order of energy; A merges into B. One draw; with equal sizes the colours are shuffled, and wrong merges occur however far apart the clusters are. *Live; move the sliders.*", "name": "fig-bending-sliders"}, "image": {"alt": "A plot of 23 eigenvalues before merging, after PiToMe and after ToMe; below it a strip of twelve coloured cells marked A and B. Two sliders, for the cosine of centres and for the sizes."}}
+display(
+    plots.SpectrumSliders(
+        states,
+        [
+            ("cosine of centres", [f"{c:g}" for c in COSINES], 6),
+            ("sizes", [", ".join(map(str, p)) for p in PARTS], 0),
+        ],
+        "spectrum-sliders",
+    )
+)
 
 # %% [markdown]
 # One draw is an anecdote. Over many draws, how often is every merge inside a cluster?
@@ -93,9 +117,13 @@ display(plots.SpectrumSliders(
 chart = {name: np.zeros((len(COSINES), len(PARTS))) for name in ("pitome", "tome")}
 for i, cosine in enumerate(COSINES):
     for j, sizes in enumerate(PARTS):
-        x, label = clusters(sizes, 0.2, TRIALS, order="shuffled", centres=with_cosine(cosine, 4))
+        x, label = clusters(
+            sizes, 0.2, TRIALS, order="shuffled", centres=with_cosine(cosine, 4)
+        )
         for name, table in chart.items():
-            plan = pc.plan(x, 6, name, **({"margin": 0.5} if name == "pitome" else {}))
+            plan = pc.plan(
+                x, 6, name, **({"margin": 0.5} if name == "pitome" else {})
+            )
             table[i, j] = (wrong_merges(plan, label) == 0).double().mean()
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of draws in which all six merges are inside a cluster, by cosine of the centres and sizes. PiToMe needs clusters that are apart and differ in size, and a margin (0.5 here) away from the cosines across: look at the row 0.5. ToMe, in random order, needs the first only. *Live.*", "name": "fig-bending-chart"}, "image": {"alt": "Two heat maps. PiToMe's is darker in the left columns (equal sizes), in the top rows (clusters alike) and in the row 0.5, bright elsewhere; ToMe's is bright everywhere but in the top row."}}
@@ -103,9 +131,20 @@ figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
 for ax, (name, table) in zip(axes, chart.items(), strict=True):
     shown = ax.imshow(table, cmap=plots.HEAT, vmin=0, vmax=1, aspect="auto")
     for (i, j), value in np.ndenumerate(table):
-        ax.text(j, i, f"{value:.2f}".lstrip("0") if value < 1 else "1", ha="center", va="center", fontsize=7,
-                color="black" if value > 0.55 else "white")
-    ax.set(title={"pitome": "PiToMe", "tome": "ToMe"}[name], yticks=range(len(COSINES)), xticks=range(len(PARTS)))
+        ax.text(
+            j,
+            i,
+            f"{value:.2f}".lstrip("0") if value < 1 else "1",
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="black" if value > 0.55 else "white",
+        )
+    ax.set(
+        title={"pitome": "PiToMe", "tome": "ToMe"}[name],
+        yticks=range(len(COSINES)),
+        xticks=range(len(PARTS)),
+    )
     ax.set_xticklabels(["\n".join(map(str, p)) for p in PARTS], fontsize=7)
     ax.set_yticklabels([f"{c:g}" for c in COSINES])
 axes[0].set_ylabel("cosine of centres")
@@ -113,11 +152,16 @@ figure.colorbar(shown, ax=axes, shrink=0.8, label="no wrong merge")
 plt.show()
 
 # %% tags=["hide-input"]
-assert chart["pitome"][-1, 0] < 0.8 < chart["pitome"][-1, -1] and chart["tome"][-1].min() > 0.9
-display(Markdown(
-    f"With orthogonal centres and equal sizes PiToMe has no wrong merge in {chart['pitome'][-1, 0]:.0%} of the draws, with sizes "
-    f"{', '.join(map(str, PARTS[-1]))} in {chart['pitome'][-1, -1]:.0%}; ToMe, over all sizes, in at least {chart['tome'][-1].min():.0%}."
-))
+assert (
+    chart["pitome"][-1, 0] < 0.8 < chart["pitome"][-1, -1]
+    and chart["tome"][-1].min() > 0.9
+)
+display(
+    Markdown(
+        f"With orthogonal centres and equal sizes PiToMe has no wrong merge in {chart['pitome'][-1, 0]:.0%} of the draws, with sizes "
+        f"{', '.join(map(str, PARTS[-1]))} in {chart['pitome'][-1, -1]:.0%}; ToMe, over all sizes, in at least {chart['tome'][-1].min():.0%}."
+    )
+)
 
 # %% [markdown]
 # ## Single tokens
@@ -132,18 +176,34 @@ singles = {}
 for order in ("shuffled", "adversarial"):
     x, label = clusters(lone, 0.2, TRIALS, order=order)
     for name, options in (("pitome", {"margin": 0.5}), ("tome", {})):
-        wrong = [wrong_merges(pc.plan(x, k, name, **options), label).double() for k in range(1, 17)]
+        wrong = [
+            wrong_merges(pc.plan(x, k, name, **options), label).double()
+            for k in range(1, 17)
+        ]
         singles[name, order] = torch.stack(wrong).numpy()
-assert singles["pitome", "adversarial"][:12].max() == 0 and singles["pitome", "shuffled"][12].min() >= 1
+assert (
+    singles["pitome", "adversarial"][:12].max() == 0
+    and singles["pitome", "shuffled"][12].min() >= 1
+)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Wrong merges against k, with sizes 16, 8 and eight single tokens. PiToMe has none up to k = 12, in any order of the tokens, and then one for every further merge. ToMe's depend on the order. Lines: mean over draws; bands: the middle 90 %. *Live.*", "name": "fig-bending-singles"}, "image": {"alt": "PiToMe is zero up to 12 and rises by one for each k from there. ToMe in shuffled order rises gently from about 10; in adversarial order every merge is wrong from the first."}}
 figure, ax = plt.subplots(figsize=(6, 2.9))
-looks = {("pitome", "shuffled"): ("#0072B2", "-", "PiToMe, any order"), ("tome", "shuffled"): ("#D55E00", "--", "ToMe, shuffled"),
-         ("tome", "adversarial"): ("#D55E00", ":", "ToMe, adversarial")}
+looks = {
+    ("pitome", "shuffled"): ("#0072B2", "-", "PiToMe, any order"),
+    ("tome", "shuffled"): ("#D55E00", "--", "ToMe, shuffled"),
+    ("tome", "adversarial"): ("#D55E00", ":", "ToMe, adversarial"),
+}
 for key, (colour, line, words) in looks.items():
     values = singles[key]
-    ax.plot(range(1, 17), values.mean(axis=1), linestyle=line, color=colour, label=words)
-    ax.fill_between(range(1, 17), *np.quantile(values, [0.05, 0.95], axis=1), color=colour, alpha=0.15)
+    ax.plot(
+        range(1, 17), values.mean(axis=1), linestyle=line, color=colour, label=words
+    )
+    ax.fill_between(
+        range(1, 17),
+        *np.quantile(values, [0.05, 0.95], axis=1),
+        color=colour,
+        alpha=0.15,
+    )
 ax.set(xlabel="k", ylabel="wrong merges", xticks=range(2, 17, 2))
 ax.legend()
 plt.show()
@@ -165,24 +225,57 @@ KERNELS = {"paper": "equation 4", "elu": "ELU(cos - m)"}
 
 
 def by_margin(noise, kernel):
-    """For each margin the share of draws with no wrong merge, and with energies in order of size."""
-    x, label = clusters((12, 8, 6, 4, 2), noise, TRIALS, order="shuffled", centres=with_cosine(0.6, 5))
+    """Per margin: share of draws with no wrong merge, and with energies in order."""
+    x, label = clusters(
+        (12, 8, 6, 4, 2),
+        noise,
+        TRIALS,
+        order="shuffled",
+        centres=with_cosine(0.6, 5),
+    )
     for margin in MARGINS:
         plan = pc.plan(x, 8, "pitome", margin=margin, kernel=kernel)
-        ranked = label.gather(1, plan.energy.argsort(dim=1, descending=True, stable=True))
-        in_order = (ranked[:, 1:] >= ranked[:, :-1]).all(dim=1)  # clusters are numbered by size
-        yield [(wrong_merges(plan, label) == 0).double().mean(), in_order.double().mean()]
+        ranked = label.gather(
+            1, plan.energy.argsort(dim=1, descending=True, stable=True)
+        )
+        in_order = (ranked[:, 1:] >= ranked[:, :-1]).all(dim=1)  # numbered by size
+        yield [
+            (wrong_merges(plan, label) == 0).double().mean(),
+            in_order.double().mean(),
+        ]
 
 
-apart = {(n, kernel): np.array(list(by_margin(n, kernel))) for n in (0.2, 0.03) for kernel in KERNELS}
+# %%
+apart = {
+    (n, kernel): np.array(list(by_margin(n, kernel)))
+    for n in (0.2, 0.03)
+    for kernel in KERNELS
+}
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of draws with no wrong merge (thick) and with all energies in the order of cluster sizes (thin), by margin. Grey: margins between the cosines across (0.6) and inside. For tight clusters almost any margin will do, except one that runs through the cosines across, where the jump of equation 4 turns noise into energy. *Live.*", "name": "fig-bending-margin"}, "image": {"alt": "Two panels, noise 0.2 and 0.03. With noise 0.2 equation 4 has no wrong merge between 0.7 and 0.95 and a dip at 0.6, ELU stays a little below 1. With noise 0.03 both are at 1 except for the dip of equation 4 at 0.6."}}
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3), sharey=True)
 for ax, noise in zip(axes, (0.2, 0.03), strict=True):
-    for kernel, line, colour in (("paper", "-", "#0072B2"), ("elu", "--", "#CC79A7")):
+    for kernel, line, colour in (
+        ("paper", "-", "#0072B2"),
+        ("elu", "--", "#CC79A7"),
+    ):
         values = apart[noise, kernel]
-        ax.plot(MARGINS, values[:, 0], line, color=colour, linewidth=2.5, label=f"{KERNELS[kernel]}: no wrong merge")
-        ax.plot(MARGINS, values[:, 1], line, color=colour, linewidth=1, label=f"{KERNELS[kernel]}: order of size")
+        ax.plot(
+            MARGINS,
+            values[:, 0],
+            line,
+            color=colour,
+            linewidth=2.5,
+            label=f"{KERNELS[kernel]}: no wrong merge",
+        )
+        ax.plot(
+            MARGINS,
+            values[:, 1],
+            line,
+            color=colour,
+            linewidth=1,
+            label=f"{KERNELS[kernel]}: order of size",
+        )
     ax.axvspan(0.62, 0.95, color="0.93", zorder=0)
     ax.set(xlabel="margin", title=f"noise {noise:g}", ylim=(-0.03, 1.05))
 axes[0].set_ylabel("share of draws")
@@ -191,13 +284,22 @@ plt.show()
 
 # %% tags=["hide-input"]
 tight = {kernel: apart[0.03, kernel] for kernel in KERNELS}
-inside, at = [i for i, m in enumerate(MARGINS) if 0.7 <= m <= 0.9], MARGINS.index(0.6)
-assert min(values[inside].min() for values in tight.values()) > 0.99 > tight["paper"][at, 0]
-display(Markdown(
-    f"Tight clusters (noise 0.03): with a margin from 0.7 to 0.9 both energies put the clusters in the order of their sizes "
-    f"in every draw. At a margin of 0.6, right on the cosines across, equation 4 has no wrong merge in "
-    f"{tight['paper'][at, 0]:.0%} of the draws, ELU, which does not jump, in {tight['elu'][at, 0]:.0%}."
-))
+inside, at = (
+    [i for i, m in enumerate(MARGINS) if 0.7 <= m <= 0.9],
+    MARGINS.index(0.6),
+)
+assert (
+    min(values[inside].min() for values in tight.values())
+    > 0.99
+    > tight["paper"][at, 0]
+)
+display(
+    Markdown(
+        f"Tight clusters (noise 0.03): with a margin from 0.7 to 0.9 both energies put the clusters in the order of their sizes "
+        f"in every draw. At a margin of 0.6, right on the cosines across, equation 4 has no wrong merge in "
+        f"{tight['paper'][at, 0]:.0%} of the draws, ELU, which does not jump, in {tight['elu'][at, 0]:.0%}."
+    )
+)
 
 # %% [markdown]
 # ## Many into one
@@ -211,7 +313,7 @@ print("n into one   SD    sum of the pairs' costs   ratio")
 for n in (1, 2, 4, 8, 16):
     hub = torch.zeros(n + 25, 64, dtype=torch.float64)
     hub[:, 0] = 1
-    hub[1 : n + 1] += 0.2 * torch.eye(64, dtype=torch.float64)[1 : n + 1]  # around the hub
+    hub[1 : n + 1] += 0.2 * torch.eye(64, dtype=torch.float64)[1 : n + 1]
     hub[n + 1 :] = torch.eye(64, dtype=torch.float64)[40:64]  # 24 strangers
     root = torch.arange(n + 25)
     root[: n + 1] = 0
@@ -245,54 +347,101 @@ for name in RECORDS:
             records[name] = found
 record = records.get("spectra-collection") or records["spectra-photographs"]
 CELLS = {
-    "PiToMe": "pitome@0.9", "ToMe": "tome@0.9", "energy-sorted": "energy-sorted@0.9", "ATC": "atc@0.9",
+    "PiToMe": "pitome@0.9",
+    "ToMe": "tome@0.9",
+    "energy-sorted": "energy-sorted@0.9",
+    "ATC": "atc@0.9",
     "random": "random-merge@0.9",
 }
 for name, found in records.items():
-    print(f"{name}: {len(found)} items, {len(found.cells)} cells, {found.header['split']} split")
+    print(
+        f"{name}: {len(found)} items, {len(found.cells)} cells, {found.header['split']} split"
+    )
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Spectral distance of one merge of 25 of 256 tokens, by layer; left on the normalized Laplacian, as in equation 5, right on the combinatorial one. Lines: mean over photographs; bands: 95 % bootstrap interval over photographs. *Recorded.*", "name": "fig-bending-layers"}, "image": {"alt": "Left: random near 0.1 in all layers; PiToMe between 0.01 and 0.04; ToMe, energy-sorted and ATC below a third of PiToMe's. Right: random on top, the other four close together."}}
 STYLE = {
-    "PiToMe": ("#0072B2", "-"), "ToMe": ("#D55E00", "--"), "energy-sorted": ("#009E73", "-."), "ATC": ("#000000", ":"),
+    "PiToMe": ("#0072B2", "-"),
+    "ToMe": ("#D55E00", "--"),
+    "energy-sorted": ("#009E73", "-."),
+    "ATC": ("#000000", ":"),
     "random": ("#999999", "-"),
 }
 figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.3))
-for ax, outcome, title in zip(axes, ("sd", "sd_combinatorial"), ("normalized", "combinatorial"), strict=True):
+for ax, outcome, title in zip(
+    axes, ("sd", "sd_combinatorial"), ("normalized", "combinatorial"), strict=True
+):
     for name, key in CELLS.items():
         values = record.mean_over_seeds(key, outcome)  # (photographs, layers)
-        bands = np.array([bootstrap_mean(column, record.clusters, resamples=1000) for column in values.T])
+        bands = np.array(
+            [
+                bootstrap_mean(column, record.clusters, resamples=1000)
+                for column in values.T
+            ]
+        )
         colour, line = STYLE[name]
         ax.plot(range(12), bands[:, 0], linestyle=line, color=colour, label=name)
-        ax.fill_between(range(12), bands[:, 1], bands[:, 2], color=colour, alpha=0.15)
+        ax.fill_between(
+            range(12), bands[:, 1], bands[:, 2], color=colour, alpha=0.15
+        )
     ax.set(xlabel="layer", yscale="log", title=title)
 axes[0].set_ylabel("spectral distance")
-axes[0].legend(fontsize=8, loc="lower left")
+axes[1].legend(fontsize=8, loc="lower right")
 plt.show()
 
+
 # %% tags=["hide-input"]
-lines = ["| photographs | method | distance, mean over layers | minus ToMe's | combinatorial, minus ToMe's |", "|---|---|---|---|---|"]
+def compared(found, name, outcome, digits):
+    """Mean of an outcome over items and layers, and the difference to ToMe's."""
+    own, rival = (
+        found.mean_over_seeds(CELLS[n], outcome).mean(axis=1)
+        for n in (name, "ToMe")
+    )
+    if name == "ToMe":
+        return f"{own.mean():.{digits}f}", None
+    gap = paired_difference(own, rival, found.clusters)
+    return f"{own.mean():.{digits}f}; {gap.format(digits)}", gap
+
+
 gaps = {}
-for source, found in records.items():
-    for name, key in CELLS.items():
-        mean = {o: found.mean_over_seeds(key, o).mean(axis=1) for o in ("sd", "sd_combinatorial")}
-        minus = ["", ""]
-        if name != "ToMe":
-            rival = {o: found.outcome(CELLS["ToMe"], o).mean(axis=1) for o in mean}
-            gaps[source, name] = paired_difference(mean["sd"], rival["sd"], found.clusters)
-            other = paired_difference(mean["sd_combinatorial"], rival["sd_combinatorial"], found.clusters)
-            minus = [gaps[source, name].format(4), other.format(1)]
-        lines.append(f"| {source.removeprefix('spectra-')} ({len(found)}) | {name} | {mean['sd'].mean():.4f} | {minus[0]} | {minus[1]} |")
+heads = [
+    f"{source.removeprefix('spectra-')} ({len(found)})"
+    for source, found in records.items()
+]
+lines = ["| method | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
+for name in CELLS:
+    told = {
+        source: compared(found, name, "sd", 4) for source, found in records.items()
+    }
+    gaps |= {(source, name): gap for source, (_, gap) in told.items() if gap}
+    lines.append(
+        f"| {name} | " + " | ".join(words for words, _ in told.values()) + " |"
+    )
+display(
+    Markdown(
+        "Distance on the normalized Laplacian, mean over layers; difference to ToMe's with its interval:"
+    )
+)
+display(Markdown("\n".join(lines)))
+lines = ["| method | combinatorial Laplacian |", "|---|---|"]
+lines += [
+    f"| {name} | {compared(record, name, 'sd_combinatorial', 1)[0]} |"
+    for name in CELLS
+]
 display(Markdown("\n".join(lines)))
 assert all(gap.low > 0 for (_, name), gap in gaps.items() if name == "PiToMe")
 assert all(gap.high < 0 for (_, name), gap in gaps.items() if name == "ATC")
 
 # %% tags=["hide-input"]
-ours, theirs = (record.outcome(CELLS[name], "sd").mean() for name in ("PiToMe", "ToMe"))
-display(Markdown(
-    f"On real keys PiToMe's distance is {ours / theirs:.1f} times ToMe's, in the sense of equation 5, and it is larger on every set "
-    f"of photographs with an interval that excludes 0. ATC, which clusters, is lowest; energy-sorted matching, PiToMe's order "
-    f"without its gate, is at ToMe's level or below. On the combinatorial Laplacian the matching methods lie close together."
-))
+ours, theirs = (
+    record.outcome(CELLS[name], "sd").mean() for name in ("PiToMe", "ToMe")
+)
+display(
+    Markdown(
+        f"On real keys PiToMe's distance is {ours / theirs:.1f} times ToMe's, in the sense of equation 5, and it is larger on every set "
+        f"of photographs with an interval that excludes 0. ATC, which clusters, is lowest; energy-sorted matching, PiToMe's order "
+        f"without its gate, is at ToMe's level or below. On the combinatorial Laplacian the matching methods lie close together."
+    )
+)
 
 # %% [markdown]
 # The closed form explains it. The distance asks for pairs with a small $2W_{uv}/(d_u + d_v)$, and methods that choose the
@@ -308,27 +457,43 @@ display(Markdown(
 
 # %%
 def ranks(values):
-    """Ranks along the first axis, centred and scaled, so that their mean product is Spearman's correlation."""
+    """Standardised ranks along the first axis: their mean product is Spearman's."""
     r = rankdata(values, axis=0)
     r = r - r.mean(axis=0)
     return r / np.maximum(r.std(axis=0), 1e-12)
 
 
 def correlation(found, first, second, keys, layers=slice(None)):
-    """Spearman's correlation over methods, per item (mean over layers), with its interval over items."""
-    pair = [np.stack([found.outcome(key, o)[:, layers] for key in keys]) for o in (first, second)]
+    """Spearman's over methods, mean over layers, with its interval over items."""
+    pair = [
+        np.stack([found.outcome(key, o)[:, layers] for key in keys])
+        for o in (first, second)
+    ]
     each = (ranks(pair[0]) * ranks(pair[1])).mean(axis=0).mean(axis=1)
     return bootstrap_mean(each, found.clusters)
 
 
+# %%
 every = [key for key in record.cells]
 chosen = [key for key in every if "random" not in key]
-rows = ["| predicts the loss of patch similarity | all cells | without random merging |", "|---|---|---|"]
-PREDICTORS = {"sd": "distance, normalized", "sd_combinatorial": "distance, combinatorial", "scatter": "scatter of unit keys inside groups"}
+rows = [
+    "| predicts the loss of patch similarity | all | without random |",
+    "|---|---|---|",
+]
+PREDICTORS = {
+    "sd": "distance, normalized",
+    "sd_combinatorial": "distance, combinatorial",
+    "scatter": "scatter of unit keys inside groups",
+}
 found = {}
 for outcome, words in PREDICTORS.items():
-    found[outcome] = [correlation(record, outcome, "patch_drop", keys) for keys in (every, chosen)]
-    rows.append(f"| {words} | " + " | ".join(f"{m:+.2f} [{a:+.2f}, {b:+.2f}]" for m, a, b in found[outcome]) + " |")
+    found[outcome] = [
+        correlation(record, outcome, "patch_drop", keys) for keys in (every, chosen)
+    ]
+    said = " | ".join(
+        f"{m:+.2f} [{a:+.2f}, {b:+.2f}]" for m, a, b in found[outcome]
+    )
+    rows.append(f"| {words} | {said} |")
 display(Markdown("\n".join(rows)))
 assert found["sd"][0][1] > 0.5
 
@@ -336,21 +501,41 @@ assert found["sd"][0][1] > 0.5
 figure, ax = plt.subplots(figsize=(6.4, 4))
 for name, key in CELLS.items():
     key = key if key in record.cells else f"{key}/seed0"
-    x, y = record.outcome(key, "sd"), np.maximum(record.outcome(key, "patch_drop"), 0.01) / 1000
+    x, y = (
+        record.outcome(key, "sd"),
+        np.maximum(record.outcome(key, "patch_drop"), 0.01) / 1000,
+    )
     colours = np.tile(np.array(to_rgba(STYLE[name][0])), (x.size, 1))
-    colours[:, 3] = np.tile(np.linspace(0.25, 0.9, 12), len(x))  # darker: later layers
+    colours[:, 3] = np.tile(
+        np.linspace(0.25, 0.9, 12), len(x)
+    )  # darker: later layers
     ax.scatter(x.ravel(), y.ravel(), s=5, color=colours, linewidths=0)
     ax.plot([], [], "o", color=STYLE[name][0], label=name)
-ax.set(xscale="log", yscale="log", xlabel="spectral distance", ylabel="loss of patch similarity")
+ax.set(
+    xscale="log",
+    yscale="log",
+    xlabel="spectral distance",
+    ylabel="loss of patch similarity",
+)
 ax.legend(fontsize=8)
 plt.show()
 
+
 # %%
 def across(found, first, second, keys):
-    """Mean correlation over photographs (within layer and method) and over layers (within photograph and method)."""
-    a, b = (np.stack([found.outcome(key, o)[:, :11] for key in keys]) for o in (first, second))
-    over_items = (ranks(a.swapaxes(0, 1)) * ranks(b.swapaxes(0, 1))).mean(axis=0).mean()
-    over_layers = (ranks(a.transpose(2, 0, 1)) * ranks(b.transpose(2, 0, 1))).mean(axis=0).mean()
+    """Mean of Spearman's over photographs, and over layers, all else fixed."""
+    a, b = (
+        np.stack([found.outcome(key, o)[:, :11] for key in keys])
+        for o in (first, second)
+    )
+    over_items = (
+        (ranks(a.swapaxes(0, 1)) * ranks(b.swapaxes(0, 1))).mean(axis=0).mean()
+    )
+    over_layers = (
+        (ranks(a.transpose(2, 0, 1)) * ranks(b.transpose(2, 0, 1)))
+        .mean(axis=0)
+        .mean()
+    )
     return over_items, over_layers
 
 
@@ -358,7 +543,9 @@ rows = ["| | over photographs | over layers |", "|---|---|---|"]
 for outcome, words in PREDICTORS.items():
     for target in ("patch_drop", "class_drop"):
         pair = across(record, outcome, target, chosen)
-        rows.append(f"| {words}, {target.split('_')[0]} | {pair[0]:+.2f} | {pair[1]:+.2f} |")
+        rows.append(
+            f"| {words}, {target.split('_')[0]} | {pair[0]:+.2f} | {pair[1]:+.2f} |"
+        )
 display(Markdown("\n".join(rows)))
 
 # %% [markdown]
@@ -374,10 +561,15 @@ name = record.items["id"][0]
 images = towers.preprocess(list(spectra.data.photographs([name]).values()))
 layers = spectra.Layers(towers.vit_small(img_size=224), images)
 again = layers.score(grid.Cell("pitome", 0.9, proportional=True))
-off = {o: results.disagreement(record.outcome("pitome@0.9", o)[:1], again[o], tolerance)
-       for o, tolerance in (("sd", 1e-3), ("patch_drop", 2.0))}
+off = {
+    o: results.disagreement(
+        record.outcome("pitome@0.9", o)[:1], again[o], tolerance
+    )
+    for o, tolerance in (("sd", 1e-3), ("patch_drop", 2.0))
+}
 assert all(wrong <= allowed for wrong, allowed in off.values())
-print(f"{name}: distance {again['sd'].mean():.4f} live, {record.outcome('pitome@0.9', 'sd')[0].mean():.4f} recorded")
+there = record.outcome("pitome@0.9", "sd")[0].mean()
+print(f"{name}: distance {again['sd'].mean():.4f} live, {there:.4f} recorded")
 
 # %% [markdown]
 # ## A permutation test, with and without ties
@@ -394,13 +586,16 @@ def together(plan):
 
 
 def agreement(x, k, method, options, draws=10):
-    """Jaccard index of the merged pairs before and after a permutation, and the change of the distance."""
+    """Jaccard index of merged pairs under permutation, and the distance's change."""
     plain, graph = pc.plan(x, k, method, **options), token_graph(x)
     indices, changes = [], []
     for seed in range(draws):
-        order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(
+            x.shape[1], generator=torch.Generator().manual_seed(seed)
+        )
         moved = pc.plan(x[:, order], k, method, **options)
-        back = pc.MergePlan.from_roots(order[moved.anchor.gather(1, moved.assignment)][:, order.argsort()])
+        root = order[moved.anchor.gather(1, moved.assignment)]
+        back = pc.MergePlan.from_roots(root[:, order.argsort()])
         a, b = together(plain), together(back)
         indices.append((a & b).sum() / (a | b).sum())
         before, after = (inside_shares(graph, plan).sum() for plan in (plain, back))
@@ -408,18 +603,26 @@ def agreement(x, k, method, options, draws=10):
     return torch.stack(indices).mean().item(), torch.stack(changes).mean().item()
 
 
+# %%
 noisy, _ = clusters((12, 8, 6, 4, 2), 0.3, order="shuffled")
 keys = layers.metrics[0][7].double()
 equal, _ = clusters((8, 8, 8, 8), 0.0, order="shuffled")
 sets = {
-    "noisy clusters": (noisy, 8, 0.5), "a photograph": (keys, 25, 0.375),
-    "tied: equal clusters": (equal, 5, 0.5), "tied: a photograph three times": (keys.repeat(1, 3, 1), 77, 0.375),
+    "noisy clusters": (noisy, 8, 0.5),
+    "a photograph": (keys, 25, 0.375),
+    "tied: equal clusters": (equal, 5, 0.5),
+    "tied: a photograph three times": (keys.repeat(1, 3, 1), 77, 0.375),
 }
-rows = ["| tokens | PiToMe: pairs | distance changes by | ToMe: pairs | distance changes by |", "|---|---|---|---|---|"]
+rows = ["| tokens | PiToMe: pairs | change of SD | ToMe: pairs | change of SD |"]
+rows.append("|---|---|---|---|---|")
 tested = {}
 for words, (x, k, margin) in sets.items():
-    tested[words] = [agreement(x, k, m, o) for m, o in (("pitome", {"margin": margin}), ("tome", {}))]
-    rows.append(f"| {words} | " + " | ".join(f"{j:.2f} | {c:.4f}" for j, c in tested[words]) + " |")
+    tested[words] = [
+        agreement(x, k, m, o)
+        for m, o in (("pitome", {"margin": margin}), ("tome", {}))
+    ]
+    said = " | ".join(f"{j:.2f} | {c:.4f}" for j, c in tested[words])
+    rows.append(f"| {words} | {said} |")
 display(Markdown("\n".join(rows)))
 assert tested["noisy clusters"][0][0] == 1 and tested["a photograph"][0][0] > 0.99
 assert max(found[0][0] for words, found in tested.items() if "tied" in words) < 0.9
@@ -457,9 +660,14 @@ for flat in cost.flatten().argsort().tolist():
     if free[u] and free[v] and (root == torch.arange(256)).sum() > 231:
         root[u], free[u], free[v] = v, False, False
 greedy = pc.MergePlan.from_roots(root[None])
-for words, plan in (("greedy", greedy), ("ToMe", pc.plan(keys, 25, "tome")),
-                    ("PiToMe", pc.plan(keys, 25, "pitome", margin=0.375)), ("ATC", pc.plan(keys, 25, "atc"))):
-    print(f"{words:7s} {plan.num_tokens} tokens left, SD {pc.spectral_distance(keys, plan).item():.4f}")
+for words, plan in (
+    ("greedy", greedy),
+    ("ToMe", pc.plan(keys, 25, "tome")),
+    ("PiToMe", pc.plan(keys, 25, "pitome", margin=0.375)),
+    ("ATC", pc.plan(keys, 25, "atc")),
+):
+    value = pc.spectral_distance(keys, plan).item()
+    print(f"{words:7s} {plan.num_tokens} tokens left, SD {value:.4f}")
 
 # %% [markdown]
 # **2.** Is it the gate or the edges? Measure the distance on the photograph for PiToMe with and without protection, and
@@ -468,8 +676,11 @@ for words, plan in (("greedy", greedy), ("ToMe", pc.plan(keys, 25, "tome")),
 # %% tags=["hide-cell"]
 for protection in (True, False):
     for edges in ("all", "best"):
-        plan = pc.plan(keys, 25, "pitome", margin=0.375, protection=protection, edges=edges)
-        print(f"protection {protection!s:5s} edges {edges:4s} SD {pc.spectral_distance(keys, plan).item():.4f}")
+        plan = pc.plan(
+            keys, 25, "pitome", margin=0.375, protection=protection, edges=edges
+        )
+        value = pc.spectral_distance(keys, plan).item()
+        print(f"protection {protection!s:5s} edges {edges:4s} SD {value:.4f}")
 
 # %% [markdown]
 # **3.** Keys share a large common part in early layers. Subtract the mean key first: what happens to the distances?
@@ -477,7 +688,15 @@ for protection in (True, False):
 # %% tags=["hide-cell"]
 for layer in (1, 7):
     metric = layers.metrics[0][layer].double()
-    for words, x in (("keys", metric), ("centred", metric - metric.mean(dim=1, keepdim=True))):
-        plans = pc.plan(x, 25, "pitome", margin=pc.margin_schedule(12)[layer]), pc.plan(x, 25, "tome")
+    for words, x in (
+        ("keys", metric),
+        ("centred", metric - metric.mean(dim=1, keepdim=True)),
+    ):
+        plans = (
+            pc.plan(x, 25, "pitome", margin=pc.margin_schedule(12)[layer]),
+            pc.plan(x, 25, "tome"),
+        )
         values = [pc.spectral_distance(x, plan).item() for plan in plans]
-        print(f"layer {layer}, {words:8s} PiToMe {values[0]:.4f}, ToMe {values[1]:.4f}")
+        print(
+            f"layer {layer}, {words:8s} PiToMe {values[0]:.4f}, ToMe {values[1]:.4f}"
+        )

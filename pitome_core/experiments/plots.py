@@ -144,7 +144,7 @@ class SliderFigure:
             for i, (label, values, start) in enumerate(self.sliders)
         )
         values = json.dumps([values for _, values, _ in self.sliders])
-        return f"""<div id="{box}" class="slider-figure" style="max-width:{self.width}">
+        return f"""<div id="{box}" class="slider-figure" style="max-width:{self.width};margin:0 auto">
 {controls}
 {self._drawing()}</div>
 <script>(function () {{
