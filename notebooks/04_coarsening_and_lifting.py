@@ -22,15 +22,11 @@
 # %% tags=["remove-cell"]
 import sys
 
-if (
-    "google.colab" in sys.modules
-):  # beside Colab's own torch and numpy, which stay as they are
+if "google.colab" in sys.modules:  # beside Colab's own torch and numpy, which stay as they are
     import subprocess
 
     package = "pitome-core[experiments] @ git+https://github.com/OWNER/pitome-companion@v0.1.0"
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", package], check=True
-    )
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
 # %%
 from itertools import permutations

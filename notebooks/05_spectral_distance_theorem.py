@@ -22,15 +22,11 @@
 # %% tags=["remove-cell"]
 import sys
 
-if (
-    "google.colab" in sys.modules
-):  # beside Colab's own torch and numpy, which stay as they are
+if "google.colab" in sys.modules:  # beside Colab's own torch and numpy, which stay as they are
     import subprocess
 
     package = "pitome-core[experiments] @ git+https://github.com/OWNER/pitome-companion@v0.1.0"
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", package], check=True
-    )
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
 # %%
 import matplotlib.pyplot as plt
@@ -253,7 +249,7 @@ for _ in range(TRIALS):
             (spectrum(lift(coarsen(graph, plan), plan)) - coarse).abs().max().item()
         )
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Largest difference between the lifted eigenvalues and the coarse ones with ones added, for random partitions of 24 tokens into 6 groups, against how unequal the groups are. With sums it is rounding error (below 1e-13); with averages it is not, and it grows with the inequality. *Live.*", "name": "fig-theorem-lemma"}, "image": {"alt": "Orange dots between 0.01 and 0.5 rising with the ratio of the largest to the smallest group; blue dots at 1e-15."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Largest difference between the lifted eigenvalues and the coarse ones with ones added, for random partitions of 24 tokens into 6 groups, against how unequal the groups are. With sums it is rounding error (below 1e-12); with averages it is not, and it grows with the inequality. *Live.*", "name": "fig-theorem-lemma"}, "image": {"alt": "Orange dots between 0.01 and 0.5 rising with the ratio of the largest to the smallest group; blue dots at 1e-15."}}
 figure, ax = plt.subplots(figsize=(5.6, 2.8))
 for reduce, marker, colour, label in (
     ("mean", "D", "#D55E00", "averages"),

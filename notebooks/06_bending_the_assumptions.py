@@ -20,15 +20,11 @@
 # %% tags=["remove-cell"]
 import sys
 
-if (
-    "google.colab" in sys.modules
-):  # beside Colab's own torch and numpy, which stay as they are
+if "google.colab" in sys.modules:  # beside Colab's own torch and numpy, which stay as they are
     import subprocess
 
     package = "pitome-core[experiments] @ git+https://github.com/OWNER/pitome-companion@v0.1.0"
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", package], check=True
-    )
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
 # %%
 import matplotlib.pyplot as plt
@@ -332,57 +328,47 @@ for n in (1, 2, 4, 8, 16):
 #
 # ## On real tokens
 #
-# Nothing guarantees clusters in the keys of a real model. So we measure: for each photograph and each layer of the ViT-S/14 every method
-# plans one merge of 25 of the 256 tokens, on the keys of the whole model; then the distance, and then the
-# model is run with this single merge, to see how far its last patch tokens move. The grid stood in the
-# [protocol](../book/protocol.md) before the run.
+# Nothing guarantees clusters in the keys of a real model. So we measure: for each photograph and each layer of the
+# ViT-S/14 every method plans one merge of 25 of the 256 tokens, on the keys of the whole model. We take the distance, and
+# then run the model with this single merge, to see how far its last patch tokens move. The same for sentences and the keys of
+# all-MiniLM-L6-v2, where a fifth of the words go. The grid stood in the [protocol](../book/protocol.md) before the
+# runs.
 
 # %%
-RECORDS = ("spectra-collection", "spectra-photographs", "spectra-scenes")
-records = {}
-for name in RECORDS:
-    if (results.folder() / "embedded" / f"{name}.json").exists():
-        found = results.load(name)
-        if all(cell.key in found for cell in spectra.cells()):
-            records[name] = found
-record = records.get("spectra-collection") or records["spectra-photographs"]
-CELLS = {
-    "PiToMe": "pitome@0.9",
-    "ToMe": "tome@0.9",
-    "energy-sorted": "energy-sorted@0.9",
-    "ATC": "atc@0.9",
-    "random": "random-merge@0.9",
+RECORDS = ("collection", "photographs", "scenes", "sentences")
+records = {name: results.load(f"spectra-{name}") for name in RECORDS}
+record = records["collection"]
+ARMS = {
+    "PiToMe": "pitome",
+    "ToMe": "tome",
+    "energy-sorted": "energy-sorted",
+    "ATC": "atc",
+    "random": "random-merge",
 }
-for name, found in records.items():
-    print(
-        f"{name}: {len(found)} items, {len(found.cells)} cells, {found.header['split']} split"
-    )
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Spectral distance of one merge of 25 of 256 tokens, by layer; left on the normalized Laplacian, as in equation 5, right on the combinatorial one. Lines: mean over photographs; bands: 95 % bootstrap interval over photographs. *Recorded.*", "name": "fig-bending-layers"}, "image": {"alt": "Left: random near 0.1 in all layers; PiToMe between 0.01 and 0.04; ToMe, energy-sorted and ATC below a third of PiToMe's. Right: random on top, the other four close together."}}
+
+def outcome_of(found, name, outcome):
+    """An outcome of a method, (items, layers); random merging averaged over seeds."""
+    return found.mean_over_seeds(f"{ARMS[name]}@{found.header['keep']:g}", outcome)
+
+
+for name, found in records.items():
+    print(f"{name}: {len(found)} items, {len(found.cells)} cells")
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Spectral distance of one merge, by layer. Left: photographs of the collection, normalized Laplacian, as in equation 5. Middle: the same on the combinatorial Laplacian. Right: sentences, normalized Laplacian. Lines: mean over items; bands: 95 % bootstrap interval. *Recorded.*", "name": "fig-bending-layers"}, "image": {"alt": "Left: random near 0.1 in all layers; PiToMe between 0.01 and 0.05; ToMe, energy-sorted and ATC below a third of PiToMe's. Middle: random on top, the other four close together. Right: random on top, then PiToMe, then the others."}}
 STYLE = {
-    "PiToMe": ("#0072B2", "-"),
-    "ToMe": ("#D55E00", "--"),
-    "energy-sorted": ("#009E73", "-."),
-    "ATC": ("#000000", ":"),
+    "PiToMe": ("#0072B2", "-"), "ToMe": ("#D55E00", "--"), "energy-sorted": ("#009E73", "-."), "ATC": ("#000000", ":"),
     "random": ("#999999", "-"),
 }
-figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.3))
-for ax, outcome, title in zip(
-    axes, ("sd", "sd_combinatorial"), ("normalized", "combinatorial"), strict=True
-):
-    for name, key in CELLS.items():
-        values = record.mean_over_seeds(key, outcome)  # (photographs, layers)
-        bands = np.array(
-            [
-                bootstrap_mean(column, record.clusters, resamples=1000)
-                for column in values.T
-            ]
-        )
-        colour, line = STYLE[name]
-        ax.plot(range(12), bands[:, 0], linestyle=line, color=colour, label=name)
-        ax.fill_between(
-            range(12), bands[:, 1], bands[:, 2], color=colour, alpha=0.15
-        )
+figure, axes = plt.subplots(1, 3, figsize=(12.5, 3.3))
+panels = [(record, "sd", "photographs, normalized"), (record, "sd_combinatorial", "photographs, combinatorial"),
+          (records["sentences"], "sd", "sentences, normalized")]
+for ax, (found, outcome, title) in zip(axes, panels, strict=True):
+    for name, (colour, line) in STYLE.items():
+        values = outcome_of(found, name, outcome)
+        bands = np.array([bootstrap_mean(column, found.clusters, resamples=1000) for column in values.T])
+        ax.plot(range(len(bands)), bands[:, 0], linestyle=line, color=colour, label=name)
+        ax.fill_between(range(len(bands)), bands[:, 1], bands[:, 2], color=colour, alpha=0.15)
     ax.set(xlabel="layer", yscale="log", title=title)
 axes[0].set_ylabel("spectral distance")
 axes[1].legend(fontsize=8, loc="lower right")
@@ -392,10 +378,7 @@ plt.show()
 # %% tags=["hide-input"]
 def compared(found, name, outcome, digits):
     """Mean of an outcome over items and layers, and the difference to ToMe's."""
-    own, rival = (
-        found.mean_over_seeds(CELLS[n], outcome).mean(axis=1)
-        for n in (name, "ToMe")
-    )
+    own, rival = (outcome_of(found, n, outcome).mean(axis=1) for n in (name, "ToMe"))
     if name == "ToMe":
         return f"{own.mean():.{digits}f}", None
     gap = paired_difference(own, rival, found.clusters)
@@ -403,56 +386,35 @@ def compared(found, name, outcome, digits):
 
 
 gaps = {}
-heads = [
-    f"{source.removeprefix('spectra-')} ({len(found)})"
-    for source, found in records.items()
-]
-lines = ["| method | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
-for name in CELLS:
-    told = {
-        source: compared(found, name, "sd", 4) for source, found in records.items()
-    }
+lines = ["| method | " + " | ".join(f"{n} ({len(found)})" for n, found in records.items()) + " |", "|---|---|---|---|---|"]
+for name in ARMS:
+    told = {source: compared(found, name, "sd", 4) for source, found in records.items()}
     gaps |= {(source, name): gap for source, (_, gap) in told.items() if gap}
-    lines.append(
-        f"| {name} | " + " | ".join(words for words, _ in told.values()) + " |"
-    )
-display(
-    Markdown(
-        "Distance on the normalized Laplacian, mean over layers; difference to ToMe's with its interval:"
-    )
-)
-display(Markdown("\n".join(lines)))
-lines = ["| method | combinatorial Laplacian |", "|---|---|"]
-lines += [
-    f"| {name} | {compared(record, name, 'sd_combinatorial', 1)[0]} |"
-    for name in CELLS
-]
+    lines.append(f"| {name} | " + " | ".join(words for words, _ in told.values()) + " |")
+display(Markdown("Distance on the normalized Laplacian, mean over layers; then the difference to ToMe's with its 95 % interval:"))
 display(Markdown("\n".join(lines)))
 assert all(gap.low > 0 for (_, name), gap in gaps.items() if name == "PiToMe")
-assert all(gap.high < 0 for (_, name), gap in gaps.items() if name == "ATC")
 
 # %% tags=["hide-input"]
-ours, theirs = (
-    record.outcome(CELLS[name], "sd").mean() for name in ("PiToMe", "ToMe")
-)
-display(
-    Markdown(
-        f"On real keys PiToMe's distance is {ours / theirs:.1f} times ToMe's, in the sense of equation 5, and it is larger on every set "
-        f"of photographs with an interval that excludes 0. ATC, which clusters, is lowest; energy-sorted matching, PiToMe's order "
-        f"without its gate, is at ToMe's level or below. On the combinatorial Laplacian the matching methods lie close together."
-    )
-)
+ratio = {source: np.divide(*(outcome_of(found, n, "sd").mean() for n in ("PiToMe", "ToMe"))) for source, found in records.items()}
+other = {name: compared(record, name, "sd_combinatorial", 1)[1] for name in ("PiToMe", "energy-sorted", "ATC")}
+display(Markdown(
+    f"PiToMe's distance is {ratio['collection']:.1f} times ToMe's on the collection and {ratio['sentences']:.1f} times on sentences, and "
+    "larger on every set with an interval that excludes 0. On the combinatorial Laplacian the differences to ToMe's are "
+    + ", ".join(f"{gap.format(1)} ({name})" for name, gap in other.items())
+    + f", of {outcome_of(record, 'ToMe', 'sd_combinatorial').mean():.1f}: the methods that match lie close together there."
+))
 
 # %% [markdown]
 # The closed form explains it. The distance asks for pairs with a small $2W_{uv}/(d_u + d_v)$, and methods that choose the
-# best edges look for just that. PiToMe chooses tokens, and merges all of $A$. In a layer without tight clusters its conditions do not
-# hold, and nothing keeps its pairs close. The theorem is no contradiction: it says what happens in a limit that these
-# keys are far from.
+# best edges look for just that. PiToMe chooses tokens, and merges all of $A$. In a layer without tight clusters its
+# conditions do not hold, and nothing keeps its pairs close. The theorem is no contradiction: it says what happens in a
+# limit that these keys are far from.
 #
 # ### Does the distance matter?
 #
-# A spectrum is not a task. If the distance means something for a model, then among merges of equally many tokens the one with
-# the larger distance should move the model's output more. Per photograph and layer we rank the cells by both.
+# A spectrum is not a task. If the distance means something for a model, then among merges of equally many tokens the one
+# with the larger distance should move the model's output more. Per item and layer we rank the cells by both.
 
 
 # %%
@@ -463,96 +425,63 @@ def ranks(values):
     return r / np.maximum(r.std(axis=0), 1e-12)
 
 
-def correlation(found, first, second, keys, layers=slice(None)):
-    """Spearman's over methods, mean over layers, with its interval over items."""
-    pair = [
-        np.stack([found.outcome(key, o)[:, layers] for key in keys])
-        for o in (first, second)
-    ]
+def correlation(found, predictor, keys):
+    """Spearman's with the loss over cells, mean over layers; interval over items."""
+    pair = [np.stack([found.outcome(k, o) for k in keys]) for o in (predictor, "patch_drop")]
     each = (ranks(pair[0]) * ranks(pair[1])).mean(axis=0).mean(axis=1)
     return bootstrap_mean(each, found.clusters)
 
 
-# %%
-every = [key for key in record.cells]
-chosen = [key for key in every if "random" not in key]
-rows = [
-    "| predicts the loss of patch similarity | all | without random |",
-    "|---|---|---|",
-]
+# %% tags=["hide-input"]
 PREDICTORS = {
-    "sd": "distance, normalized",
-    "sd_combinatorial": "distance, combinatorial",
-    "scatter": "scatter of unit keys inside groups",
+    "sd": "distance, normalized", "sd_combinatorial": "distance, combinatorial", "scatter": "scatter of unit keys inside groups",
 }
-found = {}
+rows = ["| predictor of the loss | collection, all cells | " + " | ".join(records) + " |", "|---|---|---|---|---|---|"]
+agreed = {}
 for outcome, words in PREDICTORS.items():
-    found[outcome] = [
-        correlation(record, outcome, "patch_drop", keys) for keys in (every, chosen)
-    ]
-    said = " | ".join(
-        f"{m:+.2f} [{a:+.2f}, {b:+.2f}]" for m, a, b in found[outcome]
-    )
-    rows.append(f"| {words} | {said} |")
+    agreed[outcome] = [correlation(record, outcome, list(record.cells))]
+    agreed[outcome] += [correlation(r, outcome, [k for k in r.cells if "random" not in k]) for r in records.values()]
+    rows.append(f"| {words} | " + " | ".join(f"{m:+.2f} [{a:+.2f}, {b:+.2f}]" for m, a, b in agreed[outcome]) + " |")
+display(Markdown("Spearman's correlation with the loss of patch (word) similarity, over cells within item and layer; random "
+                 "merging takes part in the first column only:"))
 display(Markdown("\n".join(rows)))
-assert found["sd"][0][1] > 0.5
+assert agreed["sd"][0][1] > 0.5
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Loss of patch similarity (1 - cosine to the whole model's last patch tokens) against the spectral distance: one point per photograph, layer and method, one merge of 25 tokens each. Darker: later layers. *Recorded.*", "name": "fig-bending-predicts"}, "image": {"alt": "A cloud of points that rises from the lower left to the upper right on logarithmic axes; methods form overlapping clouds, random merging at the top right, ATC at the lower left."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Loss of patch similarity (1 - cosine to the whole model's last patch tokens) against the spectral distance: one point per photograph of the collection, layer and method, one merge of 25 tokens each. Darker: later layers. *Recorded.*", "name": "fig-bending-predicts"}, "image": {"alt": "A cloud of points that rises from the lower left to the upper right on logarithmic axes; methods form overlapping clouds, random merging at the top right, ATC at the lower left."}}
 figure, ax = plt.subplots(figsize=(6.4, 4))
-for name, key in CELLS.items():
-    key = key if key in record.cells else f"{key}/seed0"
-    x, y = (
-        record.outcome(key, "sd"),
-        np.maximum(record.outcome(key, "patch_drop"), 0.01) / 1000,
-    )
-    colours = np.tile(np.array(to_rgba(STYLE[name][0])), (x.size, 1))
-    colours[:, 3] = np.tile(
-        np.linspace(0.25, 0.9, 12), len(x)
-    )  # darker: later layers
-    ax.scatter(x.ravel(), y.ravel(), s=5, color=colours, linewidths=0)
-    ax.plot([], [], "o", color=STYLE[name][0], label=name)
-ax.set(
-    xscale="log",
-    yscale="log",
-    xlabel="spectral distance",
-    ylabel="loss of patch similarity",
-)
+for name, (colour, _) in STYLE.items():
+    x, y = outcome_of(record, name, "sd"), np.maximum(outcome_of(record, name, "patch_drop"), 0.01) / 1000
+    colours = np.tile(np.array(to_rgba(colour)), (x.size, 1))
+    colours[:, 3] = np.tile(np.linspace(0.15, 0.9, 12), len(x))  # darker: later layers
+    ax.scatter(x.ravel(), y.ravel(), s=4, color=colours, linewidths=0)
+    ax.plot([], [], "o", color=colour, label=name)
+ax.set(xscale="log", yscale="log", xlabel="spectral distance", ylabel="loss of patch similarity")
 ax.legend(fontsize=8)
 plt.show()
 
 
-# %%
-def across(found, first, second, keys):
-    """Mean of Spearman's over photographs, and over layers, all else fixed."""
-    a, b = (
-        np.stack([found.outcome(key, o)[:, :11] for key in keys])
-        for o in (first, second)
-    )
-    over_items = (
-        (ranks(a.swapaxes(0, 1)) * ranks(b.swapaxes(0, 1))).mean(axis=0).mean()
-    )
-    over_layers = (
-        (ranks(a.transpose(2, 0, 1)) * ranks(b.transpose(2, 0, 1)))
-        .mean(axis=0)
-        .mean()
-    )
-    return over_items, over_layers
+# %% tags=["hide-input"]
+def across(found, predictor):
+    """Mean of Spearman's with the loss over items, and over layers, all else fixed."""
+    keys = [k for k in found.cells if "random" not in k]
+    a, b = (np.stack([found.outcome(k, o) for k in keys]) for o in (predictor, "patch_drop"))
+    items = (ranks(a.swapaxes(0, 1)) * ranks(b.swapaxes(0, 1))).mean(axis=0).mean()
+    layers = (ranks(a.transpose(2, 0, 1)) * ranks(b.transpose(2, 0, 1))).mean(axis=0).mean()
+    return items, layers
 
 
-rows = ["| | over photographs | over layers |", "|---|---|---|"]
-for outcome, words in PREDICTORS.items():
-    for target in ("patch_drop", "class_drop"):
-        pair = across(record, outcome, target, chosen)
-        rows.append(
-            f"| {words}, {target.split('_')[0]} | {pair[0]:+.2f} | {pair[1]:+.2f} |"
-        )
+rows = ["| predictor of the loss | over photographs | over layers |", "|---|---|---|"]
+over = {outcome: across(record, outcome) for outcome in PREDICTORS}
+rows += [f"| {words} | {over[o][0]:+.2f} | {over[o][1]:+.2f} |" for o, words in PREDICTORS.items()]
+display(Markdown("Within one method: over photographs (same layer), and over layers (same photograph), on the collection:"))
 display(Markdown("\n".join(rows)))
+assert over["sd"][1] > over["scatter"][1]
 
 # %% [markdown]
-# Among methods the distance predicts the loss well: who merges at a smaller distance moves the output less. So does the
-# plain scatter of keys inside groups, which needs no graph; within one photograph and layer the two are nearly proportional. Over layers they differ, and
-# there the distance, which does not see scale, does better. The combinatorial distance predicts little. (Merging behind the attention of the last layer cannot
-# reach the class token, so the second table leaves that layer out.)
+# Among methods the distance predicts the loss: who merges at a smaller distance moves the output less. So does the plain
+# scatter of keys inside groups, which needs no graph; within one item and layer the two are nearly proportional.
+# From layer to layer they differ, and there the distance, which does not see the scale of the keys, does better. The combinatorial
+# distance predicts less.
 #
 # A live part of the record, to see that it can be trusted:
 

@@ -213,3 +213,22 @@ def test_figures_keep_their_colours_and_proportions(browser, site, size, theme):
         """)
         for source, tint, stretch in figures:
             assert tint == "none" and abs(stretch - 1) < 0.02, (name, source, tint, stretch)
+
+
+def test_sliders_answer_to_the_keyboard(browser, site):
+    """Arrow keys move every slider, its value is announced, and the drawing follows."""
+    moved = 0
+    for name in names():
+        open_page(browser, f"{site}/{name}")
+        for box in browser.find_elements("css selector", ".slider-figure"):
+            drawing = box.find_element("css selector", "svg")
+            for slider in box.find_elements("css selector", "input[type=range]"):
+                label = box.find_element("css selector", f"label[for={slider.get_attribute('id')}]")
+                before = drawing.get_attribute("innerHTML"), label.text
+                key = "\ue012" if slider.get_attribute("value") == slider.get_attribute("max") else "\ue014"
+                slider.send_keys(key)
+                after = drawing.get_attribute("innerHTML"), label.text
+                assert after[0] != before[0] and after[1] != before[1], (name, slider.get_attribute("id"))
+                assert slider.get_attribute("aria-valuetext") in label.text
+                moved += 1
+    assert moved, "the book has sliders"

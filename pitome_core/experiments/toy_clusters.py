@@ -25,9 +25,9 @@ def clusters(
     """``trials`` draws of clustered tokens: ``(trials, N, width)`` float64, and the cluster of each, ``(trials, N)``.
 
     Tokens are their cluster's centre plus Gaussian noise of length about ``noise``. Centres are orthonormal, or the
-    rows of ``centres``. ``order``: ``block`` (cluster after cluster), ``shuffled`` (anew in each trial), ``adversarial``
-    (the first cluster on even places only, the others on what is left, in blocks). Noise does not depend on ``order``.
-    Raises ``ValueError`` for an unknown order, or if the first cluster has no room on even places.
+    rows of ``centres``. ``order``: ``block`` (cluster after cluster), ``shuffled`` (anew in each trial),
+    ``adversarial`` (the first cluster on even places only, the others on what is left, in blocks). Noise does not
+    depend on ``order``. Raises ``ValueError`` for an unknown order, or if the first cluster has no room on even places.
     """
     if order not in ORDERS:
         raise ValueError(f"unknown order {order!r}: choose one of {', '.join(ORDERS)}")
