@@ -210,7 +210,9 @@ ARMS = {
 }
 
 
-def against_cost(ax: Axes, record, outcome: str, arms: Sequence[str], bands: Sequence[str] = ("pitome", "tome")) -> None:
+def against_cost(
+    ax: Axes, record, outcome: str, arms: Sequence[str], bands: Sequence[str] = ("pitome", "tome")
+) -> None:
     """Mean outcome of a `results.Record` against the share of the whole model's multiply-accumulates.
 
     One line per arm, over its keep ratios (or resolutions); a 95 % band for the arms in `bands`; the whole model is a
@@ -233,7 +235,8 @@ def against_cost(ax: Axes, record, outcome: str, arms: Sequence[str], bands: Seq
         if arm in bands:
             ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     mean, low, high = record.estimate("whole", outcome)
-    ax.errorbar([1], [mean], yerr=[[mean - low], [high - mean]], fmt="o", color="black", markersize=5, label="whole model")
+    around = [[mean - low], [high - mean]]
+    ax.errorbar([1], [mean], yerr=around, fmt="o", color="black", markersize=5, label="whole model")
     ax.set_xlabel("multiply-accumulates, share of the whole model's")
     ax.set_xlim(0.2, 1.05)
 

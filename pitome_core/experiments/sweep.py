@@ -96,11 +96,12 @@ def run(
 
 def add_grid_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that every experiment with a grid has."""
-    known = [*grid.ARMS, grid.GRID_POOL, grid.LOWER]
+    known = [grid.WHOLE, *grid.ARMS, grid.GRID_POOL, grid.LOWER]
     parser.add_argument("--profile", choices=settings.PROFILES, help="tier; default: PITOME_PROFILE, else embedded")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"default: the protocol's grid; of {', '.join(known)}")
-    parser.add_argument("--keep", nargs="+", type=float, metavar="R", default=list(grid.KEEPS),
-                        help="share of the tokens that every layer keeps (default: %(default)s)")
+    parser.add_argument("--methods", nargs="+", choices=known, metavar="METHOD",
+                        help=f"default: the protocol's grid; of {', '.join(known)}")
+    parser.add_argument("--keep", nargs="+", type=float, metavar="R",
+                        help=f"share of tokens that every layer keeps (default: the protocol's, {list(grid.KEEPS)})")
     parser.add_argument("--split", choices=("dev", "test"), default="dev",
                         help="dev explores; test is scored by the protocol and logged (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where records go; default: results/<tier> for "
@@ -113,4 +114,4 @@ def output_folder(args: argparse.Namespace) -> Path:
     """Where the records of this call go."""
     if args.output:
         return args.output
-    return (results.folder() if args.split == "test" else results.scratch()) / settings.profile()
+    return results.writable(committed=args.split == "test") / settings.profile()
