@@ -438,6 +438,7 @@ def test_modified_is_about_the_package(copied, monkeypatch):
     assert (REAL()["commit"], REAL()["modified"]) == (None, None)
     monkeypatch.setenv("PITOME_COMMIT", "abc")
     assert (REAL()["commit"], REAL()["modified"]) == ("abc", None)
+    monkeypatch.delenv("PITOME_COMMIT")
     git(copied, "init", "-q")
     git(copied, "add", ".")
     git(copied, "commit", "-qm", "first")
