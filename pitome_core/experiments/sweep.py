@@ -70,11 +70,13 @@ def run(
         "clusters": list(task.clusters), **task.about,
     }
     record = results.Record.open(path, header, task.items)
+    # Texts have lengths of their own, so a task of texts counts over its items.
+    cost = getattr(task, "cost", None) or (lambda cell: grid.cost(cell, task.model))
     todo = [cell for cell in cells if again or cell.key not in record]
     done = len(cells) - len(todo)
     print(f"{experiment}-{task.name}, {split}: {len(record)} items, {len(cells)} cells, {done} recorded already")
     if todo:
-        shares = [grid.cost(cell, task.model)["share"] for cell in todo]
+        shares = [cost(cell)["share"] for cell in todo]
         seconds = task.seconds_per_image() * sum(s * task.work(cell) for s, cell in zip(shares, todo, strict=True))
         print(f"  estimate: {seconds / 60:.1f} min on this machine for {len(todo)} cells")
     if estimate_only or not todo:
@@ -86,7 +88,7 @@ def run(
     for cell in bar:
         bar.set_description(cell.key)
         start = time.perf_counter()
-        about = cell.describe() | grid.cost(cell, task.model)
+        about = cell.describe() | cost(cell)
         with cell.applied(task.model) as running:
             outcomes = task.score(running, cell)
         about["seconds"] = round(time.perf_counter() - start, 2)
