@@ -62,7 +62,7 @@ digits, emoji = results.load("vision-digits"), results.load("vision-emoji")
 RIVALS = ["pitome", "tome", "tofu", "crossget", "mctf", "atc", "diffrate", "dct", "evit", "topk-attention"]
 OWN = ["pitome", "tome", "pitome-released-deit", "pitome-released-mae", "energy-sorted", "pitome-hidden",
        "lower-resolution", "grid-pool", "random-merge", "random-prune"]
-figure, axes = plt.subplots(1, 2, figsize=(12.5, 4.6))
+figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.6))
 for ax, arms in zip(axes, (RIVALS, OWN), strict=True):
     plots.against_cost(ax, native, "auc", arms)
     ax.legend(fontsize=7.5, loc="lower right")
@@ -109,19 +109,19 @@ for cell in checked:
     assert off <= allowed, f"{cell.key}: {off} of {len(recorded)} scenes are off"
 
 # %% tags=["nbval-check-output"]
-print("the live scenes agree with the record:", ", ".join(cell.key for cell in checked))
+print("agree with the record:", ", ".join(cell.key for cell in checked))
 
 # %% [markdown]
 # ### Every arm against ToMe
 #
-# One set of scenes on six photographs is not much. The same grid ran on 103 other photographs, with the same objects, and
+# One set of scenes on six photographs is not much. The same grid ran on 103 other photographs, and
 # on scenes whose objects are cut-out photographs instead of drawings.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "AUC minus ToMe's at keep 0.9, paired by scene, with 95 % bootstrap intervals over objects and photographs, crossed. Three sets of scenes. The whole model and the controls are among the rows. *Recorded.*", "name": "fig-vision-forest"}, "image": {"alt": "Three forest plots side by side, one row per method, with intervals around the difference to ToMe."}}
 AT = 0.9
 rows = ["whole", *[f"{arm}@{AT:g}" for arm in grid.ARMS if arm != "tome"], "grid-pool", "lower-resolution@168px"]
 sets = {"scenes (6 photographs)": native, "scenes-wide (103 photographs)": wide, "stamps (cut-out photographs)": stamps}
-figure, axes = plt.subplots(1, 3, figsize=(12.5, 5.2), sharey=True)
+figure, axes = plt.subplots(1, 3, figsize=(10.5, 5.2), sharey=True)
 for ax, (title, record) in zip(axes, sets.items(), strict=True):
     found = []
     for key in rows:
@@ -134,8 +134,8 @@ for ax, (title, record) in zip(axes, sets.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# Blue intervals lie above zero, orange ones below, grey ones contain it; with nineteen rows, one that just excludes zero
-# is no finding. *Lower resolution* (168 px) and *2 x 2 pooling* are not at equal tokens.
+# Blue intervals lie above zero, orange ones below, grey ones contain it; with this many rows, one that just
+# excludes zero is no finding. *Lower resolution* (168 px) and *2 x 2 pooling* are not at equal tokens.
 
 # %% tags=["hide-input"]
 pixels_cost, pool_cost = (wide.cells[key]["share"] for key in ("lower-resolution@168px", "grid-pool"))
@@ -192,7 +192,7 @@ plt.show()
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Cosine of features of the merged model (keep 0.9) to the whole model's, by layer, on 103 photographs. Left: class token; right: patch tokens, mean over patches. Bands: 95 % bootstrap interval over photographs. *Recorded.*", "name": "fig-vision-features"}, "image": {"alt": "Two panels of falling curves by layer, one per method."}}
 SHOWN = ["pitome", "pitome-hidden", "energy-sorted", "tome", "atc", "dct", "random-merge", "random-prune"]
-figure, axes = plt.subplots(1, 2, figsize=(12, 3.6))
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
 for ax, outcome in zip(axes, ("class_cosine", "patch_cosine"), strict=True):
     for arm in SHOWN:
         values = features.mean_over_seeds(f"{arm}@0.9", outcome)  # (photographs, layers)
@@ -212,7 +212,7 @@ plt.show()
 # 0.075 at the last. So what do these cosines look like in the whole model?
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "What merging reads in the whole model, by layer, on 103 photographs (lines: mean; bands: the middle 90 % of photographs). Left: mean cosine between different tokens, of averaged keys and of hidden states, and the paper's margin. Right: spread of the energies over the tokens of a photograph. *Recorded.*", "name": "fig-vision-cosines"}, "image": {"alt": "Left: the mean cosine of averaged keys starts near 0.9 and falls with depth; that of hidden states is lower; the margin falls in a straight line. Right: the spread of energies by layer."}}
-figure, axes = plt.subplots(1, 2, figsize=(12, 3.3))
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.3))
 layers = np.arange(12)
 for outcome, label, colour in (
     ("key_cosine", "averaged keys", "#0072B2"), ("hidden_cosine", "hidden states", "#009E73")
@@ -255,10 +255,11 @@ subject = live.cover > 0.5  # (B, 256): patches that are mostly object
 
 
 def protection(options, layers=(0, 3, 6, 9)):
-    """Object patches among the protected tokens, relative to all, per scene and layer."""
-    with pc.patched(live.model, "pitome", 0.9, **options), pc.record(live.model) as trace:
+    """Object patches among the protected, relative to all; per scene and layer."""
+    model = live.model
+    with pc.patched(model, "pitome", 0.9, **options), pc.record(model) as trace:
         with torch.no_grad():
-            live.model.forward_features(live.images.to(live.device))
+            model.forward_features(live.images.to(live.device))
     found = []
     for layer in layers:
         step, before = trace.layers[layer], trace.last.plan(layer)
@@ -293,7 +294,7 @@ display(Markdown("\n".join(lines)))
 # the whole model (*off the shelf*), and fitted again on the merged one (*retrained*).
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy of linear heads, minus the whole model's, against cost. Lines: head fitted on the whole model, test items; bands for PiToMe and ToMe: 95 % bootstrap intervals of the paired difference. Hollow markers: head fitted again with merging on. *Recorded.*", "name": "fig-vision-heads"}, "image": {"alt": "Two panels, digits and emoji groups: ToMe, ATC and energy-sorted matching stay near the whole model down to about half the cost, PiToMe falls earlier, random merging and DCT collapse; refitted heads lie higher."}}
-figure, axes = plt.subplots(1, 2, figsize=(12.5, 4.2))
+figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2))
 HEADS = ["pitome", "pitome-released-deit", "energy-sorted", "pitome-hidden", "tome", "atc", "dct", "random-merge",
          "random-prune", "lower-resolution"]
 for ax, record, title in zip(axes, (digits, emoji), ("digits", "emoji groups"), strict=True):
@@ -368,7 +369,7 @@ for method in ("pitome", "tome"):
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Five flips: emoji scenes that the whole model classifies rightly and PiToMe at keep 0.9 does not. Top: the scene and its group; middle and bottom: the 75 tokens that PiToMe and ToMe leave, with the answers. Emoji: OpenMoji 17, CC BY-SA 4.0; photographs: danielbuechele (CC BY 2.0), NASA (public domain), Stefan van der Walt (CC0); this figure is CC BY-SA 4.0. *Items by the record, token maps live.*", "name": "fig-vision-flips"}, "image": {"alt": "Five columns of three pictures: a scene with a large emoji, and the token maps of PiToMe and ToMe below it, each with the predicted group."}}
 pixels = towers.to_display(chosen)
 said = {m: emoji.outcome(f"{m}@0.9", "predicted").astype(int)[flips] for m in ("pitome", "tome")}
-figure, axes = plt.subplots(3, len(flips), figsize=(12.5, 7.6), squeeze=False)
+figure, axes = plt.subplots(3, len(flips), figsize=(10.5, 7.6), squeeze=False)
 for i, item in enumerate(flips):
     plots.picture(axes[0, i], pixels[i], f"{made.objects[item].group}")
     for row, (method, label) in enumerate((("pitome", "PiToMe"), ("tome", "ToMe")), start=1):
