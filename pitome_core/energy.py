@@ -54,18 +54,25 @@ def check_mask(mask: Tensor | None, metric: Tensor) -> None:
         )
 
 
-def unit_tokens(metric: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens scaled to length 1 for cosines: `(B, N, C) -> unit (B, N, C), usable (B, N)`.
+def directions(metric: Tensor) -> Tensor:
+    """Tokens scaled to length 1, `(B, N, C)`: a zero vector stays zero, one with NaN or infinity is NaN throughout.
 
-    The result is float32 (float64 for float64 input) whatever the autocast state: cosines near 1 tie in half
-    precision. A zero vector stays zero, so its cosine to every token is 0. A token with a NaN or an infinity becomes
-    zero too and is marked not usable.
+    The result is float32 (float64 for float64 input) whatever the autocast state: cosines near 1 tie in half precision.
     """
-    metric = metric.to(torch.promote_types(metric.dtype, torch.float32))
-    largest = metric.abs().amax(dim=-1, keepdim=True)  # first to entries of at most 1, so that no square overflows
-    usable = largest.isfinite()
-    metric = torch.where(usable & (largest > 0), metric / largest, torch.zeros_like(metric))
-    return metric / metric.norm(dim=-1, keepdim=True).clamp_min(1.0), usable.squeeze(-1)
+    metric = metric.float() if metric.dtype.itemsize < 4 else metric
+    tiny = torch.finfo(metric.dtype).tiny
+    # First to entries of at most 1, so that no square overflows.
+    metric = metric / metric.abs().amax(dim=-1, keepdim=True).clamp_min(tiny)
+    return metric / metric.norm(dim=-1, keepdim=True).clamp_min(tiny)
+
+
+def unit_tokens(metric: Tensor) -> tuple[Tensor, Tensor]:
+    """`directions` for cosines, and where there is one: `(B, N, C) -> unit (B, N, C), usable (B, N)`.
+
+    A token with a NaN or an infinity becomes zero as well, so that its cosine to every token is 0, and is not usable.
+    """
+    unit = directions(metric)
+    return unit.nan_to_num(0.0), ~unit[..., 0].isnan()
 
 
 def cosine_graph(metric: Tensor) -> Tensor:
@@ -78,7 +85,7 @@ def cosine_graph(metric: Tensor) -> Tensor:
 def energy_and_cosine(
     metric: Tensor, margin: float, alpha: float = 1.0, kernel: str = "paper", mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Energies, unit tokens and, while it fits, the cosine matrix they came from.
+    """Energies, unit tokens and, while it fits, the cosine matrix they came from. To be called outside autocast.
 
     `metric (B, N, C)`, `mask (B, N)` True = real token -> `energy (B, N)`, `unit (B, N, C)`, `cos (B, N, N)` or None
     beyond `MAX_DENSE_TOKENS`. Padding and non-finite tokens get energy -inf: they rank behind every other token.
@@ -92,25 +99,26 @@ def energy_and_cosine(
             return value.mean(dim=-1)
         return value.masked_fill(~mask[:, None, :], 0.0).sum(dim=-1) / mask.sum(dim=-1, keepdim=True).clamp_min(1)
 
-    with torch.autocast(metric.device.type, enabled=False):
-        unit, usable = unit_tokens(metric)
-        if unit.shape[1] <= MAX_DENSE_TOKENS:
-            cos = unit @ unit.transpose(-1, -2)
-            energy = mean_over_tokens(cos)
-        else:
-            cos = None
-            blocks = unit.split(_ROWS_PER_BLOCK, dim=1)
-            energy = torch.cat([mean_over_tokens(rows @ unit.transpose(-1, -2)) for rows in blocks], dim=1)
-    real = usable if mask is None else usable & mask
-    return energy.masked_fill(~real, -math.inf), unit, cos
+    unit = directions(metric)
+    broken = unit[..., 0].isnan()
+    unit = unit.nan_to_num(0.0)
+    if unit.shape[1] <= MAX_DENSE_TOKENS:
+        cos = torch.bmm(unit, unit.mT)
+        energy = mean_over_tokens(cos)
+    else:
+        cos = None
+        blocks = unit.split(_ROWS_PER_BLOCK, dim=1)
+        energy = torch.cat([mean_over_tokens(torch.bmm(rows, unit.mT)) for rows in blocks], dim=1)
+    return energy.masked_fill(broken if mask is None else broken | ~mask, -math.inf), unit, cos
 
 
 def pair_cosines(unit: Tensor, cos: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
     """Cosines between the tokens at `a (B, p)` and `b (B, q)`: `(B, p, q)`, read from the matrix where there is one."""
-    item = torch.arange(len(unit), device=unit.device)[:, None]
     if cos is None:
-        return unit[item, a] @ unit[item, b].transpose(-1, -2)
-    return cos[item[..., None], a[:, :, None], b[:, None, :]]
+        item = torch.arange(len(unit), device=unit.device)[:, None]
+        return torch.bmm(unit[item, a], unit[item, b].mT)
+    place = torch.add(b[:, None, :], a[:, :, None], alpha=cos.shape[-1])  # in a matrix laid out row by row
+    return cos.flatten(1).gather(1, place.flatten(1)).view_as(place)
 
 
 def energy_score(
@@ -135,7 +143,8 @@ def energy_score(
     if metric.ndim != 3:
         raise ValueError(f"metric must be (batch, tokens, channels), got shape {tuple(metric.shape)}")
     check_mask(mask, metric)
-    return energy_and_cosine(metric, margin, alpha, kernel, mask)[0]
+    with torch.autocast(metric.device.type, enabled=False):
+        return energy_and_cosine(metric, margin, alpha, kernel, mask)[0]
 
 
 def margin_schedule(num_layers: int, base: float = 0.9) -> list[float]:

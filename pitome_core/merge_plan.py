@@ -10,7 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+def _rows(slot: Tensor, count: int) -> Tensor:
+    """Slots `(B, N)` of `count` per item as rows of `(B * count, C)`: what index_add and index_select are fast on."""
+    return torch.add(slot, torch.arange(len(slot), device=slot.device)[:, None], alpha=count).flatten()
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +26,8 @@ class MergePlan:
     Attributes:
         assignment: `(B, N)` long, the slot of every input token; -1 = dropped or padding.
         num_tokens: M, the padded number of slots.
-        anchor: `(B, M)` long, the input token whose raster place and position a slot inherits; slots stand in the
-            raster order of their anchors. -1 in padded slots.
+        anchored: `(B, N)` bool, which tokens are anchors: one in each slot, whose raster place and position the slot
+            inherits. Slots stand in the raster order of their anchors.
         valid: `(B, M)` bool, or None when every slot of every item is in use.
         weight: `(B, N)` extra weights of the mean, or None for the paper's (weights = sizes).
         reduce: `mean`, or `mlerp`: the mean's direction with the largest norm of the group.
@@ -32,7 +38,7 @@ class MergePlan:
 
     assignment: Tensor
     num_tokens: int
-    anchor: Tensor
+    anchored: Tensor
     valid: Tensor | None = None
     weight: Tensor | None = None
     reduce: str = "mean"
@@ -47,7 +53,7 @@ class MergePlan:
         place = torch.arange(num_tokens, device=device).expand(batch, num_tokens)
         if valid is not None:
             place = place.masked_fill(~valid, -1)
-        return cls(assignment=place, num_tokens=num_tokens, anchor=place, valid=valid, drops=valid is not None)
+        return cls(place, num_tokens, place >= 0, valid, drops=valid is not None)
 
     @classmethod
     def from_roots(
@@ -69,20 +75,16 @@ class MergePlan:
                 fewer anchors than the largest get padded slots (`valid`).
         """
         batch, width = root.shape
-        place = torch.arange(width, device=root.device).expand(batch, width)
-        is_anchor = root == place
-        slot = is_anchor.cumsum(dim=-1) - 1
+        anchored = root == torch.arange(width, device=root.device)
+        slot = anchored.cumsum(dim=-1) - 1
         valid = None
         if num_tokens is None:
-            count = is_anchor.sum(dim=-1)
+            count = anchored.sum(dim=-1)
             num_tokens = int(count.max()) if batch else 0
             if bool((count < num_tokens).any()):
                 valid = torch.arange(num_tokens, device=root.device) < count[:, None]
         assignment = slot.gather(1, root.clamp_min(0)).masked_fill(root < 0, -1)
-        # Tokens that are no anchors are written to a spare column, which is cut off.
-        anchor = torch.full((batch, num_tokens + 1), -1, dtype=torch.long, device=root.device)
-        anchor = anchor.scatter(1, torch.where(is_anchor, slot, num_tokens), place)[:, :num_tokens]
-        return cls(assignment, num_tokens, anchor, valid, weight, reduce, energy, drops)
+        return cls(assignment, num_tokens, anchored, valid, weight, reduce, energy, drops)
 
     @classmethod
     def from_merges(
@@ -97,17 +99,28 @@ class MergePlan:
     ) -> MergePlan:
         """Plan that merges `source[b, i]` into `target[b, i]`, both `(B, k)` indices into `width` tokens.
 
-        Sources are distinct, and no target is a source. `active (B, k)` switches pairs off and `mask (B, width)` marks
-        real tokens; both only for items of unequal length.
+        Sources are distinct, and no target is a source. For items of unequal length `mask (B, width)` marks real tokens
+        and `active (B, k)` the pairs in use (None: all).
         """
         batch, k = source.shape
+        if mask is None:
+            anchored = torch.ones(batch, width, dtype=torch.bool, device=source.device).scatter_(1, source, 0)
+            slot = anchored.cumsum(dim=-1) - 1
+            return cls(slot.scatter_(1, source, slot.gather(1, target)), width - k, anchored, energy=energy)
         root = torch.arange(width + 1, device=source.device).repeat(batch, 1)
         if active is not None:
             source = torch.where(active, source, width)  # the spare column
         root = root.scatter(1, source, target)[:, :width]
-        if mask is None:
-            return cls.from_roots(root, width - k, energy=energy)
         return cls.from_roots(root.masked_fill(~mask, -1), energy=energy, drops=True)
+
+    @property
+    def anchor(self) -> Tensor:
+        """`(B, M)` long: the anchor of every slot, in raster order; -1 in padded slots."""
+        batch, width = self.assignment.shape
+        place = torch.arange(width, device=self.assignment.device).expand(batch, width)
+        # Tokens that are no anchors are written to a spare column, which is cut off.
+        slot = torch.where(self.anchored, self.assignment, self.num_tokens)
+        return place.new_full((batch, self.num_tokens + 1), -1).scatter(1, slot, place)[:, : self.num_tokens]
 
     def _check(self, x: Tensor, expected: int, name: str) -> None:
         if x.ndim != 3 or x.shape[0] != self.assignment.shape[0] or x.shape[1] != expected:
@@ -117,37 +130,25 @@ class MergePlan:
             )
 
     def _slots(self) -> tuple[Tensor, int]:
-        """Flat row of every token in a `(B * rows, C)` buffer, and the rows per item (one spare row for drops)."""
-        batch = self.assignment.shape[0]
-        rows = self.num_tokens + 1 if self.drops else self.num_tokens
-        slot = torch.where(self.assignment < 0, self.num_tokens, self.assignment) if self.drops else self.assignment
-        offset = rows * torch.arange(batch, device=slot.device)[:, None]
-        return (slot + offset).reshape(-1), rows
+        """Slot of every token `(B, N)`, and how many there are: one spare at the end takes what is dropped."""
+        if not self.drops:
+            return self.assignment, self.num_tokens
+        return torch.where(self.assignment < 0, self.num_tokens, self.assignment), self.num_tokens + 1
 
-    def _sum_rows(self, values: Tensor) -> Tensor:
-        """Sum `(B, N, ...)` over the tokens of each slot: `(B, M, ...)`. Flat rows are what index_add is fast on."""
-        index, rows = self._slots()
-        tail = values.shape[2:]
-        total = values.new_zeros(self.assignment.shape[0] * rows, *tail).index_add(0, index, values.reshape(-1, *tail))
-        return total.view(-1, rows, *tail)[:, : self.num_tokens]
+    def _sum(self, part: Tensor) -> Tensor:
+        """Sum `(B, N)` over the tokens of each slot, the spare one included."""
+        slot, count = self._slots()
+        return part.new_zeros(len(part), count).scatter_add_(1, slot, part)
 
-    def _spread_rows(self, values: Tensor) -> Tensor:
-        """Copy slots `(B, M, ...)` back to their tokens: `(B, N, ...)`; zero for dropped tokens."""
-        batch, width = self.assignment.shape
-        slot = self.assignment.clamp_min(0) if self.drops else self.assignment
-        offset = self.num_tokens * torch.arange(batch, device=slot.device)[:, None]
-        tail = values.shape[2:]
-        rows = values.reshape(-1, *tail).index_select(0, (slot + offset).reshape(-1)).view(batch, width, *tail)
-        if self.drops:
-            dropped = (self.assignment < 0).view(batch, width, *[1] * len(tail))
-            rows = rows.masked_fill(dropped, 0)
-        return rows
+    def _shares(self, size: Tensor, total: Tensor | None = None) -> Tensor:
+        """Share of every token in its slot's mean, `(B, N)`; the shares of a slot sum to 1, a lone token's is 1.
 
-    def _shares(self, size: Tensor) -> Tensor:
-        """Share of every token in its slot's mean, `(B, N)`; the shares of a slot sum to 1, a lone token's is 1."""
-        part = size if self.weight is None else size * self.weight
-        total = self._spread_rows(self._sum_rows(part))
-        return torch.where(total > 0, part / total, torch.zeros_like(part))
+        `total` is the sum of the sizes of each slot, if it is known.
+        """
+        if self.weight is not None:
+            size, total = size * self.weight, None
+        total = self._sum(size) if total is None else total
+        return (size / total.gather(1, self._slots()[0])).nan_to_num(0.0)  # of nothing, nothing
 
     def merge(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Merge tokens by their size-weighted mean: `x_b <- sum s_i x_i / sum s_i` over the group.
@@ -169,31 +170,35 @@ class MergePlan:
             size = torch.ones(self.assignment.shape, device=x.device)
         elif size.shape != self.assignment.shape:
             raise ValueError(f"size has shape {tuple(size.shape)}, the plan {tuple(self.assignment.shape)}")
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        share = self._shares(size.to(wide.dtype))
-        out = self._sum_rows(wide * share[..., None])
+        size = size.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        total = self._sum(size)
+        slot, count = self._slots()
+        shared = (x * self._shares(size, total)[..., None]).flatten(0, 1)  # as wide as the shares
+        out = shared.new_zeros(len(x) * count, x.shape[2]).index_add_(0, _rows(slot, count), shared)
+        out = out.view(len(x), count, x.shape[2])[:, : self.num_tokens]
         if self.reduce == "mlerp":
-            out = self._rescale(out, wide)
-        return out.to(x.dtype), self._sum_rows(size.to(torch.float32))
+            out = self._rescale(out, x.to(out.dtype))
+        return out.to(x.dtype), total[:, : self.num_tokens].float()
 
     def _rescale(self, mean: Tensor, x: Tensor) -> Tensor:
         """MLERP: keep the direction of each group's mean, take the largest norm in the group; lone tokens stay."""
-        index, rows = self._slots()
-        longest = x.new_zeros(x.shape[0] * rows).scatter_reduce(0, index, x.norm(dim=-1).reshape(-1), "amax")
-        longest = longest.view(-1, rows, 1)[:, : self.num_tokens]
+        slot, count = self._slots()
+        longest = x.new_zeros(len(x), count).scatter_reduce(1, slot, x.norm(dim=-1), "amax")
         norm = mean.norm(dim=-1, keepdim=True)
-        scaled = torch.where(norm > 0, mean * (longest / norm), mean)
+        scaled = torch.where(norm > 0, mean * (longest[:, : self.num_tokens, None] / norm), mean)
         return torch.where(self.sizes[..., None] > 1, scaled, mean)
 
     def unmerge(self, y: Tensor) -> Tensor:
         """Give every input token the value of its slot: `(B, M, C) -> (B, N, C)`; zeros for dropped tokens."""
         self._check(y, self.num_tokens, "y")
-        return self._spread_rows(y)
+        slot = self.assignment.clamp_min(0) if self.drops else self.assignment
+        out = y.flatten(0, 1).index_select(0, _rows(slot, self.num_tokens)).view(*slot.shape, y.shape[2])
+        return out.masked_fill((self.assignment < 0)[..., None], 0) if self.drops else out
 
     @property
     def sizes(self) -> Tensor:
         """`(B, M)` float32: how many input tokens joined each slot."""
-        return self._sum_rows(torch.ones(self.assignment.shape, device=self.assignment.device))
+        return self._sum(torch.ones(self.assignment.shape, device=self.assignment.device))[:, : self.num_tokens]
 
     def then(self, other: MergePlan | LinearPlan) -> MergePlan | LinearPlan:
         """This plan followed by `other`, as one plan from this one's inputs to the other's slots.
@@ -206,16 +211,16 @@ class MergePlan:
         if other.assignment.shape[1] != self.num_tokens:
             raise ValueError(f"this plan leaves {self.num_tokens} tokens, the next takes {other.assignment.shape[1]}")
         drops = self.drops or other.drops
-        assignment = other.assignment.gather(1, self.assignment.clamp_min(0))
+        slot = self.assignment.clamp_min(0) if self.drops else self.assignment
+        assignment, anchored = other.assignment.gather(1, slot), self.anchored & other.anchored.gather(1, slot)
         if self.drops:
             assignment = assignment.masked_fill(self.assignment < 0, -1)
-        anchor = self.anchor.gather(1, other.anchor.clamp_min(0)).masked_fill(other.anchor < 0, -1)
         weight = None
         if self.weight is not None or other.weight is not None:
             ones = torch.ones(self.assignment.shape, device=self.assignment.device)
-            weight = self._shares(ones) * self._spread_rows(other._shares(self.sizes))
+            weight = self._shares(ones) * self.unmerge(other._shares(self.sizes)[..., None])[..., 0]
         reduce = "mean" if self.reduce == other.reduce == "mean" else "stepwise"
-        return replace(other, assignment=assignment, anchor=anchor, weight=weight, reduce=reduce, drops=drops,
+        return replace(other, assignment=assignment, anchored=anchored, weight=weight, reduce=reduce, drops=drops,
                        energy=None)
 
     def matrix(self) -> Tensor:
@@ -231,17 +236,17 @@ class MergePlan:
         """The same plan with `prefix` tokens in front that stay as they are (class, distillation, registers)."""
         if prefix == 0:
             return self
-        front = torch.arange(prefix, device=self.assignment.device).expand(self.assignment.shape[0], prefix)
+        place = torch.arange(prefix, device=self.assignment.device).expand(len(self.assignment), prefix)
+        assignment = self.assignment + prefix
+        if self.drops:
+            assignment = assignment.masked_fill(self.assignment < 0, -1)
 
-        def shifted(index: Tensor) -> Tensor:
-            return torch.cat([front, torch.where(index < 0, index, index + prefix)], dim=1)
+        def framed(value: Tensor | None) -> Tensor | None:
+            return None if value is None else F.pad(value, (prefix, 0), value=1)
 
-        def padded(value: Tensor | None, fill: float) -> Tensor | None:
-            return None if value is None else torch.cat([torch.full_like(front, fill).to(value.dtype), value], dim=1)
-
-        return replace(self, assignment=shifted(self.assignment), anchor=shifted(self.anchor),
-                       num_tokens=self.num_tokens + prefix, valid=padded(self.valid, 1),
-                       weight=padded(self.weight, 1), energy=None)
+        return replace(self, assignment=torch.cat([place, assignment], dim=1), num_tokens=self.num_tokens + prefix,
+                       anchored=framed(self.anchored), valid=framed(self.valid), weight=framed(self.weight),
+                       energy=None)
 
     def keeping(self, kept: Tensor) -> MergePlan:
         """The same plan with the tokens `kept (B, N)`, which it left out, as slots of their own (a text's [SEP])."""

@@ -99,7 +99,7 @@ class LayerStep:
             metric = keys[:, :, prefix:].transpose(1, 2).flatten(2)
         else:
             # The mean over heads in float32: rounding it to half precision would tie near-parallel keys.
-            wide = torch.promote_types(keys.dtype, torch.float32)
+            wide = torch.float32 if keys.dtype.itemsize < 4 else keys.dtype
             metric = keys[:, :, prefix:].mean(dim=1, dtype=wide)
         if not centred:
             return metric
@@ -121,12 +121,14 @@ class LayerStep:
         row, prefix, mask = self.row, self.prefix, self.mergeable
         context = {
             "margin": row.margin,
-            "size": None if size is None else size[:, prefix:].clamp_min(1),  # of padding: any size will do
+            "size": None,
             "mask": mask,
             "layer": self.layer,
             "num_layers": len(self.patch.rows),
             "positions": self.positions,
         }
+        if size is not None and "size" in self.patch.method.needs:
+            context["size"] = size[:, prefix:].clamp_min(1)  # of padding: any size will do
         if attention_map is not None:
             received = attention_map.detach()[:, :, prefix:]  # (B, T, N)
             context["attention"] = received
@@ -135,7 +137,8 @@ class LayerStep:
                 context["class_attention"] = received[torch.arange(len(first), device=first.device), first]
             else:
                 context["class_attention"] = received[:, 0] if self.class_token else received.mean(dim=1)
-        metric = self.metric(x.detach(), None if keys is None else keys.detach())
+        with torch.no_grad():
+            metric = self.metric(x, keys)
         plan = make_plan(self.patch.method, metric, self.remove if mask is None else self.counts, context, row.options)
         if mask is not None:
             plan = plan.keeping((size > 0) & ~mask)
@@ -168,8 +171,17 @@ class ForwardState:
         self.num_patches = x.shape[1] - prefix
         self.remove = patch.removals(self.num_patches) if protected is None else ()
         self.size: Tensor | None = size
-        self.plan: MergePlan | LinearPlan | None = None
+        self._composed: MergePlan | LinearPlan | None = None
+        self._since: list[MergePlan | LinearPlan] = []
         self.layers: list[tuple[MergePlan | LinearPlan | None, Tensor | None]] = []
+
+    @property
+    def plan(self) -> MergePlan | LinearPlan | None:
+        """All merges so far as one plan, None before the first; composed when somebody asks."""
+        for plan in self._since:
+            self._composed = plan if self._composed is None else self._composed.then(plan)
+        self._since = []
+        return self._composed
 
     def step(self, layer: int) -> LayerStep:
         """The step of that layer."""
@@ -191,11 +203,12 @@ class ForwardState:
 
     def add(self, size: Tensor | None, plan: MergePlan | LinearPlan | None) -> None:
         """Note what a layer did."""
-        self.size = None if size is None else size.detach()  # checkpointing may have put it on the graph
+        # Checkpointing may have put it on the graph.
+        self.size = size.detach() if size is not None and size.requires_grad else size
         if plan is not None:
             if self.protected is not None:
                 self.protected = self.protected.gather(1, plan.anchor.clamp_min(0)) & (plan.anchor >= 0)
-            self.plan = plan if self.plan is None else self.plan.then(plan)
+            self._since.append(plan)
         self.layers.append((plan, size))
 
     def as_read(self, x: Tensor, plan: MergePlan | LinearPlan | None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 
 import numpy as np
 import oracle
@@ -382,8 +383,10 @@ def test_linear_plan_keeps_the_dtype(dtype):
 BROKEN = {
     "a slot without members": lambda p: dataclasses.replace(p, assignment=torch.zeros_like(p.assignment)),
     "a token without a slot": lambda p: dataclasses.replace(p, assignment=torch.tensor([[0, 0, 1, -1]])),
-    "an anchor outside its slot": lambda p: dataclasses.replace(p, anchor=torch.tensor([[0, 1]])),
-    "anchors out of order": lambda p: dataclasses.replace(p, anchor=p.anchor.flip(1), assignment=1 - p.assignment),
+    "an anchor outside its slot": lambda p: dataclasses.replace(p, anchored=torch.tensor([[True, True, False, False]])),
+    "anchors out of order": lambda p: types.SimpleNamespace(
+        anchor=p.anchor.flip(1), assignment=1 - p.assignment, num_tokens=p.num_tokens
+    ),
 }
 
 

@@ -53,6 +53,8 @@ def test_the_wheel_carries_the_package_and_its_licence(wheel):
     files = [path for ending in ("py", "csv") for path in (ROOT / "pitome_core").rglob(f"*.{ending}")]
     assert {path.relative_to(ROOT).as_posix() for path in files} <= packaged
     assert "pitome_core/experiments/collection.csv" in packaged
+    records = {path.relative_to(ROOT / "results").as_posix() for path in (ROOT / "results").glob("embedded/*.json")}
+    assert records and {f"pitome_core/experiments/recorded/{name}" for name in records} <= packaged
     assert any(name.endswith("/LICENSE") for name in names)
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"pitome_core"}
 
@@ -62,6 +64,11 @@ def test_the_clone_cannot_be_imported(elsewhere):
     found, *path = run(elsewhere["python"], "-c", where, cwd=elsewhere["folder"], env=elsewhere["env"]).splitlines()
     assert Path(found).is_relative_to(elsewhere["venv"])
     assert str(ROOT) not in path
+
+
+def test_records_are_found_where_there_is_no_clone(elsewhere):
+    load = "from pitome_core.experiments import results; print(len(results.load('vision-scenes')))"
+    assert int(run(elsewhere["python"], "-c", load, cwd=elsewhere["folder"], env=elsewhere["env"])) > 100
 
 
 @pytest.mark.slow

@@ -43,7 +43,8 @@ def version(package: str) -> str | None:
 
 def environment(torch) -> dict:
     device = torch.cuda.get_device_properties(0)
-    commit = output("git", "rev-parse", "HEAD")
+    told = os.environ.get("PITOME_COMMIT")  # a copy of the tree may have no history, or an older one
+    commit = None if told else output("git", "rev-parse", "HEAD")
     driver = output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return {
         "device": device.name,
@@ -54,7 +55,7 @@ def environment(torch) -> dict:
         "cudnn": torch.backends.cudnn.version(),
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := version(name))},
-        "commit": commit or os.environ.get("PITOME_COMMIT"),  # a copy without its history can be told
+        "commit": told or commit,
         "modified": bool(output("git", "status", "--porcelain", "--untracked-files=no")) if commit else None,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "make gpu",
@@ -108,6 +109,15 @@ def cost(minutes: float) -> dict:
     }
 
 
+def earlier_runs(target: Path, record: dict) -> dict:
+    """The runs that stand in `target` already, if they are of this device, these packages and this commit."""
+    if not target.exists():
+        return {}
+    earlier = json.loads(target.read_text(encoding="utf-8"))
+    same = all(earlier.get(name) == record[name] for name in ("device", "packages", "commit"))
+    return earlier["runs"] if same and record["commit"] else {}
+
+
 def summary(name: str, run: dict) -> str:
     if "measured" in run:
         rest = f"{run['out_of_memory']} out of memory, {run['failed']} failed, {run['seconds']} s"
@@ -117,7 +127,8 @@ def summary(name: str, run: dict) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=RUNS, default=RUNS, help="the record says what was left out")
+    kept = "what is left out keeps its entry of the same commit, or is recorded as not run"
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=RUNS, help=kept)
     parser.add_argument("--minutes", type=float, default=COST_MINUTES, help="for the costs (default %(default)g)")
     args = parser.parse_args()
     try:
@@ -133,8 +144,8 @@ def main() -> int:
         "notebooks": lambda: pytest(["notebooks"]),
         "cost": lambda: cost(args.minutes),
     }
-    record["runs"] = {name: "not run" for name in RUNS}
     target = RECORDS / "environment.json"
+    record["runs"] = {name: "not run" for name in RUNS} | earlier_runs(target, record)
     target.parent.mkdir(parents=True, exist_ok=True)
     done = {}
     for name in RUNS:

@@ -10,6 +10,7 @@ import sys
 # Each module has configure(parser) and main(args) -> exit status. Imported when asked for: they load torch and more.
 EXPERIMENTS = {
     "vision": "saliency, features and classification with merged Vision Transformers; ImageNet in the paper tier",
+    "text": "sentiment of sentences and documents with a merged BERT; SST-2 and others in the paper tier",
     "cost": "measured speed and memory against exact counts",
     "spectra": "spectral distance on keys of a real model, layer by layer, and the damage it goes with",
 }

@@ -586,7 +586,8 @@ def main(args: argparse.Namespace) -> int:
     cells = cells_of(args, device)
     if device.type != "cuda" and any(cell.mode == "graph" for cell in cells):
         raise SystemExit(f"--mode graph captures CUDA graphs, the device is {device}: choose eager or compile")
-    default = results.folder() / "gpu" / "cost.json" if device.type == "cuda" else results.scratch() / "cost.json"
+    on_gpu = device.type == "cuda"
+    default = results.writable(on_gpu) / ("gpu" if on_gpu else "") / "cost.json"
     record = CostRecord(args.output or default)
     todo = [cell for cell in cells if not record.has(cell.key)]
     now = record.now

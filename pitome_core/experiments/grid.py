@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 import pitome_core as pc
-import pitome_core.experiments.baselines  # noqa: F401  (registers rivals and controls)
+import pitome_core.experiments.baselines  # registers rivals and controls
 from pitome_core.experiments.baselines.lower_resolution import lower_resolution
 
 KEEPS = (0.95, 0.9, 0.85, 0.8)  # share of the patch tokens that every layer keeps
@@ -23,8 +23,9 @@ SEEDS = 5
 class Arm:
     """One way to make tokens fewer.
 
-    ``kind`` is ``pitome`` (its presets and switches), ``merge``, ``prune``, ``transform`` or ``control``; ``counts`` says
-    whether tokens carry sizes, so that proportional attention can be switched off; ``seeds`` is how many it is run with.
+    ``kind`` is ``pitome`` (its presets and switches), ``merge``, ``prune``, ``transform`` or ``control``; ``also_off``
+    says whether the grid runs it with proportional attention switched off as well (where tokens carry sizes and it is
+    on otherwise); ``seeds`` is how many it is run with.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Arm:
     method: str
     kind: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    counts: bool = True
+    also_off: bool = True
     seeds: int = 1
 
 
@@ -40,8 +41,10 @@ SORTED = {"protection": False, "edges": "best"}
 # fmt: off
 ARMS: dict[str, Arm] = {arm.name: arm for arm in (
     Arm("pitome", "PiToMe (paper)", "pitome", "pitome"),
-    Arm("pitome-released-deit", "PiToMe (released, DeiT)", "pitome", "pitome", {"preset": "released-deit"}, counts=False),
-    Arm("pitome-released-mae", "PiToMe (released, MAE)", "pitome", "pitome", {"preset": "released-mae"}, counts=False),
+    Arm("pitome-released-deit", "PiToMe (released, DeiT)", "pitome", "pitome", {"preset": "released-deit"},
+        also_off=False),
+    Arm("pitome-released-mae", "PiToMe (released, MAE)", "pitome", "pitome", {"preset": "released-mae"},
+        also_off=False),
     Arm("energy-sorted", "energy-sorted BSM", "pitome", "pitome", SORTED),
     Arm("tome", "ToMe", "tome", "merge"),
     Arm("tofu", "ToFu", "tofu", "merge"),
@@ -49,16 +52,16 @@ ARMS: dict[str, Arm] = {arm.name: arm for arm in (
     Arm("mctf", "MCTF", "mctf", "merge"),
     Arm("atc", "ATC", "atc", "merge", {"linkage": "average"}),
     Arm("diffrate", "DiffRate", "diffrate", "merge"),
-    Arm("dct", "DCT", "dct", "transform", counts=False),
-    Arm("evit", "EViT", "evit", "prune", counts=False),
-    Arm("topk-attention", "top-k attention", "topk_attention", "prune", counts=False),
+    Arm("dct", "DCT", "dct", "transform", also_off=False),
+    Arm("evit", "EViT", "evit", "prune"),  # its fused token stands for many
+    Arm("topk-attention", "top-k attention", "topk_attention", "prune", also_off=False),
     Arm("random-merge", "random merging", "random_merge", "control", seeds=SEEDS),
-    Arm("random-prune", "random pruning", "random_prune", "control", counts=False, seeds=SEEDS),
+    Arm("random-prune", "random pruning", "random_prune", "control", also_off=False, seeds=SEEDS),
     # Secondary: the tokens themselves are compared, not their keys.
-    Arm("pitome-hidden", "PiToMe on hidden states", "pitome", "pitome", {"metric": "hidden"}, counts=False),
+    Arm("pitome-hidden", "PiToMe on hidden states", "pitome", "pitome", {"metric": "hidden"}, also_off=False),
     Arm("energy-sorted-hidden", "energy-sorted on hidden states", "pitome", "pitome", {**SORTED, "metric": "hidden"},
-        counts=False),
-    Arm("tome-hidden", "ToMe on hidden states", "tome", "merge", {"metric": "hidden"}, counts=False),
+        also_off=False),
+    Arm("tome-hidden", "ToMe on hidden states", "tome", "merge", {"metric": "hidden"}, also_off=False),
 )}
 # fmt: on
 GRID_POOL, LOWER, WHOLE = "grid-pool", "lower-resolution", "whole"
@@ -79,7 +82,8 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """How records call it: ``tome@0.9``, ``tome@0.9/off``, ``random-prune@0.9/seed3``, ``lower-resolution@196px``."""
+        """How records call it: ``tome@0.9``, ``tome@0.9/off``, ``random-prune@0.9/seed3``, ``lower-resolution@98px``.
+        """
         if self.arm in (WHOLE, GRID_POOL):
             return self.arm
         if self.arm == LOWER:
@@ -90,8 +94,8 @@ class Cell:
     def describe(self) -> dict[str, Any]:
         """What a record says about it."""
         arm = ARMS.get(self.arm)
-        known = {"arm": self.arm, "label": LABELS[self.arm], "keep": self.keep, "pixels": self.pixels, "seed": self.seed}
-        known |= {"method": arm.method if arm else None, "options": dict(arm.options) if arm else {}}
+        known = {"arm": self.arm, "label": LABELS[self.arm], "keep": self.keep, "pixels": self.pixels}
+        known |= {"seed": self.seed, "method": arm.method if arm else None, "options": dict(arm.options) if arm else {}}
         known |= {"proportional": self.proportional}
         return {name: value for name, value in known.items() if value is not None}
 
@@ -137,9 +141,9 @@ def cells(
             arm = ARMS[name]
             seeds = range(arm.seeds) if arm.seeds > 1 else (None,)
             found += [Cell(name, keep, seed=seed) for keep in keeps for seed in seeds]
-            if arm.counts and OFF_AT in keeps:
+            if arm.also_off and OFF_AT in keeps:
                 found.append(Cell(name, OFF_AT, proportional=False, seed=seeds[0]))
-    return found
+    return list(dict.fromkeys(found))
 
 
 def cost(cell: Cell, model: nn.Module) -> dict[str, Any]:
@@ -162,7 +166,7 @@ def cost(cell: Cell, model: nn.Module) -> dict[str, Any]:
 
 
 def _once(model: nn.Module) -> list[float]:
-    """Keep ratios of grid pooling: windows of 2 x 2 leave a quarter before the first block, and all stay from then on."""
+    """Keep ratios of grid pooling: windows of 2 x 2 leave a quarter before the first block, and all of these stay."""
     return [0.25] + [1.0] * (len(pc.schedule(model, keep=1.0).remove) - 1)
 
 

@@ -333,6 +333,7 @@ ARMS = {
     "pitome": ("#0072B2", "-", "o"),
     "pitome-released-deit": ("#0072B2", ":", "v"),
     "pitome-released-mae": ("#0072B2", "--", "^"),
+    "pitome-released-bert": ("#0072B2", "--", "v"),
     "pitome-hidden": ("#56B4E9", "-", "o"),
     "energy-sorted": ("#009E73", "-", "s"),
     "energy-sorted-hidden": ("#009E73", ":", "s"),
@@ -348,35 +349,43 @@ ARMS = {
     "topk-attention": ("#8C6D31", ":", ">"),
     "random-merge": ("#999999", "-", "x"),
     "random-prune": ("#999999", ":", "+"),
-    "lower-resolution": ("#444444", (0, (5, 1)), "1"),
-    "grid-pool": ("#444444", "-", "2"),
+    "lower-resolution": ("#444444", (0, (5, 1)), "8"),
+    "grid-pool": ("#444444", "-", "s"),
 }
 
 
-def against_cost(ax: Axes, record, outcome: str, arms: Sequence[str], bands: Sequence[str] = ("pitome", "tome")) -> None:
-    """Mean outcome of a `results.Record` against the share of the whole model's multiply-accumulates.
+def against_cost(
+    ax: Axes,
+    record,
+    outcome: str,
+    arms: Sequence[str],
+    bands: Sequence[str] = ("pitome", "tome"),
+    reference: str = "whole",
+) -> None:
+    """Outcome of a `results.Record` minus that of the `reference` cell, against the share of its multiply-accumulates.
 
-    One line per arm, over its keep ratios (or resolutions); a 95 % band for the arms in `bands`; the whole model is a
-    black dot with its interval. Cells with proportional attention switched off are left out.
+    One line per arm, over its keep ratios (or resolutions); a band for the arms in `bands`: the 95 % interval of the
+    difference, paired by item. Cells with proportional attention switched off are left out.
     """
     for arm in arms:
-        keys = list(dict.fromkeys(
-            key.split("/seed")[0] for key, cell in record.cells.items() if cell["arm"] == arm and "/off" not in key
-        ))
-        if not keys:
-            continue
         rows = []
-        for key in keys:
+        for key in dict.fromkeys(key.split("/seed")[0] for key, cell in record.cells.items() if cell["arm"] == arm):
             cell = record.cells.get(key) or record.cells[f"{key}/seed0"]
-            rows.append((cell["share"], *record.estimate(key, outcome)))
-        x, mean, low, high = np.array(sorted(rows)).T
+            if "/off" not in key:
+                values = record.mean_over_seeds(key, outcome) - record.outcome(reference, outcome)
+                rows.append((cell["share"], values.mean(), key))
+        if not rows:
+            continue
+        x, mean, keys = zip(*sorted(rows), strict=True)
         colour, line, marker = ARMS[arm]
-        label = record.cells[next(k for k in record.cells if k.split("/seed")[0] == keys[0])]["label"]
-        ax.plot(x, mean, linestyle=line, marker=marker, color=colour, markersize=4.5, label=label, linewidth=1.4)
+        look = {"linestyle": line, "marker": marker, "color": colour, "markersize": 4.5, "linewidth": 1.4}
+        ax.plot(x, mean, label=cell["label"], **look)
         if arm in bands:
+            found = [record.difference(key, reference, outcome) for key in keys]
+            low, high = [d.low for d in found], [d.high for d in found]
             ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    mean, low, high = record.estimate("whole", outcome)
-    ax.errorbar([1], [mean], yerr=[[mean - low], [high - mean]], fmt="o", color="black", markersize=5, label="whole model")
+    ax.axhline(0, color="black", linewidth=0.8, zorder=0)
+    ax.plot([1], [0], "o", color="black", markersize=5, label=record.cells[reference]["label"])
     ax.set_xlabel("multiply-accumulates, share of the whole model's")
     ax.set_xlim(0.2, 1.05)
 

@@ -1,8 +1,8 @@
 """Recorded runs: what was measured, item by item, by which code, on which machine.
 
-A record is one JSON file, ``results/<tier>/<name>.json``: the items (what was scored), the cells (one way of running the
-model each, with an outcome per item) and the runs that made them. It is written anew after every cell, all at once, so a
-run that is killed loses no more than the cell it was in and continues there when it is started again.
+A record is one JSON file, ``results/<tier>/<name>.json``: the items (what was scored), the cells (one way of running
+the model each, with an outcome per item) and the runs that made them. It is written anew after every cell, all at once,
+so a run that is killed loses no more than the cell it was in and continues there when it is started again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from pitome_core.experiments import settings
 from pitome_core.experiments.statistics import Difference, bootstrap_mean, mcnemar, paired_difference
@@ -37,14 +39,19 @@ HERE = Path(__file__).resolve()
 
 def folder() -> Path:
     """Where the committed records are: ``results/`` of the clone, else the copy inside the installed package."""
-    clone = HERE.parents[2]
-    return clone / "results" if (clone / "pyproject.toml").is_file() else HERE.parent / "recorded"
+    clone = _clone()
+    return clone / "results" if clone else HERE.parent / "recorded"
 
 
-def scratch() -> Path:
-    """Where records go that are not committed: ``_build/results`` of the clone, else of the working folder."""
-    clone = HERE.parents[2]
-    return (clone if (clone / "pyproject.toml").is_file() else Path.cwd()) / "_build" / "results"
+def writable(committed: bool) -> Path:
+    """Where new records go: ``results/`` of the clone or working folder, or ``_build/results/``, not committed."""
+    return (_clone() or Path.cwd()) / ("results" if committed else "_build/results")
+
+
+def _clone() -> Path | None:
+    """The repository this file lies in; None where the package is installed without it."""
+    root = HERE.parents[2]
+    return root if (root / "pyproject.toml").is_file() else None
 
 
 class RecordError(RuntimeError):
@@ -79,7 +86,8 @@ class Record:
         except FileNotFoundError:
             raise RecordError(f"no record {path}: run `make results`, or the command in its chapter") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RecordError(f"{path} is no record ({error!r}): restore it from version control, or delete it") from error
+            remedy = "restore it from version control, or delete it"
+            raise RecordError(f"{path} is no record ({error!r}): {remedy}") from error
 
     @classmethod
     def open(cls, path: Path | str, header: Mapping[str, Any], items: Mapping[str, Sequence]) -> Record:
@@ -155,11 +163,13 @@ class Record:
         return unpack(outcomes[name]) if isinstance(outcomes[name], dict) else np.array(outcomes[name], dtype=float)
 
     def mean_over_seeds(self, key: str, name: str) -> np.ndarray:
-        """As `outcome`, averaged over the cells ``key/seed0``, ``key/seed1``, ... where the arm has seeds."""
+        """As `outcome`, averaged over those of the cells ``key/seed0``, ``key/seed1``, ... that have it, where the arm
+        has seeds."""
         seeds = [k for k in self.cells if k.startswith(f"{key}/seed")]
         if key in self.cells or not seeds:
             return self.outcome(key, name)
-        return np.mean([self.outcome(k, name) for k in seeds], axis=0)
+        having = [k for k in seeds if name in self.cells[k]["outcomes"]]
+        return np.mean([self.outcome(k, name) for k in having or seeds], axis=0)
 
     @property
     def clusters(self) -> tuple[list, ...] | None:
@@ -203,46 +213,55 @@ def load(name: str, tier: str = "embedded") -> Record:
 
 
 def disagreement(recorded: Sequence, live: Sequence, tolerance: float) -> tuple[int, int]:
-    """How many of the live values are further than `tolerance` from the recorded ones, and how many may be.
+    """How many items have a live value further than `tolerance` from the recorded one, and how many may.
 
-    The protocol allows 1 % of the items, or one: another processor may flip a near-tie.
+    The protocol allows 1 % of the items, or one: another processor may flip a near-tie. A value that is missing (NaN)
+    in both agrees; in one of them, it does not.
     """
     recorded, live = np.asarray(recorded, float), np.asarray(live, float)
     if recorded.shape != live.shape:
         raise ValueError(f"{recorded.shape} recorded values and {live.shape} live ones: pass the same items")
-    return int((~(np.abs(recorded - live) <= tolerance)).sum()), max(1, len(live) // 100)
+    same = np.isclose(live, recorded, rtol=0, atol=tolerance, equal_nan=True).reshape(len(live), -1).all(axis=1)
+    return int((~same).sum()), max(1, len(live) // 100)
 
 
 def log_test(record: Record, cells: Sequence[str], log: Path | None = None) -> None:
-    """Note in ``results/test_log.json`` that cells of a test set are about to be scored. Call it before, not after."""
-    log = log or folder() / "test_log.json"
-    entries = json.loads(log.read_text(encoding="utf-8")) if log.exists() else []
+    """Note in ``results/test_log.json`` that cells of a test set are about to be scored. Call it before, not after.
+
+    A run that is killed and started again makes two entries; `new` counts the cells that the record lacked each time.
+    """
+    log = log or writable(committed=True) / "test_log.json"
     about = {name: record.header.get(name) for name in ("experiment", "task", "tier", "protocol", "model")}
     made = provenance(None)
-    entries.append({
+    entry = {
         "date": made["date"], **about, "items": len(record), "new": len([k for k in cells if k not in record]),
         "again": len([k for k in cells if k in record]), "code": made["code"], "commit": made["commit"],
         "device": made["device"], "command": made["command"],
-    })
-    write_atomically(log, "[\n" + ",\n".join(f" {json.dumps(entry, ensure_ascii=False)}" for entry in entries) + "\n]\n")
+    }
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(log.with_name(f".{log.name}.lock")):  # tasks may run side by side
+        entries = json.loads(log.read_text(encoding="utf-8")) if log.exists() else []
+        lines = ",\n".join(f" {_compact(one)}" for one in [*entries, entry])
+        write_atomically(log, f"[\n{lines}\n]\n")
 
 
 def provenance(seed: int | None = 0) -> dict[str, Any]:
     """Commit, code, command, versions, device, threads, seed and date of this process.
 
-    ``code`` is a hash of the package's sources: it tells runs of different code apart where there is no commit, or where
-    files were changed since. ``modified`` says whether tracked files differ from the commit (None: unknown).
+    ``code`` is a hash of the package's sources: it tells runs of different code apart where there is no commit, or
+    where files were changed since. ``modified`` says whether the package differs from the commit (None: unknown).
     """
     device = settings.device()
-    root = HERE.parents[2]
-    commit = _git(root, "rev-parse", "HEAD")
+    root = _clone()
+    told = os.environ.get("PITOME_COMMIT")  # a copy of the tree may have no history, or an older one
+    commit = _git(root, "rev-parse", "HEAD") if root and not told else None
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *_arguments()]),
-        "commit": commit or os.environ.get("PITOME_COMMIT"),
-        "modified": bool(_git(root, "status", "--porcelain", "--untracked-files=no")) if commit else None,
+        "commit": told or commit,
+        "modified": bool(_git(root, "status", "--porcelain", "--", "pitome_core")) if commit else None,
         "code": code_fingerprint(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
         "python": platform.python_version(),
@@ -251,11 +270,16 @@ def provenance(seed: int | None = 0) -> dict[str, Any]:
     }
 
 
+def device_name(device: torch.device) -> str:
+    """What the graphics card or the processor calls itself."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+
+
 @functools.lru_cache(maxsize=1)
 def code_fingerprint() -> str:
-    """12 hexadecimal digits of a SHA-256 over the sources of ``pitome_core``, names and contents."""
+    """12 hexadecimal digits of a SHA-256 over the sources and tables of ``pitome_core``, names and contents."""
     package, digest = HERE.parents[1], hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted([*package.rglob("*.py"), *package.rglob("*.csv")]):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
@@ -289,7 +313,7 @@ def pack(values: Sequence[float]) -> dict[str, Any]:
     values = np.asarray(values, dtype=float)
     missing = np.flatnonzero(np.isnan(values))
     if odd := np.flatnonzero(~np.isnan(values) & (values != 0) & (values != 1)).tolist():
-        raise ValueError(f"only 0, 1 and NaN can be packed; {len(odd)} of {len(values)} values differ, the first at {odd[0]}")
+        raise ValueError(f"only 0, 1 and NaN can be packed: {len(odd)} of {len(values)} are not, the first at {odd[0]}")
     bits = base64.b64encode(np.packbits(values == 1).tobytes()).decode("ascii")
     return {"length": len(values), "missing": missing.tolist(), "bits": bits}
 
@@ -335,11 +359,18 @@ def _compact(value: Any) -> str:
 
 def _arguments() -> list[str]:
     """How this process was started, without the folders of this machine."""
-    main = sys.modules.get("__main__")
-    spec = getattr(main, "__spec__", None)
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    given = [_without_folders(word) for word in sys.argv]
     if spec is not None and spec.name:
-        return ["-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]
-    return [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv and sys.argv[0] else []
+        return ["-m", spec.name.removesuffix(".__main__"), *given[1:]]
+    return given if given and given[0] else []
+
+
+def _without_folders(word: str) -> str:
+    """``/data/imagenet/val`` -> ``.../val``, also behind ``--data=`` and ``local-dir:``."""
+    before, value = re.fullmatch(r"(.*?[=:](?=[/~]))?(.*)", word, re.DOTALL).groups("")
+    away = value.startswith("~") or Path(value).is_absolute()
+    return f"{before}.../{Path(value).name}" if away else word
 
 
 def _git(root: Path, *arguments: str) -> str | None:

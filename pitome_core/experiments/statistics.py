@@ -164,6 +164,10 @@ def _resampled_means(values: np.ndarray, factors: list[np.ndarray], resamples: i
     chunks = [min(step, resamples - start) for start in range(0, resamples, step)]
     if len(factors) == 1:
         sums, counts = np.bincount(factors[0], weights=values), np.bincount(factors[0])
+        kinds, often = np.unique(np.stack([sums, counts]), axis=1, return_counts=True)
+        if 4 * len(often) <= sizes[0]:  # right-or-wrong outcomes: only how often each kind is drawn matters
+            drawn = generator.multinomial(sizes[0], often / sizes[0], size=resamples)  # (resamples, kinds)
+            return (drawn @ kinds[0]) / (drawn @ kinds[1])
         drawn = (generator.integers(sizes[0], size=(rows, sizes[0])) for rows in chunks)
         return np.concatenate([sums[rows].sum(axis=1) / counts[rows].sum(axis=1) for rows in drawn])
     means = []

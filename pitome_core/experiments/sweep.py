@@ -70,11 +70,13 @@ def run(
         "clusters": list(task.clusters), **task.about,
     }
     record = results.Record.open(path, header, task.items)
+    # Texts have lengths of their own, so a task of texts counts over its items.
+    cost = getattr(task, "cost", None) or (lambda cell: grid.cost(cell, task.model))
     todo = [cell for cell in cells if again or cell.key not in record]
     done = len(cells) - len(todo)
     print(f"{experiment}-{task.name}, {split}: {len(record)} items, {len(cells)} cells, {done} recorded already")
     if todo:
-        shares = [grid.cost(cell, task.model)["share"] for cell in todo]
+        shares = [cost(cell)["share"] for cell in todo]
         seconds = task.seconds_per_image() * sum(s * task.work(cell) for s, cell in zip(shares, todo, strict=True))
         print(f"  estimate: {seconds / 60:.1f} min on this machine for {len(todo)} cells")
     if estimate_only or not todo:
@@ -86,7 +88,7 @@ def run(
     for cell in bar:
         bar.set_description(cell.key)
         start = time.perf_counter()
-        about = cell.describe() | grid.cost(cell, task.model)
+        about = cell.describe() | cost(cell)
         with cell.applied(task.model) as running:
             outcomes = task.score(running, cell)
         about["seconds"] = round(time.perf_counter() - start, 2)
@@ -96,11 +98,12 @@ def run(
 
 def add_grid_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that every experiment with a grid has."""
-    known = [*grid.ARMS, grid.GRID_POOL, grid.LOWER]
+    known = [grid.WHOLE, *grid.ARMS, grid.GRID_POOL, grid.LOWER]
     parser.add_argument("--profile", choices=settings.PROFILES, help="tier; default: PITOME_PROFILE, else embedded")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"default: the protocol's grid; of {', '.join(known)}")
-    parser.add_argument("--keep", nargs="+", type=float, metavar="R", default=list(grid.KEEPS),
-                        help="share of the tokens that every layer keeps (default: %(default)s)")
+    parser.add_argument("--methods", nargs="+", choices=known, metavar="METHOD",
+                        help=f"default: the protocol's grid; of {', '.join(known)}")
+    parser.add_argument("--keep", nargs="+", type=float, metavar="R",
+                        help=f"share of tokens that every layer keeps (default: the protocol's, {list(grid.KEEPS)})")
     parser.add_argument("--split", choices=("dev", "test"), default="dev",
                         help="dev explores; test is scored by the protocol and logged (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where records go; default: results/<tier> for "
@@ -113,4 +116,4 @@ def output_folder(args: argparse.Namespace) -> Path:
     """Where the records of this call go."""
     if args.output:
         return args.output
-    return (results.folder() if args.split == "test" else results.scratch()) / settings.profile()
+    return results.writable(committed=args.split == "test") / settings.profile()

@@ -5,7 +5,8 @@ embedded and smoke tier (real weights and data from packages; a CPU is enough):
   photographs   likeness of map and features to the whole model's, layer by layer
   digits        MNIST-5k with a linear head
   emoji         groups of emoji on photographs with a linear head
-  stamps, stamp-groups   the same with cut-out photographs, where that optional asset is in the cache
+  stamps, stamp-groups       the same with cut-out photographs, where that optional asset is in the cache
+  scenes-wide, collection    scenes and photographs on a hundred more pictures, where that optional asset is
 
 paper tier: ImageNet-1k with timm models.
 
@@ -13,14 +14,16 @@ examples:
   python -m pitome_core.experiments vision --tasks scenes --methods pitome tome --keep 0.9
   python -m pitome_core.experiments vision --split test          what `make results` runs
   python -m pitome_core.experiments vision --profile paper --model deit-s --data /data/imagenet/val
-  accelerate launch -m pitome_core.experiments vision --profile paper --model mae-h --data /data/imagenet/val
+  accelerate launch -m pitome_core.experiments vision --profile paper --model augreg-l --data /data/imagenet/val
+  python -m pitome_core.experiments vision --profile paper --model mae-h --checkpoint mae_finetuned_vit_huge.pth \\
+      --data /data/imagenet/val
 """
 
 from __future__ import annotations
 
 import argparse
 
-from pitome_core.experiments import grid, imagenet, results, scenes, settings, sweep, vision_tasks
+from pitome_core.experiments import grid, imagenet, results, settings, sweep, vision_tasks
 
 PROTOCOL = "vision-1"  # the grid in book/protocol.md
 
@@ -39,13 +42,14 @@ def main(args: argparse.Namespace) -> int:
     if settings.profile() == "paper":
         return imagenet.run(args)
     results.exact_float32()
-    names = args.tasks or [n for n in vision_tasks.TASKS if not n.startswith("stamp") or scenes.stamps_available()]
+    names = args.tasks or [name for name in vision_tasks.TASKS if vision_tasks.available(name)]
     for name in names:
         task = vision_tasks.TASKS[name](args.split)
-        cells = grid.cells(args.methods, args.keep, img_size=task.images.shape[-1])
+        cells = grid.cells(args.methods, args.keep or vision_tasks.keeps(name), img_size=task.images.shape[-1])
         path = sweep.output_folder(args) / f"vision-{name}{'' if args.split == 'test' else '-dev'}.json"
         record = sweep.run(
-            "vision", task, cells, path, split=args.split, protocol=PROTOCOL, again=args.again, estimate_only=args.estimate
+            "vision", task, cells, path, split=args.split, protocol=PROTOCOL, again=args.again,
+            estimate_only=args.estimate,
         )
         if not args.estimate:
             print(summary(record, cells))
@@ -55,14 +59,14 @@ def main(args: argparse.Namespace) -> int:
 def summary(record: results.Record, cells: list[grid.Cell]) -> str:
     """A plain table of the cells that were asked for: cost, mean of every outcome, difference to ToMe in the first."""
     keys = list(dict.fromkeys(cell.key.split("/seed")[0] for cell in cells))
-    first = record.cells[cells[0].key]["outcomes"]
-    names = [name for name, values in first.items() if values and not isinstance(values[0], list)]
+    first = cells[0].key
+    names = [name for name in record.cells[first]["outcomes"] if record.outcome(first, name).ndim == 1]
     lines = [f"{'cell':32s} {'share':>6s} " + " ".join(f"{n[:13]:>13s}" for n in names) + f"   {names[0]} minus ToMe's"]
     for key in keys:
         about = record.cells.get(key) or record.cells[f"{key}/seed0"]
         have = [record.mean_over_seeds(key, n).mean() if n in about["outcomes"] else float("nan") for n in names]
         line = f"{key:32s} {about['share']:6.3f} " + " ".join(f"{value:13.4f}" for value in have)
-        rival = f"tome@{about.get('keep', 0):g}"
+        rival = f"tome@{about.get('keep', 0):g}" + ("/off" if about.get("proportional") is False else "")
         if rival in record and about["arm"] != "tome":
             line += f"   {record.difference(key, rival, names[0])}"
         lines.append(line)

@@ -98,6 +98,8 @@ def _forward(
     x = model.norm(x)
     if pools_patches(model) and pooled_by_size(patch, state):
         return _weighted_head(model, x, state.size)
+    if not pools_patches(model) and model.global_pool == "token":
+        return type(model).forward_head(model, x)  # reads prefix tokens only: nothing to restore
     return type(model).forward_head(model, state.as_read(x, state.plan))
 
 

@@ -56,7 +56,7 @@ class Method:
         parameters = inspect.signature(self.function).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
-    @property
+    @cached_property
     def needs(self) -> tuple[str, ...]:
         """The context that the function takes."""
         return tuple(name for name in self._keywords if name in CONTEXT)
@@ -184,8 +184,7 @@ def _restore_places(plan: MergePlan, order: Tensor) -> MergePlan:
     def back(value: Tensor | None) -> Tensor | None:
         return None if value is None else value.gather(1, place)
 
-    anchor = order.gather(1, plan.anchor.clamp_min(0)).masked_fill(plan.anchor < 0, -1)
-    return replace(plan, assignment=back(plan.assignment), anchor=anchor, weight=back(plan.weight),
+    return replace(plan, assignment=back(plan.assignment), anchored=back(plan.anchored), weight=back(plan.weight),
                    energy=back(plan.energy))
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..energy import unit_tokens
+from ..energy import directions
 from ..merge_plan import MergePlan
 from .registry import active_pairs, register_method
 
@@ -20,15 +20,14 @@ def soft_matching(
     Every a finds its best b; the k edges of highest cosine are chosen (stable, the first of equals). `metric
     (B, N, C)`, `remove` = k, or `(B,)` with `mask`; real tokens come first.
     """
-    unit, usable = unit_tokens(metric)
     if metric.shape[1] < 2:
         nothing = torch.zeros(len(metric), 0, dtype=torch.long, device=metric.device)
         return nothing, nothing, None
-    a, b = unit[:, 0::2], unit[:, 1::2]
-    score = a @ b.transpose(-1, -2)
-    may = usable if mask is None else usable & mask
+    unit = directions(metric)
     # Padding and non-finite tokens are nobody's partner, and merge only when nothing else is left.
-    score = score.masked_fill(~may[:, None, 1::2], -math.inf).masked_fill(~may[:, 0::2, None], -math.inf)
+    if mask is not None:
+        unit = unit.masked_fill(~mask[..., None], math.nan)
+    score = torch.bmm(unit[:, 0::2], unit[:, 1::2].mT).nan_to_num(-math.inf)
     best, partner = score.max(dim=-1)
     k, active = active_pairs(remove)
     chosen = best.argsort(dim=-1, descending=True, stable=True)[:, :k]

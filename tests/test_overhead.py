@@ -1,0 +1,74 @@
+"""What a merge step costs beside its arithmetic: operators dispatched, and no wait for the device."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pitome_core as pc
+from pitome_core.patching import LayerStep
+
+pytest.importorskip("timm")
+# An accelerator has to finish before the processor knows these results.
+WAITS = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero", "aten::equal"}
+
+
+class Dispatched(TorchDispatchMode):
+    """Counts the operators dispatched inside, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count[function.overloadpacket._qualified_op_name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", ["pitome", "tome"])
+def test_a_forward_never_waits(build_vit, images, method, dtype, pool):
+    """Without padding, no decision of a forward is read back from the device."""
+    model, x = build_vit(global_pool=pool).to(dtype), images(2, dtype=dtype)
+    pc.apply(model, method, keep=0.7)
+    with torch.no_grad(), Dispatched() as seen:
+        model(x)
+    assert not WAITS & set(seen.count)
+
+
+def test_waiting_is_noticed():
+    """A plan that counts its anchors reads the number back, and is seen to."""
+    with Dispatched() as seen:
+        pc.MergePlan.from_roots(torch.tensor([[0, 0, 2]]))
+    assert WAITS & set(seen.count)
+
+
+@pytest.mark.parametrize(("method", "most"), [("tome", 52), ("pitome", 64)])
+def test_a_step_dispatches_few_operators(build_vit, images, monkeypatch, method, most):
+    """From keys to merged tokens and sizes, views included; each is a launch on an accelerator or close to one."""
+    model, x = pc.apply(build_vit(), method, keep=0.7), images(2)
+    steps, merge = [], LayerStep.merge
+
+    def counted(self, *arguments):
+        with Dispatched() as seen:
+            result = merge(self, *arguments)
+        steps.append(seen.count.total())
+        return result
+
+    monkeypatch.setattr(LayerStep, "merge", counted)
+    with torch.no_grad():
+        model(x)
+    assert len(steps) == 3 and max(steps) <= most, steps
+
+
+def test_a_class_token_is_read_without_composing_plans(build_vit, images, monkeypatch):
+    """A head that reads the class token alone needs no patch back in its place."""
+    model, x = pc.apply(build_vit(), keep=0.7), images(2)
+    with torch.no_grad():
+        expected = model.forward_head(model.forward_features(x))
+        monkeypatch.setattr(pc.MergePlan, "then", None)
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
