@@ -273,9 +273,6 @@ BROKEN = {
     "no cell": (put("claims/0/evidence/0/difference/first", "d@0.9"), "no cell 'd@0.9' in record.json"),
     "no outcome": (put("claims/0/evidence/0/difference/outcome", "nss"), "has no outcome 'nss'; it has auc, right"),
     "other tokens": (put("claims/0/evidence/0/difference/second", "b@0.8"), "different tokens per layer"),
-    "several numbers": (put("claims/0/evidence/0/difference", {
-        "record": "results/record.json", "outcome": "layers", "first": "gaps", "second": "gaps", "predicts": "lower"}),
-        "'layers' has several numbers per item"),
     "another model than the record's": (put("grounds/test scenes/model", "ViT-H"), "model of its record is 'ViT-S'"),
     "another split than the record's": (put("grounds/test scenes/split", "dev"), "split of its record is 'test'"),
 }

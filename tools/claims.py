@@ -16,12 +16,14 @@
     first minus second; whether the evidence speaks for it follows from the interval. Optional: `equal: work` where not
     the tokens but the multiply-accumulates are equal, `skip_missing: true` where items lack a value, `digits`.
 
-A ground, listed under `grounds`, is a model, data and a split (`test`; `dev`; `none` for illustrations, which carry no
-verdict; `not needed` for exact counts). Model and split of a recorded difference must be those of its record.
+A ground, listed under `grounds`, is a model, data and a split (`test`; `dev`; `all`: every item at hand, with nothing
+chosen on them; `none` for illustrations, which carry no verdict; `not needed` for exact counts and synthetic tokens).
+Model and split of a recorded difference must be those of its record.
 
 A verdict has to fit its evidence. "Holds here": something is for the claim and nothing against it. "Mixed here":
 something is for it and something is not. "Does not hold here": nothing is for it. Where there is evidence from a test
-split, dev evidence alone makes nothing hold. For a table claim only evidence from its own models and data counts.
+split or from all items, dev evidence alone makes nothing hold. For a table claim only evidence from its own models and
+data counts.
 """
 
 from __future__ import annotations
@@ -44,9 +46,11 @@ ROOT = Path(__file__).resolve().parents[1]
 LEDGER, PAGE = "results/claims.yml", "book/claims.md"
 VERDICTS = {"holds here": "✓", "does not hold here": "✗", "mixed here": "◐", "not run": "○"}
 SAYS = ("for", "against", "open")
+SCORED = ("test", "all")
 SPLITS = {
     "test": "test split",
     "dev": "dev split, exploratory",
+    "all": "all items at hand, nothing chosen on them",
     "none": "illustration, no split",
     "not needed": "no data needed",
 }
@@ -60,7 +64,7 @@ def _object(required: dict, **optional) -> dict:
     return {"type": "object", "required": list(required), "properties": properties, "additionalProperties": False}
 
 
-TEXT = {"type": "string", "minLength": 3}
+TEXT, NAME = {"type": "string", "minLength": 3}, {"type": "string", "minLength": 1}
 NAMES = {"type": "array", "items": {"type": "string", "minLength": 2}, "minItems": 1, "uniqueItems": True}
 EVIDENCE = _object(
     {"what": TEXT, "page": TEXT, "ground": TEXT},
@@ -69,7 +73,7 @@ EVIDENCE = _object(
     setting=TEXT,
     live=_object({"says": {"enum": list(SAYS)}, "interval": TEXT}),
     difference=_object(
-        {"record": TEXT, "outcome": TEXT, "first": TEXT, "second": TEXT, "predicts": {"enum": ["higher", "lower"]}},
+        {"record": TEXT, "outcome": NAME, "first": TEXT, "second": TEXT, "predicts": {"enum": ["higher", "lower"]}},
         equal={"enum": ["tokens", "work"]},
         skip_missing={"type": "boolean"},
         digits={"type": "integer", "minimum": 0},
@@ -177,7 +181,9 @@ def _same_strength(record: Record, pointer: dict) -> None:
     if "whole" in pair:
         return
     work = pointer.get("equal") == "work"
-    first, second = ([cell.get("gmacs" if work else "tokens") for cell in _cells(record, key)] for key in pair)
+    # Where one layer merges at a time, a record has no tokens per layer: equal keep ratios are equal tokens.
+    what = "gmacs" if work else "tokens" if any("tokens" in cell for cell in record.cells.values()) else "keep"
+    first, second = ([cell.get(what) for cell in _cells(record, key)] for key in pair)
     if None in first + second:
         raise ValueError(f"the record does not say how many {'gmacs' if work else 'tokens'} {' and '.join(pair)} have")
     if work and max(first + second) > 1.05 * min(first + second):
@@ -190,9 +196,7 @@ def _same_strength(record: Record, pointer: dict) -> None:
 def _computed(path: str, changed: int, asked: str) -> tuple[Difference, McNemar | None, Record]:
     record, pointer = Record.load(path), json.loads(asked)
     pair, outcome, skip = (pointer["first"], pointer["second"]), pointer["outcome"], pointer.get("skip_missing", False)
-    columns = [record.mean_over_seeds(key, outcome) for key in pair]
-    if any(column.ndim != 1 for column in columns):
-        raise ValueError(f"outcome {outcome!r} has several numbers per item")
+    columns = [record.per_item(key, outcome) for key in pair]
     _same_strength(record, pointer)
     found, here = record.difference(*pair, outcome, skip_missing=skip), ~np.isnan(columns).any(axis=0)
     binary = np.isin(np.array(columns)[:, here], (0, 1)).all()
@@ -303,7 +307,7 @@ def _wrong_verdict(claim: dict, root: Path) -> list[str]:
                 return [f"{verdict!r}, and no evidence on its {what} {', '.join(missing)}: it is 'not run'"]
     heard = [(entry["split"], says(entry, root)) for entry in own if entry["split"] != "none"]
     said = {word for _, word in heard}
-    decisive = {word for split, word in heard if split != "dev"} if any(s == "test" for s, _ in heard) else said
+    decisive = {word for split, word in heard if split != "dev"} if any(s in SCORED for s, _ in heard) else said
     fits = {
         "holds here": "for" in decisive and "against" not in said,
         "mixed here": "for" in said and len(said) > 1,
@@ -407,7 +411,7 @@ def _verdict(claim: dict) -> str:
     verdict = claim["verdict"]
     shown = f"{VERDICTS[verdict]} {verdict}"
     splits = {entry["split"] for entry in claim["evidence"] if of_its_own(claim, entry)}
-    return f"{shown} (dev)" if verdict != "not run" and "dev" in splits and "test" not in splits else shown
+    return f"{shown} (dev)" if verdict != "not run" and "dev" in splits and not splits & set(SCORED) else shown
 
 
 def _to(claim: dict) -> str:

@@ -171,6 +171,11 @@ class Record:
         having = [k for k in seeds if name in self.cells[k]["outcomes"]]
         return np.mean([self.outcome(k, name) for k in having or seeds], axis=0)
 
+    def per_item(self, key: str, name: str) -> np.ndarray:
+        """As `mean_over_seeds`, one number per item: several, such as one for each layer, are averaged."""
+        values = self.mean_over_seeds(key, name)
+        return values.reshape(len(values), -1).mean(axis=1)
+
     @property
     def clusters(self) -> tuple[list, ...] | None:
         """The columns whose values are resampled, as `statistics` takes them; None: every item by itself."""
@@ -181,7 +186,7 @@ class Record:
 
     def estimate(self, key: str, name: str, *, skip_missing: bool = False) -> tuple[float, float, float]:
         """Mean of an outcome with its 95 % interval: (mean, low, high). `skip_missing` as in `difference`."""
-        values = self.mean_over_seeds(key, name)
+        values = self.per_item(key, name)
         return bootstrap_mean(*self._present([values], skip_missing))
 
     def difference(self, first: str, second: str, name: str, *, skip_missing: bool = False) -> Difference:
@@ -190,7 +195,7 @@ class Record:
         `skip_missing` leaves out the items that have no value in either (``Difference.items`` says how many remain);
         without it a missing value is an error.
         """
-        pair = [self.mean_over_seeds(first, name), self.mean_over_seeds(second, name)]
+        pair = [self.per_item(first, name), self.per_item(second, name)]
         return paired_difference(*self._present(pair, skip_missing))
 
     def _present(self, columns: list[np.ndarray], skip_missing: bool) -> tuple:

@@ -247,7 +247,7 @@ def run(task: str, args: argparse.Namespace) -> results.Record:
     keep = TEXT_KEEP if text else KEEP
     header = {
         "experiment": "spectra", "task": task, "tier": settings.profile(),
-        "split": "dev" if task in ("scenes", "sentences") else "none", "protocol": PROTOCOL,
+        "split": "dev" if task in ("scenes", "sentences") else "all", "protocol": PROTOCOL,
         "clusters": list(clusters), "model": TEXT_MODEL if text else MODEL, "keep": keep, "outcomes": OUTCOMES,
     }
     folder = args.output or results.folder() / settings.profile()

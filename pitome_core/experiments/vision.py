@@ -15,8 +15,7 @@ examples:
   python -m pitome_core.experiments vision --split test          what `make results` runs
   python -m pitome_core.experiments vision --profile paper --model deit-s --data /data/imagenet/val
   accelerate launch -m pitome_core.experiments vision --profile paper --model augreg-l --data /data/imagenet/val
-  python -m pitome_core.experiments vision --profile paper --model mae-h --checkpoint mae_finetuned_vit_huge.pth \\
-      --data /data/imagenet/val
+  python -m pitome_core.experiments vision --profile paper --model mae-h --checkpoint mae_huge.pth --data val
 """
 
 from __future__ import annotations
