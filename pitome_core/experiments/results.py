@@ -345,7 +345,7 @@ def _rounded(values: Any) -> list:
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().numpy()
     array = np.asarray(values)
-    if array.dtype.kind in "bui":
+    if array.dtype.kind in ("b", "u", "i"):
         return array.astype(int).tolist()
 
     def one(value: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from scipy.stats import binomtest
 RESAMPLES = 10_000
 # 80 % power at the two-sided 5 % level: the 97.5 % and the 80 % quantile of the normal distribution.
 DETECTABLE = 1.960 + 0.842
+_KEPT = 8_000_000  # weights of items in resamples that are kept for the next interval on the same items
 _CHUNK = 2_000_000  # numbers that are drawn at a time, so that 50,000 items fit in memory
 
 
@@ -171,11 +173,34 @@ def _resampled_means(values: np.ndarray, factors: list[np.ndarray], resamples: i
         drawn = (generator.integers(sizes[0], size=(rows, sizes[0])) for rows in chunks)
         return np.concatenate([sums[rows].sum(axis=1) / counts[rows].sum(axis=1) for rows in drawn])
     means = []
-    for rows in chunks:
-        weights = np.ones((rows, len(values)))
-        for labels, size in zip(factors, sizes, strict=True):
-            drawn = generator.integers(size, size=(rows, size)) + size * np.arange(rows)[:, None]
-            weights *= np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)[:, labels]
+    for weights in _crossed_weights(tuple(labels.tobytes() for labels in factors), tuple(chunks), seed):
         total = weights.sum(axis=1)
         means.append((weights @ values)[total > 0] / total[total > 0])
     return np.concatenate(means)
+
+
+def _crossed_weights(factors: tuple[bytes, ...], chunks: tuple[int, ...], seed: int) -> Iterable[np.ndarray]:
+    """Weights of the items in each resample, ``(rows, items)`` for every chunk of rows.
+
+    A chapter asks for dozens of intervals on the same items: while they fit, the weights are kept.
+    """
+    if len(factors[0]) // 8 * sum(chunks) <= _KEPT:
+        return _kept_weights(factors, chunks, seed)
+    return _draw_weights(factors, chunks, seed)
+
+
+@functools.lru_cache(maxsize=4)
+def _kept_weights(factors: tuple[bytes, ...], chunks: tuple[int, ...], seed: int) -> list[np.ndarray]:
+    return list(_draw_weights(factors, chunks, seed))
+
+
+def _draw_weights(factors: tuple[bytes, ...], chunks: tuple[int, ...], seed: int) -> Iterator[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    tables = [np.frombuffer(labels, dtype=np.int64) for labels in factors]
+    for rows in chunks:
+        weights = np.ones((rows, len(tables[0])))
+        for labels in tables:
+            size = int(labels.max()) + 1
+            drawn = generator.integers(size, size=(rows, size)) + size * np.arange(rows)[:, None]
+            weights *= np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)[:, labels]
+        yield weights
