@@ -47,6 +47,7 @@ LEDGER, PAGE = "results/claims.yml", "book/claims.md"
 VERDICTS = {"holds here": "✓", "does not hold here": "✗", "mixed here": "◐", "not run": "○"}
 SAYS = ("for", "against", "open")
 SCORED = ("test", "all")
+PLURALS = {"identity": "identities", "id": "items"}
 SPLITS = {
     "test": "test split",
     "dev": "dev split, exploratory",
@@ -396,7 +397,7 @@ def _result(entry: dict, root: Path) -> str:
     found, exact, record = computed(pointer, root)
     digits, kinds = pointer.get("digits", 3), record.header.get("clusters") or ["item"]
     kinds = ["item" if kind == "id" else kind for kind in kinds]
-    clusters = " × ".join(f"{n} {kind}s" for n, kind in zip(found.clusters, kinds, strict=True))
+    clusters = " × ".join(f"{n} {PLURALS.get(kind, f'{kind}s')}" for n, kind in zip(found.clusters, kinds, strict=True))
     text = (
         f"`{pointer['outcome']}`, `{pointer['first']}` minus `{pointer['second']}`: **{found.format(digits)}**, "
         f"{found.items} items, resampled over {clusters}; smallest detectable difference {found.detectable:.{digits}f}"
