@@ -301,7 +301,7 @@ for outcome, label, colour in (
     axes[0].fill_between(layers, *np.quantile(values, [0.05, 0.95], axis=0), color=colour, alpha=0.15)
 axes[0].plot(layers, pc.margin_schedule(12), ":", color="black", label="margin (paper)")
 axes[0].set(xlabel="layer", ylabel="cosine", ylim=(0, 1))
-axes[0].legend(fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 0.0))
+axes[0].legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 spread = features.outcome("whole", "energy_spread")
 axes[1].plot(layers, spread.mean(axis=0), color="#0072B2")
 axes[1].fill_between(layers, *np.quantile(spread, [0.05, 0.95], axis=0), color="#0072B2", alpha=0.15)

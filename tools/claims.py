@@ -431,13 +431,12 @@ def _abstract(ledger: dict, claims: list[dict]) -> list[str]:
 
 
 def _table(claims: list[dict], root: Path) -> list[str]:
-    lines = ["| claim | in the paper | verdict | evidence |", "|---|---|---|---|"]
+    lines = ["| claim | verdict | evidence |", "|---|---|---|"]
     for claim in claims:
         own = [entry for entry in claim["evidence"] if of_its_own(claim, entry)]
         links = list(dict.fromkeys(_brief(entry, root) for entry in own))
         lines.append(
-            f"| {_to(claim)}: {_tidy(claim['claim'])} | {_tidy(claim['where'])} | {_verdict(claim)} | "
-            f"{', '.join(links) or 'none'} |"
+            f"| {_to(claim)}: {_tidy(claim['claim'])} | {_verdict(claim)} | {', '.join(links) or 'none'} |"
         )
     return lines
 
