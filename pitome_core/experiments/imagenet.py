@@ -42,7 +42,6 @@ import pitome_core as pc
 from pitome_core.experiments import grid, results, settings, sweep
 from pitome_core.experiments.statistics import Difference
 
-PROTOCOL = "vision-1"  # the grid in book/protocol.md
 TOP = 5
 MISSING = "-"  # in a part's string of outcomes: the image could not be read
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -157,7 +156,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                        help="processes that decode images, per process that scores (default: %(default)s)")
 
 
-def run(args: argparse.Namespace, protocol: str = PROTOCOL) -> int:
+def run(args: argparse.Namespace, protocol: str) -> int:
     """Score what was asked for in this process and those beside it; the exit status.
 
     0: every image of every cell has an outcome. 1: some image could not be read. 2: refused, with the reason on stderr.
@@ -720,13 +719,13 @@ class _Assembler:
 
 def summary(record: results.Record, cells: Sequence[grid.Cell]) -> str:
     """A plain table: cost, top-1 with its interval, top-5, paired differences to whole model and ToMe (in points)."""
-    keys = list(dict.fromkeys(cell.key.split("/seed")[0] for cell in cells))
+    keys = results.seedless(cell.key for cell in cells)
     lines = [
         f"{'cell':32s} {'GMACs':>8s} {'share':>6s} {'top-1 %':>8s} {'':14s} {'top-5 %':>8s}  "
         f"{'minus whole model':>22s}  {'minus ToMe':>22s}"
     ]
     for key in keys:
-        about = record.cells.get(key) or record.cells[f"{key}/seed0"]
+        about = record.about(key)
         if not about["scored"]:
             lines.append(f"{key:32s} {about['gmacs']:8.3f} {about['share']:6.3f}   no image could be read")
             continue

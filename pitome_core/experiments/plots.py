@@ -15,6 +15,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
+from pitome_core.experiments.results import seedless
+
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey by order of lightness.
 COLOURS = {"pitome": "#0072B2", "tome": "#D55E00", "whole": "#000000", "random": "#999999", "accent": "#009E73"}
 HEAT = "cividis"  # even in lightness, readable in grey
@@ -369,8 +371,8 @@ def against_cost(
     """
     for arm in arms:
         rows = []
-        for key in dict.fromkeys(key.split("/seed")[0] for key, cell in record.cells.items() if cell["arm"] == arm):
-            cell = record.cells.get(key) or record.cells[f"{key}/seed0"]
+        for key in seedless(key for key, cell in record.cells.items() if cell["arm"] == arm):
+            cell = record.about(key)
             if "/off" not in key:
                 values = record.mean_over_seeds(key, outcome) - record.outcome(reference, outcome)
                 rows.append((cell["share"], values.mean(), key))

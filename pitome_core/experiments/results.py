@@ -19,7 +19,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,10 @@ class Record:
             raise KeyError(f"cell {key!r} of {self.path.name} has no outcome {name!r}; it has {', '.join(outcomes)}")
         return unpack(outcomes[name]) if isinstance(outcomes[name], dict) else np.array(outcomes[name], dtype=float)
 
+    def about(self, key: str) -> dict[str, Any]:
+        """The cell `key`, or that of the first of its seeds."""
+        return self.cells.get(key) or self.cells[f"{key}/seed0"]
+
     def mean_over_seeds(self, key: str, name: str) -> np.ndarray:
         """As `outcome`, averaged over those of the cells ``key/seed0``, ``key/seed1``, ... that have it, where the arm
         has seeds."""
@@ -215,6 +219,11 @@ class Record:
 def load(name: str, tier: str = "embedded") -> Record:
     """The committed record ``<tier>/<name>.json``. Raises `RecordError` where there is none."""
     return Record.load(folder() / tier / f"{name}.json")
+
+
+def seedless(keys: Iterable[str]) -> list[str]:
+    """Keys of cells without their seeds, each once, in order: what `Record.mean_over_seeds` and `Record.about` take."""
+    return list(dict.fromkeys(key.split("/seed")[0] for key in keys))
 
 
 def disagreement(recorded: Sequence, live: Sequence, tolerance: float) -> tuple[int, int]:

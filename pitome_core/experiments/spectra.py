@@ -250,7 +250,7 @@ def run(task: str, args: argparse.Namespace) -> results.Record:
         "split": "dev" if task in ("scenes", "sentences") else "all", "protocol": PROTOCOL,
         "clusters": list(clusters), "model": TEXT_MODEL if text else MODEL, "keep": keep, "outcomes": OUTCOMES,
     }
-    folder = args.output or results.folder() / settings.profile()
+    folder = args.output or results.writable(committed=True) / settings.profile()
     record = results.Record.open(folder / f"spectra-{task}.json", header, items)
     todo = [cell for cell in cells(keep) if args.again or cell.key not in record]
     minutes = len(record) * len(todo) * (0.003 if text else 0.05)  # measured on one core

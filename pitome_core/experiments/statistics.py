@@ -160,11 +160,11 @@ def _factors(clusters: Sequence | None, length: int) -> list[np.ndarray]:
 
 def _resampled_means(values: np.ndarray, factors: list[np.ndarray], resamples: int, seed: int) -> np.ndarray:
     """Means over bootstrap resamples of the clusters; fewer than `resamples` where some came out empty."""
-    generator = np.random.default_rng(seed)
     sizes = [int(labels.max()) + 1 for labels in factors]
     step = max(1, _CHUNK // max(len(values), *sizes))
     chunks = [min(step, resamples - start) for start in range(0, resamples, step)]
     if len(factors) == 1:
+        generator = np.random.default_rng(seed)
         sums, counts = np.bincount(factors[0], weights=values), np.bincount(factors[0])
         kinds, often = np.unique(np.stack([sums, counts]), axis=1, return_counts=True)
         if 4 * len(often) <= sizes[0]:  # right-or-wrong outcomes: only how often each kind is drawn matters

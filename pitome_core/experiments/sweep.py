@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -76,8 +76,8 @@ def run(
     done = len(cells) - len(todo)
     print(f"{experiment}-{task.name}, {split}: {len(record)} items, {len(cells)} cells, {done} recorded already")
     if todo:
-        shares = [cost(cell)["share"] for cell in todo]
-        seconds = task.seconds_per_image() * sum(s * task.work(cell) for s, cell in zip(shares, todo, strict=True))
+        costs = {cell.key: cost(cell) for cell in todo}
+        seconds = task.seconds_per_image() * sum(costs[cell.key]["share"] * task.work(cell) for cell in todo)
         print(f"  estimate: {seconds / 60:.1f} min on this machine for {len(todo)} cells")
     if estimate_only or not todo:
         return record
@@ -88,12 +88,22 @@ def run(
     for cell in bar:
         bar.set_description(cell.key)
         start = time.perf_counter()
-        about = cell.describe() | cost(cell)
+        about = cell.describe() | costs[cell.key]
         with cell.applied(task.model) as running:
             outcomes = task.score(running, cell)
         about["seconds"] = round(time.perf_counter() - start, 2)
         record.add(cell.key, about, outcomes, seed=0)
     return record
+
+
+def quickest(call: Callable[[], Any]) -> float:
+    """Seconds of a call: the quicker of two, after one that warms up."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
 
 
 def add_grid_arguments(parser: argparse.ArgumentParser) -> None:

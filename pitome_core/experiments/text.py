@@ -100,8 +100,8 @@ def trained(cells: list[TextCell]) -> list[TextCell]:
 def summary(record: results.Record, cells: list[TextCell]) -> str:
     """A plain table of the cells that were asked for: cost, accuracy of each column, difference to ToMe."""
     lines = [f"{'cell':36s} {'share':>6s} {'correct':>8s} {'frozen':>8s}   correct minus ToMe's; minus the whole's"]
-    for key in dict.fromkeys(cell.key.split("/seed")[0] for cell in cells):
-        about = record.cells.get(key) or record.cells[f"{key}/seed0"]
+    for key in results.seedless(cell.key for cell in cells):
+        about = record.about(key)
         names = [name if name in about["outcomes"] else None for name in ("correct", "frozen")]
         have = [math.nan if name is None else record.mean_over_seeds(key, name).mean() for name in names]
         line = f"{key:36s} {about['share']:6.3f} " + " ".join(f"{value:8.4f}" for value in have)

@@ -7,7 +7,6 @@ source, documents made of them, and sentences of other sources. All run all-Mini
 from __future__ import annotations
 
 import hashlib
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pitome_core.experiments import grid, results, sentences, text_grid, text_models, text_towers
+from pitome_core.experiments import grid, results, sentences, sweep, text_grid, text_models, text_towers
 from pitome_core.experiments.text_grid import TextCell
 
 MODEL = "all-MiniLM-L6-v2 (BERT, 6 layers, width 384), low-rank updates fine-tuned on film reviews"
@@ -69,14 +68,7 @@ class Texts:
         order = sorted(range(len(self.rows)), key=lambda i: len(self.rows[i]))
         count = min(len(order), 64 if self.device.type == "cpu" else 512)
         sample = [self.rows[order[i * len(order) // count]] for i in range(count)]
-
-        def once() -> float:
-            start = time.perf_counter()
-            self.run_once(sample)
-            return time.perf_counter() - start
-
-        once()
-        return min(once(), once()) / len(sample)
+        return sweep.quickest(lambda: self.run_once(sample)) / len(sample)
 
     def has_frozen(self, cell: TextCell) -> bool:
         """Whether the cell has the third column: one seed of the controls at the other ratios would say little."""

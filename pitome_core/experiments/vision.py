@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run what was asked for, print a table per task, return the exit status."""
     if settings.profile() == "paper":
-        return imagenet.run(args)
+        return imagenet.run(args, PROTOCOL)
     results.exact_float32()
     names = args.tasks or [name for name in vision_tasks.TASKS if vision_tasks.available(name)]
     for name in names:
@@ -57,12 +57,12 @@ def main(args: argparse.Namespace) -> int:
 
 def summary(record: results.Record, cells: list[grid.Cell]) -> str:
     """A plain table of the cells that were asked for: cost, mean of every outcome, difference to ToMe in the first."""
-    keys = list(dict.fromkeys(cell.key.split("/seed")[0] for cell in cells))
+    keys = results.seedless(cell.key for cell in cells)
     first = cells[0].key
     names = [name for name in record.cells[first]["outcomes"] if record.outcome(first, name).ndim == 1]
     lines = [f"{'cell':32s} {'share':>6s} " + " ".join(f"{n[:13]:>13s}" for n in names) + f"   {names[0]} minus ToMe's"]
     for key in keys:
-        about = record.cells.get(key) or record.cells[f"{key}/seed0"]
+        about = record.about(key)
         have = [record.mean_over_seeds(key, n).mean() if n in about["outcomes"] else float("nan") for n in names]
         line = f"{key:32s} {about['share']:6.3f} " + " ".join(f"{value:13.4f}" for value in have)
         rival = f"tome@{about.get('keep', 0):g}" + ("/off" if about.get("proportional") is False else "")
