@@ -369,6 +369,11 @@ def test_tofu_switches_from_pruning_to_merging():
         assert [plan.drops for plan in plans] == [layer < depth // 2 for layer in range(depth)]
         assert {plan.reduce for plan in plans if not plan.drops} == {"mlerp"}
         assert len({tuple(plan.anchor[0].tolist()) for plan in plans}) == 1
+        where = [{"layer": layer, "num_layers": depth} for layer in range(depth)]
+        assert not any(run("tofu", metric, 4, at, pruned=0).drops for at in where)
+        assert all(run("tofu", metric, 4, at, pruned=1.0).drops for at in where)
+    with pytest.raises(ValueError, match="pruned is 1.5: it is a share"):
+        run("tofu", metric, 4, {"layer": 0, "num_layers": 2}, pruned=1.5)
 
 
 def test_tofu_keeps_the_largest_norm():

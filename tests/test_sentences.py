@@ -183,3 +183,10 @@ def test_documents_take_words_once_and_nothing_that_does_not_fit(monkeypatch):
 def test_errors(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_the_lexicon_rates_words():
+    lexicon = sentences.lexicon()
+    assert len(lexicon) == 7206 and all(word.isalpha() and word == word.casefold() for word in lexicon)
+    assert (lexicon["good"], lexicon["dull"], lexicon["great"]) == (1.9, -1.7, 3.1) and "movie" not in lexicon
+    assert all(-4 <= mean <= 4 and mean != 0 for mean in lexicon.values())

@@ -80,7 +80,7 @@ def classifiers(monkeypatch, tmp_path):
 def test_the_protocols_arms_and_ratios_are_there():
     keys = [cell.key for cell in text_grid.cells(**text_tasks.GRIDS["movies"])]
     assert keys[0] == "whole" and len(set(keys)) == len(keys)
-    for name in ("pitome", "pitome-released-bert", "energy-sorted", "tome", "tofu", "dct", "diffrate"):
+    for name in ("pitome", "pitome-released-bert", "energy-sorted", "tome", "tofu", "tofu-merge", "dct", "diffrate"):
         assert {f"{name}@{keep}" for keep in (0.9, 0.8, 0.7, 0.6, 0.5)} <= set(keys)
     for name in ("random-merge", "random-prune"):
         assert {f"{name}@0.8/seed{i}" for i in range(5)} <= set(keys) and f"{name}@0.5/seed1" in keys
@@ -306,6 +306,16 @@ def test_words_that_merged(encoder, rows):
     groups, dropped = text_reading.groups(encoder, rows[4], TextCell("random-prune", 0.6, seed=0))
     assert dropped and sum(map(len, groups)) + len(dropped) == len(rows[4])
     assert "dropped: ~~" in text_reading.in_words((groups, dropped))
+
+
+def test_words_their_pieces_and_those_with_a_rating():
+    row = text_models.encode(["A gorgeous, unwatchable movie"])[0]
+    found, owner = text_reading.words(row)
+    assert found == ["a", "gorgeous", ",", "unwatchable", "movie"] and len(owner) == len(row) - 2 > len(found)
+    assert text_reading.rated(found).tolist() == [False, True, False, False, False]
+    means = text_reading.by_word(np.arange(len(owner)), owner)
+    slow = [np.mean([i for i, word in enumerate(owner) if word == w]) for w in range(len(found))]
+    assert np.allclose(means, slow)
 
 
 def test_documents_are_whole_and_of_both_labels():

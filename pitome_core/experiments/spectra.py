@@ -159,17 +159,7 @@ class TextLayers(Layers):
         self._start(model, len(model.encoder.layer), rows)
 
     def _read(self, ids: Tensor) -> tuple[list[Tensor], Tensor]:
-        keys: list[Tensor] = []
-        parts = [layer.attention.self for layer in self.model.encoder.layer]
-        hooks = [part.key.register_forward_hook(lambda m, a, out: keys.append(out)) for part in parts]
-        try:
-            with torch.no_grad():
-                last = self._last(ids)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        heads = parts[0].num_attention_heads
-        return [key[:, 1:-1].unflatten(2, (heads, -1)).mean(dim=2) for key in keys], last
+        return text_towers.token_metrics(self.model, ids)
 
     def _last(self, ids: Tensor) -> Tensor:
         return self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state

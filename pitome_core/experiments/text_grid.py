@@ -23,9 +23,12 @@ SEEDS = {PRIMARY: 5}  # of the random controls in the first layers; two elsewher
 RELEASED = grid.Arm(
     "pitome-released-bert", "PiToMe (released, BERT)", "pitome", "pitome", {"preset": "released-bert"}, also_off=False
 )
-_SHARED = ("pitome", "energy-sorted", "tome", "tofu", "diffrate", "dct", "random-merge", "random-prune")
-ARMS: dict[str, grid.Arm] = {"pitome": grid.ARMS["pitome"], RELEASED.name: RELEASED}
-ARMS |= {name: grid.ARMS[name] for name in _SHARED if name != "pitome"}
+# The first half of the layers is all that merge here: ToFu as published drops in each of them.
+TOFU_MERGES = grid.Arm("tofu-merge", "ToFu, merging only", "tofu", "merge", {"pruned": 0.0})
+ARMS: dict[str, grid.Arm] = {arm.name: arm for arm in (
+    grid.ARMS["pitome"], RELEASED, grid.ARMS["energy-sorted"], grid.ARMS["tome"], grid.ARMS["tofu"], TOFU_MERGES,
+    *(grid.ARMS[name] for name in ("diffrate", "dct", "random-merge", "random-prune")),
+)}
 RETRAINED = {arm: (0.8, 0.6) for arm in ("pitome", RELEASED.name, "tome", "energy-sorted")}
 LABELS = {grid.WHOLE: grid.LABELS[grid.WHOLE]} | {name: arm.label for name, arm in ARMS.items()}
 

@@ -68,6 +68,23 @@ def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
     return (states * weight).sum(1) / weight.sum(1)
 
 
+@torch.no_grad()
+def token_metrics(model: nn.Module, ids: Tensor) -> tuple[list[Tensor], Tensor]:
+    """What merging reads in the whole model: averaged keys and the last states, for ids ``(B, T)`` without padding.
+
+    One ``(B, T - 2, C / H)`` per layer, without [CLS] and [SEP]; the states are ``(B, T, C)``. ``model`` is a bare BERT.
+    """
+    keys: list[Tensor] = []
+    parts = [layer.attention.self for layer in model.encoder.layer]
+    hooks = [part.key.register_forward_hook(lambda m, a, out: keys.append(out)) for part in parts]
+    try:
+        last = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [key[:, 1:-1].unflatten(2, (parts[0].num_attention_heads, -1)).mean(dim=2) for key in keys], last
+
+
 def embed(
     model: nn.Module,
     tokenizer: BertTokenizer,
