@@ -76,6 +76,8 @@ fuzz: setup ## the property tests with EXAMPLES=2000 new examples each
 
 results: setup ## score the test sets by the protocol, resuming; writes results/embedded (hours on two cores)
 	$(PY) -m pitome_core.experiments vision --profile embedded --split test
+	$(PY) -m pitome_core.experiments text --profile embedded --split test
+	$(PY) -m pitome_core.experiments text --profile embedded --time --output results/embedded
 	$(PY) -m pitome_core.experiments spectra --profile embedded
 
 # Stages of a quarter of an hour each; one that is done is not done again. MINUTES=70 begins none after that time.

@@ -368,13 +368,13 @@ def against_cost(
     """Outcome of a `results.Record` minus that of the `reference` cell, against the share of its multiply-accumulates.
 
     One line per arm, over its keep ratios (or resolutions); a band for the arms in `bands`: the 95 % interval of the
-    difference, paired by item. Cells with proportional attention switched off are left out.
+    difference, paired by item. Cells whose key says more than arm and strength (``/off``, ``/retrained``) are left out.
     """
     for arm in arms:
         rows = []
         for key in seedless(key for key, cell in record.cells.items() if cell["arm"] == arm):
             cell = record.about(key)
-            if "/off" not in key:
+            if "/" not in key:  # the arm as it is: no switch, not in other layers, not retrained
                 values = record.mean_over_seeds(key, outcome) - record.outcome(reference, outcome)
                 rows.append((cell["share"], values.mean(), key))
         if not rows:

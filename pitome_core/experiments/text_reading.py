@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,8 +33,8 @@ def groups(encoder: nn.Module, row: Sequence[int], cell: TextCell) -> tuple[list
 
 def in_words(found: tuple[list[list[str]], list[str]]) -> str:
     """The groups of more than one token, as a line of Markdown; dropped tokens struck out."""
-    shared = [" + ".join(f"*{_plain(piece)}*" for piece in group) for group in found[0] if len(group) > 1]
-    dropped = " ".join(f"~~{_plain(piece)}~~" for piece in found[1])
+    shared = [" + ".join(f"*{quoted(piece)}*" for piece in group) for group in found[0] if len(group) > 1]
+    dropped = " ".join(f"~~{quoted(piece)}~~" for piece in found[1])
     return "; ".join(shared + ([f"dropped: {dropped}"] if dropped else [])) or "nothing"
 
 
@@ -63,6 +64,6 @@ def _pieces(row: Sequence[int]) -> list[str]:
     return text_towers.sentence_tokenizer().convert_ids_to_tokens(list(row))
 
 
-def _plain(piece: str) -> str:
-    """Without what Markdown or a table would read as its own."""
-    return piece.replace("|", "/").replace("*", "∗").replace("_", "‗").replace("`", "'").replace("~", "∼")
+def quoted(text: str) -> str:
+    """A text as Markdown shows it letter by letter."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)

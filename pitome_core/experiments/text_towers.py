@@ -70,9 +70,10 @@ def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def token_metrics(model: nn.Module, ids: Tensor) -> tuple[list[Tensor], Tensor]:
-    """What merging reads in the whole model: averaged keys and the last states, for ids ``(B, T)`` without padding.
+    """What merging reads in the whole model: averaged keys, and its last states.
 
-    One ``(B, T - 2, C / H)`` per layer, without [CLS] and [SEP]; the states are ``(B, T, C)``. ``model`` is a bare BERT.
+    For ids ``(B, T)`` without padding and a bare BERT: ``(B, T - 2, C / H)`` per layer, without [CLS] and [SEP], and
+    states ``(B, T, C)``.
     """
     keys: list[Tensor] = []
     parts = [layer.attention.self for layer in model.encoder.layer]
