@@ -85,10 +85,7 @@ def test_the_protocols_arms_and_ratios_are_there():
     for name in ("random-merge", "random-prune"):
         assert {f"{name}@0.8/seed{i}" for i in range(5)} <= set(keys) and f"{name}@0.5/seed1" in keys
     retrained = {key for key in keys if key.endswith("/retrained")}
-    assert retrained == {
-        f"{name}@{keep}/retrained" for name in ("pitome", "pitome-released-bert", "tome", "energy-sorted")
-        for keep in (0.8, 0.6)
-    }
+    assert retrained == {f"{name}@0.8/retrained" for name in ("pitome", "pitome-released-bert", "tome")}
     assert "tome@0.8/all" in keys and "pitome-released-bert@0.8/all" not in keys
     assert "tome@0.8/off" in keys and "dct@0.8/off" not in keys
     assert {*text_tasks.GRIDS} == {*text_tasks.TASKS}
@@ -248,7 +245,7 @@ def test_stages_are_resumed(monkeypatch, tmp_path, capsys):
     assert text_training.run(["tome"], [0.8], **how) == 0 and len(made) == 2
     log = how["log"]
     assert len(log.read_text().splitlines()) == 2 and "0 of 2 classifiers" in capsys.readouterr().out
-    assert len(text_training.stages()) == 3 + 2 * 8
+    assert len(text_training.stages()) == 3 + 2 * 3
 
 
 def test_without_weights_the_error_names_the_remedy(monkeypatch, tmp_path):
