@@ -50,7 +50,7 @@ from pitome_core.experiments.text_grid import ARMS, TextCell
 
 plots.use_style()
 quick = profile() == "smoke"
-movies, long, medium = (results.load(f"text-{name}") for name in ("movies", "documents-256", "documents-128"))
+movies, long = results.load("text-movies"), results.load("text-documents-256")
 others = {name: results.load(f"text-{name}") for name in tasks.SHIFTED}
 
 # %% [markdown]
@@ -120,11 +120,10 @@ print("agree with the record:", ", ".join(cell.key for cell in checked))
 # %% [markdown]
 # ### Every arm against ToMe
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy minus ToMe's at keep 0.8 in the first three layers, off the shelf, paired by item, with 95 % bootstrap intervals. The whole model and the controls are among the rows. *Recorded.*", "name": "fig-text-forest"}, "image": {"alt": "Three forest plots side by side, one row per method, with intervals around the difference to ToMe."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy minus ToMe's at keep 0.8 in the first three layers, off the shelf, paired by item, with 95 % bootstrap intervals. The whole model and the controls are among the rows. *Recorded.*", "name": "fig-text-forest"}, "image": {"alt": "Two forest plots side by side, one row per method, with intervals around the difference to ToMe."}}
 rows = ["whole", *[f"{arm}@0.8" for arm in ARMS if arm != "tome"]]
-sets = {f"sentences ({len(movies)})": movies, f"documents, 128 tokens ({len(medium)})": medium,
-        f"documents, 256 tokens ({len(long)})": long}
-figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.9), sharey=True)
+sets = {f"sentences ({len(movies)})": movies, f"documents ({len(long)})": long}
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.9), sharey=True)
 for ax, (title, record) in zip(axes, sets.items(), strict=True):
     found = [(text_grid.LABELS[key.split("@")[0]], record.difference(key, rival, "correct")) for key in rows]
     marks = {1: plots.COLOURS["pitome"], -1: plots.COLOURS["tome"], 0: "0.45"}
@@ -152,7 +151,7 @@ display(Markdown("\n".join(lines)))
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: how long the texts are (tokens, [CLS] and [SEP] included). Right: speed-up of a batch of 32 texts of one length over the whole model, keep 0.8 in the first three layers (filled) or in all six (hollow); thick line: what the exact counts imply for three layers, thin: for six. Medians and quartiles of alternating runs in one process. *Recorded.*", "name": "fig-text-time"}, "image": {"alt": "Left: histograms of text lengths by source. Right: speed-up by length for PiToMe, ToMe and random merging, below the lines that the counts imply."}}
 timed = json.loads((results.folder() / "embedded" / "text-time.json").read_text(encoding="utf-8"))
 figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.8))
-for name, record in {"film reviews": movies, **others, "documents-128": medium, "documents-256": long}.items():
+for name, record in {"film reviews": movies, **others, "documents": long}.items():
     axes[0].plot(np.sort(record.items["tokens"]), np.linspace(0, 1, len(record)), label=name)
 axes[0].set(xlabel="tokens", ylabel="share of texts that are no longer", xscale="log", xticks=[8, 16, 32, 64, 128, 256])
 axes[0].get_xaxis().set_major_formatter("{x:.0f}")
@@ -285,7 +284,7 @@ def columns(record, title):
 display(Markdown(columns(movies, "sentences")))
 
 # %% tags=["hide-input", "hide-output"]
-display(Markdown(columns(long, "documents, 256 tokens")))
+display(Markdown(columns(long, "documents")))
 
 # %% [markdown]
 # ## Other sources

@@ -161,7 +161,6 @@ SHIFTED = ("amazon", "tweets", "news")
 TASKS: dict[str, Callable[..., Texts]] = {
     "movies": lambda split, count=None: single("movies", split, count),
     "documents-256": lambda split, count=None: documents(split, 256, count),
-    "documents-128": lambda split, count=None: documents(split, 128, count),
     "amazon": lambda split, count=None: single("amazon", split, count),
     "tweets": lambda split, count=None: single("tweets", split, count),
     "news": lambda split, count=None: single("news", split, count),
@@ -170,6 +169,5 @@ TASKS: dict[str, Callable[..., Texts]] = {
 GRIDS: dict[str, dict[str, Any]] = {
     "movies": dict(keeps=text_grid.KEEPS, every_layer=True, switched=True, retrained=True),
     "documents-256": dict(keeps=(0.8, 0.6), every_layer=True, retrained=True),
-    "documents-128": dict(keeps=(0.8,)),
     **{name: dict(keeps=(0.8,)) for name in SHIFTED},
 }
