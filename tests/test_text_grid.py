@@ -279,6 +279,8 @@ def test_a_task_records_every_column(classifiers):
     assert cost["share"] == pytest.approx(sum(slow) / sum(whole), abs=1e-6)
     assert cost["tokens"][0] == pytest.approx(np.mean([len(row) for row in task.rows]), abs=1e-3)
     assert set(task.about["weights"]) >= {"None-whole"} and "text" not in task.items
+    shifted = text_tasks.single("news", "dev", 2)
+    assert task.has_frozen(TextCell("tome", 0.8)) and not shifted.has_frozen(TextCell("tome", 0.8))
 
 
 def test_the_command_scores_dev_and_goes_on(classifiers, tmp_path, capsys):

@@ -71,7 +71,9 @@ class Texts:
         return sweep.quickest(lambda: self.run_once(sample)) / len(sample)
 
     def has_frozen(self, cell: TextCell) -> bool:
-        """Whether the cell has the third column: one seed of the controls at the other ratios would say little."""
+        """Whether the cell has the third column: not on shifted sources, and not where few seeds would say little."""
+        if self.name in SHIFTED:
+            return False
         plain = not (cell.every_layer or cell.retrained or cell.proportional is False)
         return plain and (cell.seed is None or cell.keep == text_grid.PRIMARY)
 
