@@ -220,17 +220,13 @@ def scenes(
         round_, place = divmod(i, len(pictures))
         photo = sorted(pictures, key=lambda name: _unit(seed, "photograph", round_, name))[place]
         side = max(round((low + (high - low) * _unit(seed, i, "scale")) * min(height, width)), 1)
-        drawing = _trim(render(thing, side))  # (h, w, 4)
+        drawing = trim(render(thing, side))  # (h, w, 4)
         h, w = drawing.shape[:2]
         top = int(_unit(seed, i, "top") * (height - h + 1))
         left = int(_unit(seed, i, "left") * (width - w + 1))
         alpha = np.zeros((height, width), np.float32)
         alpha[top : top + h, left : left + w] = drawing[..., 3] / np.float32(255)
-        canvas = pictures[photo].copy()
-        part = canvas[top : top + h, left : left + w]
-        share = drawing[..., 3:] / 255
-        part[:] = np.rint(share * drawing[..., :3] + (1 - share) * part)
-        canvases.append(canvas)
+        canvases.append(paste(pictures[photo], drawing, top, left))
         alphas.append(alpha)
         chosen.append(thing)
         behind.append(photo)
@@ -238,6 +234,18 @@ def scenes(
     mask = torch.nn.functional.avg_pool2d(pixels[:, None], patch)[:, 0]  # (B, rows, columns)
     images = towers.preprocess(canvases, (height, width))  # (B, 3, H, W)
     return Scenes(images, mask, pixels, tuple(chosen), tuple(behind))
+
+
+def paste(canvas: np.ndarray, drawing: np.ndarray, top: int, left: int) -> np.ndarray:
+    """A copy of ``canvas (H, W, 3)`` with ``drawing (h, w, 4)`` on it, both uint8, straight alpha.
+
+    ``top`` and ``left`` say where the drawing's corner lies; it has to fit.
+    """
+    canvas = canvas.copy()
+    part = canvas[top : top + drawing.shape[0], left : left + drawing.shape[1]]
+    share = drawing[..., 3:] / 255
+    part[:] = np.rint(share * drawing[..., :3] + (1 - share) * part)
+    return canvas
 
 
 def _unit(*parts: object) -> float:
@@ -294,8 +302,8 @@ def _rasterise(svg: str, size: int) -> np.ndarray:
         return np.array(image.convert("RGBA"))
 
 
-def _trim(drawing: np.ndarray) -> np.ndarray:
-    """Without the empty rows and columns at the edges."""
+def trim(drawing: np.ndarray) -> np.ndarray:
+    """A drawing ``(h, w, 4)`` without the empty rows and columns at its edges."""
     rows, columns = (np.flatnonzero(drawing[..., 3].any(axis)) for axis in (1, 0))
     return drawing[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
@@ -320,7 +328,7 @@ def _join(wheel: Path, names_file: Path, groups_file: Path) -> tuple[Emoji, ...]
     """What all three know, joined on code points without FE0F."""
     drawn = {_code(Path(member).stem): member for member in _svgs(wheel)}
     names = {
-        _code("-".join(f"{ord(c):04X}" for c in characters)): " ".join(words[0].replace("_", " ").split())
+        code_of(characters): " ".join(words[0].replace("_", " ").split())
         for characters, words in json.loads(names_file.read_text(encoding="utf-8")).items()
     }
     table = []
@@ -333,7 +341,13 @@ def _join(wheel: Path, names_file: Path, groups_file: Path) -> tuple[Emoji, ...]
     return tuple(table)
 
 
+def code_of(characters: str) -> str:
+    """`Emoji.code` of an emoji given as text."""
+    return _code("-".join(f"{ord(c):04X}" for c in characters))
+
+
 def _code(code_points: str) -> str:
+    """Code points joined by ``-``, as files and tables have them, without FE0F."""
     return "-".join(part for part in code_points.upper().split("-") if part != "FE0F")
 
 
