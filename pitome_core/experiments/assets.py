@@ -303,7 +303,10 @@ def cached(folder: Path, source: str, fill: Callable[[Path], None]) -> Path:
             new = work / "new"
             new.mkdir()
             fill(new)
-            files = {p.name: {"sha256": _sha256(p), "size": p.stat().st_size} for p in sorted(new.iterdir())}
+            inside = [p for p in sorted(new.rglob("*")) if p.is_file()]
+            files = {
+                p.relative_to(new).as_posix(): {"sha256": _sha256(p), "size": p.stat().st_size} for p in inside
+            }
             (new / MANIFEST).write_text(json.dumps({"source": source, "files": files}, indent=1))
             if folder.exists():
                 os.replace(folder, work / "damaged")
