@@ -21,7 +21,7 @@ STAGE := @tools/stage.sh
 HTML := _build/html
 TEST_HTML := _build/test/_build/html
 
-.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval test-all fuzz results text-weights gpu lock clean
+.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval test-all fuzz results text-weights retrieval-weights gpu lock clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [VENV=path | PYTHON=interpreter]'
@@ -79,11 +79,16 @@ results: setup ## score the test sets by the protocol, resuming; writes results/
 	$(PY) -m pitome_core.experiments text --profile embedded --split test
 	$(PY) -m pitome_core.experiments text --profile embedded --time --output results/embedded
 	$(PY) -m pitome_core.experiments spectra --profile embedded
+	$(PY) -m pitome_core.experiments retrieval --profile embedded --split test
 
 # Stages of a quarter of an hour each; one that is done is not done again. MINUTES=70 begins none after that time.
 MINUTES ?= inf
 text-weights: setup ## fine-tune the classifiers of the text chapter that are missing (hours on two cores; resumes)
 	$(PY) -m pitome_core.experiments text --train --minutes $(MINUTES)
+
+# Features of the towers first, view by view, then the heads: a minute each.
+retrieval-weights: setup ## train the heads of the retrieval chapter that are missing (an hour on two cores; resumes)
+	$(PY) -m pitome_core.experiments retrieval --train --minutes $(MINUTES)
 
 # No set-up here: it must run on a machine without a network.
 gpu: ## GPU tests, notebooks and costs on CUDA; writes results/gpu/

@@ -144,6 +144,20 @@ def test_heads_survive_their_file(tmp_path, pool):
         [[[1.0 if i == POOL[pool] else 7.0] for i in range(2)]])))
 
 
+def test_one_folder_serves_all_heads(made, images, sample, monkeypatch):
+    """Other heads, nothing new in the cache, and what comes out is theirs."""
+    other = dual_encoder.Heads(seed=8).requires_grad_(False)
+    monkeypatch.setattr(dual_encoder, "_fill", lambda *_: pytest.fail("made anew"))
+    model, _, tokenizer = dual_encoder.dual_encoder(other)
+    ids = tokenizer(sample[1])
+    with torch.no_grad():
+        of_images = dual_encoder.image_features(model.visual.trunk, images[:1])
+        torch.testing.assert_close(model.encode_image(images[:1], True), other.images(of_images), rtol=0, atol=1e-5)
+        of_texts = dual_encoder.text_features(model.text, ids)
+        torch.testing.assert_close(model.encode_text(ids, True), other.texts(of_texts), rtol=0, atol=1e-5)
+    assert not torch.allclose(made[0].visual.head.mlp.fc1.weight, model.visual.head.mlp.fc1.weight)
+
+
 def test_heads_are_drawn_from_their_seed():
     """The same seed the same heads; the caller's generator stays untouched."""
     torch.manual_seed(1)

@@ -110,6 +110,12 @@ def test_intervals_are_on_rsum_itself(record):
     assert found.mean == pytest.approx(by_cell["tome@0.9"] - by_cell["whole"]) and found.clusters == (3,)
     parts = [recall.contributions(record.outcome(k, "rank"), record.items["query"]) for k in ("tome@0.9", "whole")]
     assert found == paired_difference(*parts, record.items["identity"])
+    assert recall.table(record, "whole") == recall.summary(
+        record.outcome("whole", "rank")[:4], record.outcome("whole", "rank")[4:])
+    three = np.stack([record.outcome(key, "rank") for key in list(record.cells)[:3]], axis=1)  # (queries, models)
+    record.add("three", {"arm": "three"}, {"rank": three})
+    expected = np.mean([by_cell[key] for key in list(by_cell)[:3]])
+    assert recall.rsum(record, "three")[0] == pytest.approx(expected) == recall.table(record, "three")["rsum"]
     with pytest.raises(KeyError, match="no outcome 'rank_retrained'"):
         recall.rsum(record, "whole", "rank_retrained")
     with pytest.raises(KeyError, match="no cell 'tofu@0.9'"):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from open_clip import CustomTextCLIP
 
 SIDE = 224  # pixels
-WIDTH = 256  # of the space that images and texts share
+WIDTH = 384  # of the space that images and texts share
 TOWER = 384  # width of both towers
 POOLS = ("token", "avg")  # what the image head can read: the class token, or the mean of the patches
 CONTEXT = 64  # tokens of a text; longer ones are cut
@@ -163,17 +163,22 @@ def configuration(folder: Path, width: int, pool: str) -> dict[str, Any]:
 def dual_encoder(
     heads: Heads, device: torch.device | str | None = None
 ) -> tuple[CustomTextCLIP, Callable, Callable[[Sequence[str]], Tensor]]:
-    """Model in eval mode, preprocessing and tokenizer, all made by open_clip from the folder of `assemble`.
+    """Model in eval mode, preprocessing and tokenizer, all made by open_clip.
 
-    ``device`` defaults to `settings.device`. Raises ``ImportError`` without open_clip, else as `assemble`.
+    One folder serves all heads of a width and pool: they are put in the place of those that it holds, so that the cache
+    does not fill with copies of the towers. ``open_clip`` makes the same model of ``assemble(heads)``. ``device``
+    defaults to `settings.device`. Raises ``ImportError`` without open_clip, else as `assemble`.
     """
     try:
         import open_clip
     except ImportError as error:
         raise ImportError("the dual encoder needs open_clip: pip install 'pitome-core[open-clip]'") from error
-    name = f"local-dir:{assemble(heads)}"
+    name = f"local-dir:{assemble(Heads(heads.width, heads.pool))}"
     with torch.random.fork_rng(devices=[]):  # the towers are built at random before their weights are read
         model, _, preprocess = open_clip.create_model_and_transforms(name)
+    stored = heads.stored()
+    if unknown := model.load_state_dict(stored, strict=False).unexpected_keys:
+        raise ValueError(f"open_clip's model has no {', '.join(unknown)}: its heads have other names in this version")
     model.eval().to(device if device is not None else settings.device())
     return model, preprocess, open_clip.get_tokenizer(name)
 

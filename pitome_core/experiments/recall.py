@@ -78,20 +78,30 @@ def summary(image_ranks: Sequence[float], text_ranks: Sequence[float]) -> dict[s
     return found
 
 
-def contributions(values: Sequence[float], queries: Sequence[str]) -> np.ndarray:
+def contributions(values: Sequence, queries: Sequence[str]) -> np.ndarray:
     """What each query adds to rsum, scaled so that the mean over all queries of both directions *is* rsum.
 
-    ``values`` are ranks, ``queries`` says of each whether it is an `IMAGE` or a `TEXT`. Intervals on rsum are then
-    intervals on a mean. Raises ``ValueError`` where a direction has no query.
+    ``values`` are ranks `(Q,)`, or `(Q, S)` of S models whose rsums are averaged; ``queries`` says of each query
+    whether it is an `IMAGE` or a `TEXT`. Intervals on rsum are then intervals on a mean. Raises ``ValueError`` where a
+    direction has no query.
     """
     values, queries = np.asarray(values, dtype=float), np.asarray(queries)
-    hits = 100 * sum((values <= k).astype(float) for k in AT)
+    values = values.reshape(len(queries), -1)
+    hits = 100 * sum((values <= k).astype(float) for k in AT).mean(axis=1)
     for name in (IMAGE, TEXT):
         here = queries == name
         if not here.any():
             raise ValueError(f"no {name} query among {len(queries)}: rsum has both directions")
         hits[here] *= len(queries) / here.sum()
     return hits
+
+
+def table(record: Record, key: str, column: str = "rank") -> dict[str, float]:
+    """`summary` of a cell, averaged over its seeds and over the ranks that a query has in one outcome."""
+    is_image = np.asarray(record.items["query"]) == IMAGE
+    of_seeds = [values.reshape(len(values), -1).T for values in _outcomes(record, key, column)]
+    found = [summary(ranks_[is_image], ranks_[~is_image]) for ranks_ in np.concatenate(of_seeds)]
+    return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
 
 def rsum(record: Record, key: str, column: str = "rank") -> tuple[float, float, float]:
@@ -116,8 +126,12 @@ def difference(
 
 def _over_seeds(record: Record, key: str, column: str) -> np.ndarray:
     """`contributions` of a cell, averaged over its seeds: a mean of ranks would have another recall."""
+    queries = record.items["query"]
+    return np.mean([contributions(values, queries) for values in _outcomes(record, key, column)], axis=0)
+
+
+def _outcomes(record: Record, key: str, column: str) -> list[np.ndarray]:
+    """The outcome of a cell, or of each of its seeds that has it."""
     keys = [key] if key in record.cells else [k for k in record.cells if k.startswith(f"{key}/seed")]
     having = [k for k in keys if column in record.cells[k]["outcomes"]]
-    if not having:
-        record.outcome(keys[0] if keys else key, column)  # raises, naming what there is
-    return np.mean([contributions(record.outcome(k, column), record.items["query"]) for k in having], axis=0)
+    return [record.outcome(k, column) for k in having or keys or [key]]  # without one: raises, naming what there is
