@@ -41,8 +41,8 @@ def test_texts_say_what_the_lists_say(made):
     assert texts["clipboard"] == ("clipboard", "stationery, documents")
     assert texts["top arrow"] == (
         "top arrow", "top with upwards arrow above", "words, blue square, above, up, upwards")
-    assert texts["six o clock"][1:] == (
-        "clock face six oclock", "time, late, early, schedule, dawn, dusk, clock6, face, oclock, o’clock")
+    row = texts["six o clock"][-1]
+    assert row.startswith("time, late, early, schedule, dawn, dusk, clock6") and "6:00" not in row and "18" not in row
     assert texts["grinning face"] == ("grinning face", "face, smile, happy, joy, grin, smiley")
     shared = [(p, t) for p in made.values() for t, row in enumerate(p.answers) if len(row) > 1]
     assert len(shared) == 22
