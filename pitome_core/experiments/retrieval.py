@@ -6,10 +6,16 @@ embedded and smoke tier (real weights and data from packages; a CPU is enough):
   collection    the same on twenty other photographs, where that optional asset is in the cache
   stamps        cut-out photographs with captions, of which training has seen none, where that optional asset is
 
+paper tier: Flickr30k and MS-COCO with open_clip models.
+
 examples:
   python -m pitome_core.experiments retrieval --train                    what `make retrieval-weights` runs
   python -m pitome_core.experiments retrieval --tasks white --methods pitome tome --keep 0.9
   python -m pitome_core.experiments retrieval --split test               what `make results` runs
+  python -m pitome_core.experiments retrieval --profile paper --model ViT-L-14-336 --data flickr30k \\
+      --annotations dataset_flickr30k.json --images flickr30k-images --keep 0.925
+  accelerate launch -m pitome_core.experiments retrieval --profile paper --model ViT-B-32 --data coco \\
+      --annotations dataset_coco.json --images coco
 """
 
 from __future__ import annotations
@@ -24,8 +30,10 @@ from pitome_core.experiments import (
     recall,
     results,
     retrieval_grid,
+    retrieval_hub,
     retrieval_tasks,
     retrieval_training,
+    settings,
     sweep,
 )
 from pitome_core.experiments.retrieval_grid import RetrievalCell
@@ -46,10 +54,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
                        metavar="RECIPE", help="with --train: of those that --explore knows (default: %(default)s)")
     group.add_argument("--explore", nargs="*", choices=list(retrieval_training.CANDIDATES), metavar="RECIPE",
                        help="rsum on dev of recipes for the heads (none named: all); keeps none")
+    retrieval_hub.configure(parser)
 
 
 def main(args: argparse.Namespace) -> int:
     """Run what was asked for, print a table per task, return the exit status: 2 where it cannot be run."""
+    if settings.profile() == "paper":
+        return retrieval_hub.run(args)
     results.exact_float32()
     if args.count and args.split == "test":
         raise SystemExit("--count is for dev: the test set is scored as a whole")

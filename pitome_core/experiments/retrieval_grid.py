@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 import pitome_core as pc
 from pitome_core.experiments import grid
 from pitome_core.experiments.baselines.lower_resolution import lower_resolution
+from pitome_core.families.common import linear
 
 TOWERS = ("vision", "text", "both")
 # In a text every item has its own length: no transform, nothing that reads a map of attention.
@@ -34,8 +35,10 @@ class RetrievalCell(grid.Cell):
     @property
     def key(self) -> str:
         """As in `grid.Cell` for the image tower; else ``tome@0.8/text``, ``random-prune@0.8/both/seed1``."""
-        if self.towers == "vision" or self.arm == grid.WHOLE:
+        if self.towers == "vision":
             return super().key
+        if self.arm == grid.WHOLE:
+            return f"{self.arm}/{self.towers}"
         return f"{self.arm}@{self.keep:g}/{self.towers}" + ("" if self.seed is None else f"/seed{self.seed}")
 
     def describe(self) -> dict[str, Any]:
@@ -49,9 +52,10 @@ class RetrievalCell(grid.Cell):
         return self.keep in ratios and self.seed in (None, 0) and self.proportional is None
 
     def of(self, tower: str) -> RetrievalCell:
-        """What this cell does to one tower, ``vision`` or ``text``: a cell of that tower, or the whole model."""
-        if self.towers not in (tower, "both"):
-            return RetrievalCell(grid.WHOLE)
+        """What this cell does to one tower, ``vision`` or ``text``: a cell of that tower, of the whole one if nothing.
+        """
+        if self.arm == grid.WHOLE or self.towers not in (tower, "both"):
+            return RetrievalCell(grid.WHOLE, towers=tower)
         return RetrievalCell(self.arm, self.keep, self.proportional, self.seed, self.pixels, tower)
 
     @contextmanager
@@ -95,26 +99,23 @@ def cells(
     return list(dict.fromkeys(found))
 
 
-def cost(cell: RetrievalCell, model: nn.Module, lengths: dict[int, int]) -> dict[str, Any]:
+def cost(cell: RetrievalCell, model: nn.Module, lengths: Mapping[int, int]) -> dict[str, Any]:
     """10^9 multiply-accumulates of one image and one text, heads and merging included, and what enters each layer.
 
     ``lengths`` says how many texts have each number of tokens ([CLS] and [SEP] included); a text's cost is the mean
     over them. ``gmacs`` is the sum of both, ``share`` its share of the whole model's; ``gmacs_image`` and
     ``gmacs_text`` are the parts, ``tokens`` the patch tokens entering each layer of the image tower and leaving it.
-    ``model`` is the bare dual encoder of open_clip.
+    ``model`` is the bare model of open_clip.
     """
-    projection = sum(part.weight.numel() for part in model.text.proj.modules() if isinstance(part, nn.Linear))
-
     def both(running: nn.Module) -> tuple[Any, float]:
-        encoder = running.text.transformer
-        texts = sum(count * pc.flops(encoder, (length,)).total for length, count in lengths.items())
-        return pc.flops(running.visual), texts / sum(lengths.values()) + projection
+        texts = sum(count * text_macs(running, length) for length, count in lengths.items())
+        return pc.flops(running.visual), texts / sum(lengths.values())
 
     image, text = both(model)
     whole = image.total + text
+    prefix = pc.schedule(model, keep=1.0).prefix
     with cell.applied(model) as running:
         image, text = both(running)
-    prefix = model.visual.trunk.num_prefix_tokens
     return {
         "gmacs": round((image.total + text) / 1e9, 6),
         "share": round((image.total + text) / whole, 6),
@@ -122,3 +123,22 @@ def cost(cell: RetrievalCell, model: nn.Module, lengths: dict[int, int]) -> dict
         "gmacs_text": round(text / 1e9, 6),
         "tokens": [n - prefix for n in image.tokens],
     }
+
+
+def text_macs(model: nn.Module, length: int) -> int:
+    """Multiply-accumulates of the text tower of an open_clip model, as it runs now, for one text of so many tokens.
+
+    A causal tower of open_clip pads every text to its context; it never merges. Embeddings are looked up: no products.
+    """
+    tower = getattr(model, "text", model)  # `CLIP` has the parts of its text tower for its own
+    encoder = tower.transformer
+    if not hasattr(encoder, "resblocks"):
+        return pc.flops(encoder, (length,)).total + linear(tower.proj)
+    tokens, width = getattr(tower, "num_pos", tower.context_length), encoder.width
+    maps = sum(
+        block.attn.in_proj_weight.numel() + block.attn.out_proj.weight.numel() + linear(block.mlp)
+        for block in encoder.resblocks
+    )
+    projection = tower.text_projection
+    head = linear(projection) if isinstance(projection, nn.Module) else 0 if projection is None else projection.numel()
+    return tokens * maps + len(encoder.resblocks) * 2 * tokens**2 * width + head

@@ -67,7 +67,7 @@ def processes() -> tuple[Any, torch.device]:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """12 hexadecimal digits of a SHA-256 over the parameters and buffers of a model on the CPU, names and shapes too."""
+    """12 hexadecimal digits of a SHA-256 over parameters and buffers of a model on the CPU, names and shapes too."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
