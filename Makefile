@@ -86,9 +86,9 @@ MINUTES ?= inf
 text-weights: setup ## fine-tune the classifiers of the text chapter that are missing (hours on two cores; resumes)
 	$(PY) -m pitome_core.experiments text --train --minutes $(MINUTES)
 
-# Features of the towers first, view by view, then the heads: a minute each.
+# Features of the towers first, view by view, then the heads: a minute each. ARGS='--recipe token-installed'
 retrieval-weights: setup ## train the heads of the retrieval chapter that are missing (an hour on two cores; resumes)
-	$(PY) -m pitome_core.experiments retrieval --train --minutes $(MINUTES)
+	$(PY) -m pitome_core.experiments retrieval --train --minutes $(MINUTES) $(ARGS)
 
 # No set-up here: it must run on a machine without a network.
 gpu: ## GPU tests, notebooks and costs on CUDA; writes results/gpu/
