@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -102,6 +104,34 @@ def test_stamps_share_captions(monkeypatch):
     assert full.texts == ("a red apple",) and full.answers == ((0, 1),) and full.captions == ((0,), (0,))
 
 
+def test_another_artist_draws_the_same_emoji(monkeypatch, tmp_path, made):
+    """With the texts and the split of the drawing that they stand for, and on the same canvas."""
+    emoji = [*made["dev"].things[:2], made["test"].things[0]]
+    square = '<path fill="#f00" d="M32 32h64v64h-64z"/>'
+    (tmp_path / "icons.json").write_text(json.dumps(
+        {"icons": {f"n{i}": {"body": square} for i in range(3)}, "width": 128, "height": 128}))
+    # The asset spells code points in its own way.
+    (tmp_path / "chars.json").write_text(json.dumps({e.code.lower() + "-fe0f": f"n{i}" for i, e in enumerate(emoji)}))
+    fetch = assets.fetch
+    monkeypatch.setattr(assets, "fetch", lambda name, **k: tmp_path if name == scenes.NOTO else fetch(name, **k))
+    found = {split: pairs.pairs(split, "noto") for split in data.SPLITS}
+    assert [len(found[split]) for split in data.SPLITS] == [0, 2, 1]
+    by_code = {thing.code: thing for thing in found["dev"].things}
+    for theirs in emoji[:2]:
+        thing = by_code[theirs.code]
+        assert (thing.identity, pairs.texts_of(thing)) == (theirs.identity, pairs.texts_of(theirs))
+    view = next(pairs.views(found["test"].things, "white"))
+    assert (view[112, [22, 112]] == [255, 0, 0]).all() and (view[112, 8] == 255).all()
+
+
+@pytest.mark.skipif(assets.state(scenes.NOTO) != "ready", reason="Noto Emoji is optional")
+def test_noto_draws_all_of_them(made):
+    """Where the asset is there: every emoji that OpenMoji draws, and no two alike."""
+    assert {split: len(pairs.pairs(split, "noto")) for split in data.SPLITS} == {"train": 985, "dev": 302, "test": 342}
+    seen = {view.tobytes() for view in pairs.views(pairs.pairs("dev", "noto", 20).things, "white")}
+    assert len(seen) == 20
+
+
 def test_the_collection_is_asked_for_and_never_replaced(monkeypatch, made):
     """Without the asset its backgrounds are an error, not other photographs."""
     fetch = assets.fetch
@@ -131,7 +161,7 @@ def test_what_does_not_exist_is_refused(made):
     for call in (lambda: pairs.pairs("val"), lambda: pairs.backgrounds("val")):
         with pytest.raises(ValueError, match="'val'; choose one of train, dev, test"):
             call()
-    with pytest.raises(ValueError, match="'noto'; choose one of openmoji, stamps"):
-        pairs.pairs("dev", "noto")
+    with pytest.raises(ValueError, match="'apple'; choose one of openmoji, stamps, noto"):
+        pairs.pairs("dev", "apple")
     with pytest.raises(ValueError, match="'black'; choose one of white, photographs, collection"):
         next(pairs.views(made["dev"].things[:1], "black"))

@@ -1,8 +1,9 @@
 """Image-text pairs of the embedded tier: pictures with the texts that describe them, and their views.
 
-An OpenMoji drawing has one to three texts: its names in two lists (em-keyboard's, and Unicode's where it says something
-else) and its keywords in a row. A Tux Paint stamp has its caption. A text that several pictures share is right for each
-of them. Drawings are CC BY-SA 4.0 (`scenes.CREDIT`), stamps GPL-2 and for measuring only.
+An OpenMoji drawing has two or three texts: its names in two lists (em-keyboard's, and Unicode's where it says something
+else) and its keywords in a row. Noto Emoji draws the same emoji in another style, and has the same texts. A Tux Paint
+stamp has its caption. A text that several pictures share is right for each of them. OpenMoji is CC BY-SA 4.0
+(`scenes.CREDIT`), Noto Emoji Apache-2.0; stamps are GPL-2 and for measuring only.
 
 A view is a picture of 224 x 224 pixels: the object on white, or on a part of a photograph. Photographs of train, dev
 and test are not the same ones. Those in installed packages are few: of the six natural ones with a licence each side
@@ -27,6 +28,7 @@ from PIL import Image
 from pitome_core.experiments import assets, data, scenes
 from pitome_core.experiments.scenes import Emoji, Stamp
 
+SOURCES = (*scenes.SOURCES, "noto")
 SIDE = 224  # pixels
 BACKGROUNDS = ("white", "photographs", "collection")
 SALT = "retrieval-backgrounds-1"
@@ -61,15 +63,15 @@ class Pairs:
 def pairs(split: str, source: str = "openmoji", count: int | None = None) -> Pairs:
     """The pictures of a split in the order of a hash, and every text of theirs once.
 
-    ``source`` is ``openmoji`` (without flags) or ``stamps``; ``count`` takes the first so many pictures, a sample of
-    all kinds. The split goes by identity (`Emoji.split`, `Stamp.split`). Raises ``ValueError`` for a split or source
-    that does not exist, ``assets.AssetError`` where an asset cannot be had.
+    ``source`` is ``openmoji`` (without flags), ``noto`` (the same emoji by other artists) or ``stamps``; ``count`` takes
+    the first so many pictures, a sample of all kinds. The split goes by identity (`Emoji.split`, `Stamp.split`).
+    Raises ``ValueError`` for a split or source that does not exist, ``assets.AssetError`` where an asset cannot be had.
     """
     if split not in data.SPLITS:
         raise ValueError(f"split is {split!r}; choose one of {', '.join(data.SPLITS)}")
-    if source not in scenes.SOURCES:
-        raise ValueError(f"source is {source!r}; choose one of {', '.join(scenes.SOURCES)}")
-    every = scenes.stamps() if source == "stamps" else scenes.objects()
+    if source not in SOURCES:
+        raise ValueError(f"source is {source!r}; choose one of {', '.join(SOURCES)}")
+    every = {"openmoji": scenes.objects, "noto": scenes.noto, "stamps": scenes.stamps}[source]()
     chosen = sorted((t for t in every if t.split == split), key=lambda t: data.unit(f"{SALT}\norder\n{t.member}"))
     chosen = chosen[:count]
     answers: dict[str, list[int]] = {}

@@ -4,6 +4,7 @@ embedded and smoke tier (real weights and data from packages; a CPU is enough):
   white         drawings with names and keywords, on white
   photographs   the same drawings on photographs that training has not seen
   collection    the same on twenty other photographs, where that optional asset is in the cache
+  noto          the same emoji, drawn by artists whom training has not seen, where that optional asset is
   stamps        cut-out photographs with captions, of which training has seen none, where that optional asset is
 
 paper tier: Flickr30k and MS-COCO with open_clip models.

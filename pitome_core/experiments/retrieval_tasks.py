@@ -45,7 +45,7 @@ class Retrieval(VisionTask):
     clusters = ("identity",)
 
     def __init__(self, split: str, background: str, source: str = "openmoji", count: int | None = None):
-        self.name = "stamps" if source == "stamps" else background
+        self.name = background if source == "openmoji" else source
         self.ridge = source == "openmoji"
         self.pairs = pairs.pairs(split, source, count)
         self.heads = retrieval_training.trained_heads()
@@ -142,15 +142,18 @@ TASKS: dict[str, Callable[..., Retrieval]] = {
     "white": lambda split, count=None: Retrieval(split, "white", count=count),
     "photographs": lambda split, count=None: Retrieval(split, "photographs", count=count),
     "collection": lambda split, count=None: Retrieval(split, "collection", count=count),
+    "noto": lambda split, count=None: Retrieval(split, "white", "noto", count=count),
     "stamps": lambda split, count=None: Retrieval(split, "white", "stamps", count=count),
 }
-OPTIONAL = {"collection": data.GCOMPRIS, "stamps": scenes.STAMPS}  # tasks that need an asset fetched by name only
+# Tasks that need an asset fetched by name only.
+OPTIONAL = {"collection": data.GCOMPRIS, "noto": scenes.NOTO, "stamps": scenes.STAMPS}
 # What the protocol lists for each task: keep ratios of the image tower, of the text tower, of both; and lower
 # resolutions.
 GRIDS: dict[str, dict[str, Any]] = {
     "white": dict(keeps=grid.KEEPS, text=(0.8, 0.6), both=(0.9, 0.8), img_size=dual_encoder.SIDE),
     "photographs": dict(keeps=(0.9, 0.8), both=(0.9, 0.8)),
     "collection": dict(keeps=(0.9, 0.8)),
+    "noto": dict(keeps=(0.9,)),
     "stamps": dict(keeps=(0.9,)),
 }
 

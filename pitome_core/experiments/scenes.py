@@ -29,6 +29,7 @@ from torch import Tensor
 from pitome_core.experiments import assets, data, towers
 
 DRAWINGS, NAMES, GROUPS, STAMPS = "openmoji", "emoji-names", "emoji-groups", "tuxpaint-stamps"  # assets
+NOTO = "noto-emoji"  # asset
 SOURCES = ("openmoji", "stamps")
 CREDIT = "Emoji: OpenMoji 17, CC BY-SA 4.0"
 SALT, STAMP_SALT = "openmoji-1", "stamps-1"  # of the split of identities
@@ -71,6 +72,11 @@ class Emoji:
     def split(self) -> str:
         """``train``, ``dev`` or ``test``, from the identity alone."""
         return data.split_of(self.identity, SALT)
+
+
+@dataclass(frozen=True)
+class Noto(Emoji):
+    """An emoji as other artists drew it: Noto Emoji, Apache-2.0. ``member`` is the drawing's name in that asset."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,17 @@ def flags() -> tuple[Emoji, ...]:
     return tuple(e for e in _all_emoji() if e.group == "Flags")
 
 
+def noto() -> tuple[Noto, ...]:
+    """Those of `objects` that Noto Emoji has a drawing of, in their order, with the same identities.
+
+    Fetches the optional asset where npm is at hand; raises ``assets.AssetError`` where it cannot be had.
+    """
+    names = _noto(assets.fetch(NOTO))[0]
+    return tuple(
+        Noto(**{**vars(emoji), "member": names[emoji.code]}) for emoji in objects() if emoji.code in names
+    )
+
+
 def stamps_available() -> bool:
     """Whether the Tux Paint stamps are in the cache. Nothing is fetched."""
     return assets.state(STAMPS) == "ready"
@@ -159,7 +176,7 @@ def render(thing: Emoji | Stamp, size: int) -> np.ndarray:
         raise ValueError(f"size {size} must be at least 1 pixel")
     if isinstance(thing, Stamp):
         return _resized(thing, size)
-    svg = _svgs(_wheel())[thing.member]
+    svg = _noto(assets.fetch(NOTO))[1][thing.member] if isinstance(thing, Noto) else _svgs(_wheel())[thing.member]
     left, top, right, bottom = _bounds(svg)
     side = max(right - left, bottom - top)
     x, y = (left + right - side) / 2, (top + bottom - side) / 2
@@ -317,6 +334,17 @@ def _svgs(wheel: Path) -> dict[str, str]:
     """All drawings by their path in the wheel; read at once, because its directory takes longest."""
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name).decode() for name in archive.namelist() if name.endswith(".svg")}
+
+
+@functools.lru_cache(maxsize=1)
+def _noto(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Names of the drawings by `Emoji.code`, and SVGs by name, brought to the canvas of OpenMoji's."""
+    icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
+    names = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
+    scale = 72 / icons["width"]
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {CANVAS}><g transform="scale({scale})">'
+    drawn = {name: f"{head}{icon['body']}</g></svg>" for name, icon in icons["icons"].items()}
+    return {_code(code): name for code, name in names.items() if name in drawn}, drawn
 
 
 def _all_emoji() -> tuple[Emoji, ...]:
