@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -108,7 +110,14 @@ torch.save([*out, [m for m in sys.modules if m.startswith("pitome")]], "out.pt")
     assert ours == [] and scale.item() == pytest.approx(heads.logit_scale.item())
 
 
-def test_the_folder_is_made_once_and_mended(heads, made, monkeypatch):
+def _linked(source, target):
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)
+
+
+def test_the_folder_is_made_once_and_verified(heads, made, monkeypatch, tmp_path):
     """The second call makes nothing; other heads get another folder; a damaged folder is noticed."""
     folder = dual_encoder.assemble(heads)
     monkeypatch.setattr(dual_encoder, "_fill", lambda *_: pytest.fail("made again"))
@@ -116,14 +125,14 @@ def test_the_folder_is_made_once_and_mended(heads, made, monkeypatch):
     config = json.loads((folder / dual_encoder.CONFIG).read_text())
     assert config["model_cfg"]["vision_cfg"]["timm_model_name"] == f"local-dir:{folder / 'image'}"
     source = json.loads((folder / assets.MANIFEST).read_text())["source"]
-    assert assets._check(folder, source) == "ready"
-    inner = folder / "image" / "config.json"
-    before = inner.read_bytes()
-    try:
-        inner.write_bytes(before.replace(b"224", b"238"))
-        assert assets._check(folder, source) == "damaged", "files in subfolders are verified too"
-    finally:
-        inner.write_bytes(before)
+    copy = tmp_path / "copy"  # other processes may read the folder itself
+    shutil.copytree(folder, copy, copy_function=_linked)
+    assert assets._check(copy, source) == "ready"
+    inner = copy / "image" / "config.json"
+    changed = inner.read_bytes().replace(b"224", b"238")
+    inner.unlink()
+    inner.write_bytes(changed)
+    assert assets._check(copy, source) == "damaged", "files in subfolders are verified too"
 
 
 @pytest.mark.parametrize("pool", dual_encoder.POOLS)

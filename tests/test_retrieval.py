@@ -288,7 +288,42 @@ def test_stages_go_on_where_they_stopped(few, monkeypatch, capsys):
         retrieval_training.run([grid.WHOLE], again=True, log=log)
 
 
+def test_recipes_are_explored_on_dev(few, monkeypatch, capsys):
+    """A line for every candidate; no heads are kept; views that need the asset are replaced where it is not there."""
+    monkeypatch.setattr(results, "writable", lambda committed: few)
+    tried = {"one": QUICK, "two": replace(QUICK, views=(("white", 0), ("collection", 0)), pool="avg")}
+    monkeypatch.setattr(retrieval_training, "CANDIDATES", tried)
+    monkeypatch.setattr(retrieval_training, "INSTALLED", QUICK.views)
+    retrieval_training.explore(["one", "two"])
+    lines = [json.loads(line) for line in (few / "retrieval-training.jsonl").read_text().splitlines()]
+    assert [line["heads"] for line in lines] == ["explore-one", "explore-two"]
+    assert lines[1]["recipe"]["views"] == [list(view) for view in QUICK.views] and lines[1]["recipe"]["pool"] == "avg"
+    assert "one: dev " in capsys.readouterr().out and not (few / "heads").exists()
+
+
+@pytest.mark.parametrize("pool", dual_encoder.POOLS)
+def test_every_recipe_can_be_shipped(pool):
+    """Heads of three seeds stay under 6 MB, and open_clip's own MLP has their shapes."""
+    assert {recipe.pool for recipe in retrieval_training.CANDIDATES.values()} == set(dual_encoder.POOLS)
+    assert retrieval_training.CHOSEN in retrieval_training.CANDIDATES
+    for recipe in retrieval_training.CANDIDATES.values():
+        size = sum(value.numel() for value in dual_encoder.Heads(recipe.width, pool).stored().values())
+        assert 2 * size * len(retrieval_training.SEEDS) < 5.9e6
+
+
 # ------------------------------------------------------------------------------------------------------------ command
+def test_the_command_trains(monkeypatch):
+    """With the recipe, the arms and the time that were asked for."""
+    seen = []
+    monkeypatch.setattr(retrieval_training, "run", lambda *a, **named: seen.append((a, named)))
+    monkeypatch.setattr(retrieval_training, "explore", lambda names: seen.append(names))
+    words = ["retrieval", "--train", "--recipe", "avg", "--minutes", "70", "--methods", "tome", "--keep", "0.9"]
+    assert command.main(words) == 0 and command.main(["retrieval", "--explore"]) == 0
+    (arguments, named), explored = seen
+    assert arguments == (["tome"], [0.9]) and named["minutes"] == 70 and not named["again"]
+    assert named["recipe"] == retrieval_training.CANDIDATES["avg"] and explored == [*retrieval_training.CANDIDATES]
+
+
 @pytest.fixture
 def with_heads(few):
     """Random heads of every seed, and such as were trained with ToMe in the image tower."""

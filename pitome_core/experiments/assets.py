@@ -51,7 +51,7 @@ class AssetError(RuntimeError):
 
 @dataclass(frozen=True)
 class Asset:
-    """One asset. ``kind``: ``wheel``, ``sdist``, ``debian``, ``npm`` (fetched), or ``installed`` (part of a package)."""
+    """One asset. ``kind``: ``wheel``, ``sdist``, ``debian``, ``npm`` (fetched) or ``installed`` (part of a package)."""
 
     name: str
     package: str

@@ -63,9 +63,10 @@ class Pairs:
 def pairs(split: str, source: str = "openmoji", count: int | None = None) -> Pairs:
     """The pictures of a split in the order of a hash, and every text of theirs once.
 
-    ``source`` is ``openmoji`` (without flags), ``noto`` (the same emoji by other artists) or ``stamps``; ``count`` takes
-    the first so many pictures, a sample of all kinds. The split goes by identity (`Emoji.split`, `Stamp.split`).
-    Raises ``ValueError`` for a split or source that does not exist, ``assets.AssetError`` where an asset cannot be had.
+    ``source`` is ``openmoji`` (without flags), ``noto`` (the same emoji by other artists) or ``stamps``. ``count`` is
+    how many pictures to take, the first ones, a sample of all kinds. The split goes by identity (`Emoji.split`,
+    `Stamp.split`). Raises ``ValueError`` for a split or source that does not exist, ``assets.AssetError`` where an
+    asset cannot be had.
     """
     if split not in data.SPLITS:
         raise ValueError(f"split is {split!r}; choose one of {', '.join(data.SPLITS)}")
