@@ -238,6 +238,16 @@ def test_bfloat16_is_autocast(words, tmp_path):
     assert record.header["dtype"] == "bfloat16" and list(record.cells) == ["whole", "tome@0.9", "tome@0.9/off"]
 
 
+@pytest.mark.gpu
+def test_cuda_agrees_with_the_processor(words, tmp_path, whole_run, monkeypatch):
+    monkeypatch.setenv("PITOME_DEVICE", "cuda")
+    assert main(words("--workers", "2")) == 0
+    record = load(tmp_path / "out")
+    for key in KEYS:
+        flips, _ = results.disagreement(whole_run.outcome(key, "rank"), record.outcome(key, "rank"), 0)
+        assert flips <= 3, key
+
+
 # ------------------------------------------------------------------------------------------------------------ resuming
 def test_a_stopped_run_encodes_nothing_twice(words, tmp_path, whole_run, monkeypatch, capsys):
     """Stopped after five shards, it goes on with the sixth, and the record is that of a run that was not stopped."""
