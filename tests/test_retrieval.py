@@ -261,6 +261,20 @@ def test_features_are_computed_once(few, monkeypatch):
         retrieval_training.text_features(retrieval_training.WHOLE, "dev")
 
 
+def test_a_view_is_drawn_once_for_all_cells(few, monkeypatch):
+    """And what comes out is what each cell gives alone; what is in the cache is not computed again."""
+    cells = [RetrievalCell("tome", 0.9), RetrievalCell("pitome", 0.8), RetrievalCell("pitome", 0.8, towers="both")]
+    alone = retrieval_training._encoded(cells[1:2], "dev", ("photographs", 3), 3)[cells[1]]
+    drawn, views = [], pairs.views
+    monkeypatch.setattr(pairs, "views", lambda *a: drawn.append(a[1]) or views(*a))
+    retrieval_training.compute_view(cells, "dev", ("photographs", 3), 3)
+    assert drawn == ["photographs"]
+    found = [retrieval_training.image_features(cell, "dev", ("photographs", 3), 3) for cell in cells]
+    retrieval_training.compute_view(cells, "dev", ("photographs", 3), 3)
+    assert drawn == ["photographs"] and not torch.allclose(found[0], found[1], atol=1e-3)
+    assert torch.equal(found[1], alone) and torch.equal(found[1], found[2])
+
+
 def test_stages_go_on_where_they_stopped(few, monkeypatch, capsys):
     """No time: nothing is trained. Then the heads without merging, then those with, each once, and a line in the log.
     """
