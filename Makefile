@@ -79,11 +79,10 @@ results: setup ## score the test sets by the protocol, resuming; writes results/
 	$(PY) -m pitome_core.experiments text --profile embedded --split test
 	$(PY) -m pitome_core.experiments text --profile embedded --time --output results/embedded
 	$(PY) -m pitome_core.experiments spectra --profile embedded
-	$(PY) -m pitome_core.experiments retrieval --profile embedded --split test
 
-# Stages of a quarter of an hour each; one that is done is not done again. MINUTES=70 begins none after that time.
+# Stages of five to ten minutes each; one that is done is not done again. MINUTES=70 begins none after that time.
 MINUTES ?= inf
-text-weights: setup ## fine-tune the classifiers of the text chapter that are missing (hours on two cores; resumes)
+text-weights: setup ## fine-tune the classifiers of the text chapter that are missing (an hour or two on two cores; resumes)
 	$(PY) -m pitome_core.experiments text --train --minutes $(MINUTES)
 
 # Features of the towers first, view by view, then the heads: a minute each. ARGS='--recipe token-installed'

@@ -1,4 +1,4 @@
-"""Interactive figures: HTML, a still and a line of text, all from the same states."""
+"""Interactive figures: HTML, a still and a line of text, all from the same states; and what curves leave out."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import base64
 import json
 import re
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from pitome_core.experiments import plots
+from pitome_core.experiments import plots, results
 
 
 def state(shift: float) -> dict:
@@ -52,3 +53,17 @@ def test_data_hold_every_state():
     assert np.array(data["y"]).shape == (2, 2, 3, 4) and np.array(data["ranks"]).shape == (2, 2, 4)
     assert data["said"][1][0] == ["0.300, 1 wrong merge", "0.000, 0 wrong merges"]
     assert 'value="1"' in html and 'value="0"' in html  # where the sliders start
+
+
+def test_curves_hold_the_arm_as_it_is(tmp_path):
+    """Cells with a switch, in other layers or retrained are no points of the curve; seeds are averaged."""
+    record = results.Record(tmp_path / "none.json", {}, {"id": ["a", "b"]}, [], {})
+    shares = {"whole": 1.0, "tome@0.9": 0.9, "tome@0.8": 0.8, "tome@0.8/off": 0.8, "tome@0.8/all": 0.6}
+    shares |= {"tome@0.8/retrained": 0.8, "random-merge@0.8/seed0": 0.8, "random-merge@0.8/seed1": 0.8}
+    for i, (key, share) in enumerate(shares.items()):
+        record.cells[key] = {"arm": key.split("@")[0], "label": key, "share": share, "outcomes": {"correct": [i, i]}}
+    _, ax = plt.subplots()
+    plots.against_cost(ax, record, "correct", ["tome", "random-merge"], bands=())
+    curves = {line.get_color(): line.get_xydata().tolist() for line in ax.get_lines() if line.get_color() != "black"}
+    plt.close()
+    assert curves == {plots.ARMS["tome"][0]: [[0.8, 2], [0.9, 1]], plots.ARMS["random-merge"][0]: [[0.8, 6.5]]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -20,6 +21,7 @@ from pitome_core.experiments import (
     text_models,
     text_reading,
     text_tasks,
+    text_time,
     text_towers,
     text_training,
 )
@@ -85,10 +87,7 @@ def test_the_protocols_arms_and_ratios_are_there():
     for name in ("random-merge", "random-prune"):
         assert {f"{name}@0.8/seed{i}" for i in range(5)} <= set(keys) and f"{name}@0.5/seed1" in keys
     retrained = {key for key in keys if key.endswith("/retrained")}
-    assert retrained == {
-        f"{name}@{keep}/retrained" for name in ("pitome", "pitome-released-bert", "tome", "energy-sorted")
-        for keep in (0.8, 0.6)
-    }
+    assert retrained == {f"{name}@0.8/retrained" for name in ("pitome", "pitome-released-bert", "tome")}
     assert "tome@0.8/all" in keys and "pitome-released-bert@0.8/all" not in keys
     assert "tome@0.8/off" in keys and "dct@0.8/off" not in keys
     assert {*text_tasks.GRIDS} == {*text_tasks.TASKS}
@@ -248,7 +247,7 @@ def test_stages_are_resumed(monkeypatch, tmp_path, capsys):
     assert text_training.run(["tome"], [0.8], **how) == 0 and len(made) == 2
     log = how["log"]
     assert len(log.read_text().splitlines()) == 2 and "0 of 2 classifiers" in capsys.readouterr().out
-    assert len(text_training.stages()) == 3 + 2 * 8
+    assert len(text_training.stages()) == 3 + 2 * 3
 
 
 def test_without_weights_the_error_names_the_remedy(monkeypatch, tmp_path):
@@ -280,6 +279,8 @@ def test_a_task_records_every_column(classifiers):
     assert cost["share"] == pytest.approx(sum(slow) / sum(whole), abs=1e-6)
     assert cost["tokens"][0] == pytest.approx(np.mean([len(row) for row in task.rows]), abs=1e-3)
     assert set(task.about["weights"]) >= {"None-whole"} and "text" not in task.items
+    shifted = text_tasks.single("news", "dev", 2)
+    assert task.has_frozen(TextCell("tome", 0.8)) and not shifted.has_frozen(TextCell("tome", 0.8))
 
 
 def test_the_command_scores_dev_and_goes_on(classifiers, tmp_path, capsys):
@@ -297,6 +298,21 @@ def test_cells_without_weights_are_left_out(classifiers, capsys):
     cells = text.trained(text_grid.cells(["pitome", "tome"], [0.8], retrained=True))
     assert [cell.key for cell in cells] == ["whole", "pitome@0.8", "pitome@0.8/retrained", "tome@0.8"]
     assert "not trained yet (`make text-weights`): tome@0.8/retrained" in capsys.readouterr().out
+
+
+def test_time_by_length_is_recorded_once(tmp_path, monkeypatch, capsys):
+    """Every cell has its quartiles and what the counts imply; a length that is there is not measured again."""
+    monkeypatch.setattr(text_time, "METHODS", ("tome", "random-merge"))
+    found = {}
+    for lengths in ((24,), (24, 16)):
+        assert text_time.run(tmp_path, lengths=lengths, seconds=0.01, batch=2) == 0
+        before, found = found, json.loads((tmp_path / "text-time.json").read_text())["lengths"]
+        assert list(found) == [str(length) for length in lengths] and before.items() <= found.items()
+    for cells in found.values():
+        assert list(cells) == [cell.key for cell in text_time.cells()] and len(cells) == 7
+        assert all(v["speedup"][0] <= v["speedup"][1] <= v["speedup"][2] for v in cells.values())
+        assert cells["whole"]["speedup"] == [1, 1, 1]
+        assert cells["tome@0.8/all"]["implied"] > cells["tome@0.8"]["implied"] > 1
 
 
 def test_words_that_merged(encoder, rows):

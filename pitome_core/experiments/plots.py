@@ -342,7 +342,7 @@ ARMS = {
     "tome": ("#D55E00", "-", "D"),
     "tome-hidden": ("#D55E00", ":", "D"),
     "tofu": ("#CC79A7", "-", "P"),
-    "tofu-merge": ("#CC79A7", "--", "P"),
+    "tofu-merge": ("#CC79A7", ":", "X"),
     "crossget": ("#CC79A7", "--", "X"),
     "mctf": ("#CC79A7", ":", "p"),
     "atc": ("#000000", ":", "d"),

@@ -2,7 +2,7 @@
 
 embedded and smoke tier (real weights and data from packages; a CPU is enough):
   movies                          sentences from film reviews, the source that the classifiers were trained on
-  documents-256, documents-128    several of them with one label, one after the other
+  documents-256                   several of them with one label, one after the other, up to 256 tokens
   amazon, tweets, news            sentences of other sources
 
 paper tier: BERT or DistilBERT on SST-2, IMDb or Rotten Tomatoes, from disk or hub.

@@ -29,7 +29,7 @@ ARMS: dict[str, grid.Arm] = {arm.name: arm for arm in (
     grid.ARMS["pitome"], RELEASED, grid.ARMS["energy-sorted"], grid.ARMS["tome"], grid.ARMS["tofu"], TOFU_MERGES,
     *(grid.ARMS[name] for name in ("diffrate", "dct", "random-merge", "random-prune")),
 )}
-RETRAINED = {arm: (0.8, 0.6) for arm in ("pitome", RELEASED.name, "tome", "energy-sorted")}
+RETRAINED = {arm: (PRIMARY,) for arm in ("pitome", RELEASED.name, "tome")}
 LABELS = {grid.WHOLE: grid.LABELS[grid.WHOLE]} | {name: arm.label for name, arm in ARMS.items()}
 
 

@@ -13,7 +13,7 @@ from pitome_core.experiments import cost, grid, results, settings, text_grid, te
 from pitome_core.experiments.text_grid import TextCell
 
 FORMAT = 1
-LENGTHS = (16, 32, 64, 128, 256, 512)  # tokens; all-MiniLM takes up to 512
+LENGTHS = (16, 32, 64, 128, 256)  # tokens; longer texts are cut
 BATCH = 32
 METHODS = ("pitome", text_grid.RELEASED.name, "energy-sorted", "tome", "random-merge")
 

@@ -1,6 +1,6 @@
 """Fine-tuning the sentence classifiers: off the shelf without merging, retrained with merging on.
 
-One stage is one classifier, a quarter of an hour on one core; a stage that is done is not done again. The recipe was
+One stage is one classifier, five to ten minutes on one core; a stage that is done is not done again. The recipe was
 chosen on dev (`book/protocol.md`), and so is the epoch that is kept.
 """
 
