@@ -40,8 +40,9 @@ def gqa() -> dict:
 
 def textvqa() -> dict:
     rows = [{"question": "what is the brand of this camera?", "image_id": f"003a8ae2ef43b90{n}",
-             "question_id": 34602 + n, "image_classes": ["Camera"], "flickr_original_url": "", "image_width": 1024, "image_height": 664,
-             "set_name": "val", "answers": ["dakota"] * 8 + ["nous les gosses", "dakota digital"]}
+             "question_id": 34602 + n, "image_classes": ["Camera"], "flickr_original_url": "", "image_width": 1024,
+             "image_height": 664, "set_name": "val",
+             "answers": ["dakota"] * 8 + ["nous les gosses", "dakota digital"]}
             for n in range(3)]  # fmt: skip
     return {"dataset_type": "val", "dataset_name": "textvqa", "dataset_version": "0.5.1", "data": rows}
 
