@@ -102,7 +102,7 @@ _WORDS = "zero one two three four five six seven eight nine ten".split()
 NUMBERS = {word: str(number) for number, word in enumerate(_WORDS)} | {"none": "0"}
 # Apostrophe and colon stay: "girl's" is no plural, 2:50 is a time.
 PUNCTUATION = set(';/[]"{}()=+\\_-><@`,?!')
-_PERIOD = re.compile(r"(?<!\d)\.|\.(?!\d)")  # not between two digits
+_PERIOD = re.compile(r"\.(?!\d)")  # before a digit it is a decimal point
 _COMMA = re.compile(r"(?<=\d),(?=\d)")  # of thousands
 
 
