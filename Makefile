@@ -21,7 +21,7 @@ STAGE := @tools/stage.sh
 HTML := _build/html
 TEST_HTML := _build/test/_build/html
 
-.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval test-all fuzz results text-weights gpu lock clean
+.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval test-all fuzz results text-weights retrieval-weights gpu lock clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [VENV=path | PYTHON=interpreter]'
@@ -84,6 +84,10 @@ results: setup ## score the test sets by the protocol, resuming; writes results/
 MINUTES ?= inf
 text-weights: setup ## fine-tune the classifiers of the text chapter that are missing (an hour or two on two cores; resumes)
 	$(PY) -m pitome_core.experiments text --train --minutes $(MINUTES)
+
+# Features of the towers first, view by view, then the heads: a minute each. ARGS='--recipe token-installed'
+retrieval-weights: setup ## train the heads of the retrieval chapter that are missing (an hour on two cores; resumes)
+	$(PY) -m pitome_core.experiments retrieval --train --minutes $(MINUTES) $(ARGS)
 
 # No set-up here: it must run on a machine without a network.
 gpu: ## GPU tests, notebooks and costs on CUDA; writes results/gpu/

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .families import ModelShape, find_family
+from .families import ModelShape
 from .mergers import Method, find_method
 from .mergers.preset_table import Row
-from .patching import Patch, active_patch
+from .patching import Patch, active_patch, family_of
 from .schedules import Schedule, cheapest_schedule, fixed_schedule, keep_schedule, target_schedule
 
 PAPER_ROWS = (Row(),)  # where no patch says otherwise
@@ -98,6 +98,8 @@ def _schedule_of(patch: Patch | None, shape: ModelShape) -> Schedule:
 def flops(model: nn.Module, input_size: tuple[int, ...] | None = None) -> Counts:
     """Multiply-accumulates of a model for one image (or text), merged as it is now.
 
+    Of a model with two towers they are the image tower's; where its text tower alone merges, that one's.
+
     Args:
         model: patched or not.
         input_size: (channels, height, width), or (tokens,) for text; None = the model's own.
@@ -106,7 +108,7 @@ def flops(model: nn.Module, input_size: tuple[int, ...] | None = None) -> Counts
         UnsupportedModelError: a model of no supported family.
         ValueError: a size that the model does not take.
     """
-    shape = find_family(model).shape(model, input_size)
+    shape = family_of(model).shape(model, input_size)
     patch = active_patch(model)
     return _count(shape, _schedule_of(patch, shape), None if patch is None else patch.method, patch)
 
@@ -140,7 +142,7 @@ def schedule(
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:
         raise ValueError(f"give exactly one of keep, remove, tokens, flops; got {', '.join(named) or 'none'}")
-    shape = find_family(model).shape(model, input_size)
+    shape = family_of(model).shape(model, input_size)
     patch = active_patch(model)
     method = find_method("pitome") if patch is None else patch.method
     num, depth, prefix = shape.num_patches, len(shape.layers), shape.prefix

@@ -234,7 +234,10 @@ class ForwardState:
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """How a model merges. Fixed once made; `traces` holds the recordings that are open and nothing else changes."""
+    """How a model merges. Fixed once made; `traces` holds the recordings that are open and nothing else changes.
+
+    `beside` is how its other tower does, where both merge.
+    """
 
     family: Family
     method: Method
@@ -242,8 +245,14 @@ class Patch:
     keep: tuple[float, ...] | Schedule
     rows: tuple[LayerRow | None, ...]
     restore: bool
+    beside: Patch | None = None
     saved: list[tuple[nn.Module, str, bool, Any]] = field(default_factory=list)
     traces: list[Any] = field(default_factory=list)
+
+    @property
+    def towers(self) -> tuple[Patch, ...]:
+        """The patches of all towers that merge."""
+        return (self,) if self.beside is None else (self, self.beside)
 
     def start(self, x: Tensor, prefix: int, class_token: bool, columns: int | None, **masks: Tensor) -> ForwardState:
         """Begin a forward call on tokens `(B, T, C)`; `columns` of the patch grid, None where there is none; `masks`
@@ -312,6 +321,7 @@ class Patch:
         twin = copy.copy(self)
         memo[id(self)] = twin
         object.__setattr__(twin, "saved", copy.deepcopy(self.saved, memo))
+        object.__setattr__(twin, "beside", copy.deepcopy(self.beside, memo))
         object.__setattr__(twin, "traces", [])  # a recording belongs to the model it was opened on
         return twin
 
@@ -323,13 +333,19 @@ def _span(values: list) -> str:
 
 
 def _extra_repr(model: nn.Module, patch: Patch) -> str:
-    own = type(model).extra_repr(model)
-    return f"{own}\n{patch.describe()}" if own else patch.describe()
+    lines = [type(model).extra_repr(model), *(tower.describe() for tower in patch.towers)]
+    return "\n".join(line for line in lines if line)
 
 
 def find_patch(model: nn.Module) -> Patch | None:
     """The patch on this very module, or None."""
     return model.__dict__.get(_ATTRIBUTE)
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family whose shape a model is counted by: that of the tower that merges, where only its text tower does."""
+    patch = find_patch(model)
+    return find_family(model) if patch is None else patch.family
 
 
 def patched_parts(model: nn.Module) -> list[str]:
@@ -344,7 +360,8 @@ def active_patch(module: nn.Module) -> Patch | None:
 
 
 def _install(model: nn.Module, patch: Patch) -> None:
-    points = patch.family.entry_points(model, patch) + [(model, "extra_repr", partial(_extra_repr, model, patch))]
+    points = [point for tower in patch.towers for point in tower.family.entry_points(model, tower)]
+    points.append((model, "extra_repr", partial(_extra_repr, model, patch)))
     patch.saved[:] = [(m, name, name in m.__dict__, m.__dict__.get(name)) for m, name, _ in points]
     for module, name, function in points:
         setattr(module, name, function)
@@ -399,7 +416,7 @@ def apply(
             hidden states then); None = as the preset says, else `between`.
         restore: give every token output its original shape, merged tokens copied back to their places; False hands
             on the merged tokens.
-        towers: `vision` or `text`, for models with both; a model with one tower merges that one.
+        towers: `vision`, `text` or `both`, for models with both; a model with one tower merges that one.
         options: the method's own (`pc.methods()[method].options`).
 
     Returns:
@@ -409,7 +426,7 @@ def apply(
         UnsupportedModelError: a model, block or attention that cannot be patched rightly; it says which and why.
         ValueError, TypeError: arguments that do not fit; they name the numbers and the remedy.
     """
-    family = find_family(model)
+    family, patch = find_family(model), None
     offered = family.towers(model)
     reason = offered.get(towers, "there is no such tower")
     if reason is not None:
@@ -417,24 +434,33 @@ def apply(
         raise ValueError(f"towers={towers!r}: {reason}; a {type(model).__qualname__} merges in {able}")
     _check_alone(model)
     chosen = find_method(method)
-    shape = family.shape(model, None)
     chosen.check_options(options)
     given = {"proportional": proportional, "margin": margin, "metric": metric, "insertion": insertion}
+    for part in reversed(family.parts(towers)):
+        patch = _make_patch(model, part, chosen, keep, preset, given, restore, options, patch)
+    _uninstall(model)
+    _install(model, patch)
+    return model
+
+
+def _make_patch(
+    model: nn.Module, family: Family, chosen: Method, keep: Any, preset: str | None, given: dict[str, Any],
+    restore: bool, options: dict[str, Any], beside: Patch | None,
+) -> Patch:
+    """The patch of one tower, with everything checked that can be; arguments as in `apply`."""
+    family.check(chosen, keep)
+    shape = family.shape(model, None)
     name, rows = _make_rows(chosen, len(shape.layers), preset, given, options)
-    patch = Patch(family, chosen, name, _make_keep(keep, rows), rows, restore)
+    patch = Patch(family, chosen, name, _make_keep(keep, rows), rows, restore, beside)
     if any(row and row.insertion == "before" and chosen.reads_attention(row.options) for row in rows):
-        raise ValueError(f"{method!r} reads the block's attention map, which is not there before the block")
-    if family.ragged:
-        _check_ragged(chosen, keep)
+        raise ValueError(f"{chosen.name!r} reads the block's attention map, which is not there before the block")
     if shape.fixed or not isinstance(keep, Schedule):
         patch.removals(shape.num_patches)  # what does not fit is said here, not in the first forward
     patch.rehearse()
     reason = family.refusal(model, patch)
     if reason:
         raise UnsupportedModelError(f"{reason}. Supported: {family.supports}")
-    _uninstall(model)
-    _install(model, patch)
-    return model
+    return patch
 
 
 def _make_rows(
@@ -482,24 +508,11 @@ def _make_keep(
     return keep
 
 
-def _check_ragged(method: Method, keep: float | Sequence[float] | Schedule) -> None:
-    """Raise ValueError for what cannot be right where every item has its own length."""
-    if isinstance(keep, Schedule):
-        raise ValueError(
-            f"a schedule is made for one length, here {keep.tokens[0]} tokens, and every text has its own: "
-            "give keep as a ratio, or one ratio per layer"
-        )
-    if "mask" not in method.needs:
-        raise ValueError(f"method {method.name!r} takes no mask and would merge padding: choose one that does")
-    unknown = {"attention", "positions"} & set(method.needs)
-    if unknown:
-        raise ValueError(f"method {method.name!r} reads {unknown.pop()} of a grid of patches, which text has not")
-
-
 def _check_alone(model: nn.Module) -> None:
     """Raise ValueError where another patch holds a part of this model: taking one out would take both out."""
+    own = find_patch(model)
     for part in model.modules():
-        if active_patch(part) not in (None, find_patch(model)):
+        if active_patch(part) not in (None, *(own.towers if own else ())):
             raise ValueError(
                 f"a part of this model, or a model around it, merges already (a {type(part).__qualname__} does): "
                 "pc.remove that one first"

@@ -405,6 +405,56 @@ def test_a_debian_package_that_cannot_be_had(debian, tmp_path, monkeypatch):
     assert assets.state("stamps") == "missing"
 
 
+@pytest.fixture
+def npm(tmp_path, monkeypatch):
+    """An optional asset in an npm package, and a stand-in for npm."""
+    package = tmp_path / "toy-icons-1.0.0.tgz"
+    with tarfile.open(package, "w:gz") as tree:
+        for name in ("package/icons.json", "package/index.js"):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(name)
+            tree.addfile(entry, io.BytesIO(name.encode()))
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    script = (
+        '[ "$*" = "pack --ignore-scripts @toy/icons@1.0.0" ] || '
+        '{ echo "npm ERR! code E404 at https://user:secret@registry.invalid" >&2; exit 1; }; '
+        f'exec {shutil.which("cp")} {package} .'
+    )
+    (tools / "npm").write_text(f"#!/bin/sh\n{script}\n")
+    (tools / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setenv("PITOME_CACHE", str(tmp_path / "cache"))
+    asset = assets.Asset(
+        name="icons", package="@toy/icons", kind="npm", version="1.0.0", filename=package.name,
+        sha256=hashlib.sha256(package.read_bytes()).hexdigest(), size=package.stat().st_size, licence="MIT",
+        purpose="icons", members={"package/icons.json": "icons.json"}, optional=True,
+    )
+    monkeypatch.setattr(assets, "ASSETS", {"icons": asset})
+    return asset
+
+
+def test_the_members_of_an_npm_package(npm):
+    folder = assets.fetch("icons")
+    assert {p.name for p in folder.iterdir()} == {"icons.json", assets.MANIFEST}
+    assert (folder / "icons.json").read_bytes() == b"package/icons.json" and assets.state("icons") == "ready"
+
+
+def test_an_npm_package_that_cannot_be_had(npm, tmp_path, monkeypatch):
+    wrong = {"sha256": "0" * 64}, {"version": "2.0.0"}, {"members": {"package/no.json": "no.json"}}
+    words = (f"sha256 {npm.sha256} where {'0' * 64} is pinned", "@toy/icons@2.0.0, and npm could not .*E404.*optional",
+             "holds no package/no.json")
+    for change_, message in zip(wrong, words, strict=True):
+        monkeypatch.setattr(assets, "ASSETS", {"icons": dataclasses.replace(npm, **change_)})
+        with pytest.raises(assets.AssetError, match=message) as error:
+            assets.fetch("icons")
+        assert "secret" not in str(error.value)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(assets.AssetError, match="no npm here: it is optional.*PITOME_CACHE"):
+        assets.fetch("icons")
+    assert assets.state("icons") == "missing"
+
+
 SENTENCES = {"data/good.txt": b"good\tfine\n" * 300, "data/raw/bad.txt": b"bad", "data/odd.txt": b"odd"}
 
 
@@ -624,7 +674,8 @@ def test_the_table_of_assets():
         assert name == asset.name and asset.licence and asset.purpose
         if asset.kind != "installed":
             assert len(asset.sha256) == 64 and asset.size > 0
-            stem = f"{asset.package}_" if asset.kind == "debian" else f"{asset.package.replace('-', '_')}-"
+            stem = {"debian": f"{asset.package}_", "npm": asset.package.strip("@").replace("/", "-") + "-"}.get(
+                asset.kind, f"{asset.package.replace('-', '_')}-")
             assert asset.filename.startswith(stem + asset.version)
         else:
             assert assets.state(name) == "ready"

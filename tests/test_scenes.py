@@ -160,7 +160,7 @@ def test_the_mask_is_the_alpha_of_the_drawing(batch):
         rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
         found = np.rint(pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] * 255)
         side = max(found.shape)
-        drawn = [scenes._trim(scenes.render(thing, s))[..., 3] for s in (side, side + 1)]
+        drawn = [scenes.trim(scenes.render(thing, s))[..., 3] for s in (side, side + 1)]
         assert any(np.array_equal(found, alpha) for alpha in drawn), thing.name
 
 

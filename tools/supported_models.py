@@ -7,10 +7,12 @@ page to them. Models are tiny: the library's own classes with random weights, La
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,7 @@ class Entry:
     name: str
     build: Callable[[], tuple[nn.Module, dict]]
     note: str = ""
+    towers: str = "vision"
 
 
 def randomized(model: nn.Module) -> nn.Module:
@@ -75,6 +78,29 @@ def open_clip_entry(note: str, **vision) -> Entry:
         return randomized(CLIP(24, tower, text, quick_gelu=quick)), {"image": pictures(64), "text": words}
 
     return Entry("open_clip", "CLIP", build, note)
+
+
+def dual_encoder_entry(note: str, towers: str) -> Entry:
+    def build():
+        import timm
+        import transformers
+        from open_clip.model import CustomTextCLIP
+
+        small = {"img_size": 64, "embed_dim": 48, "num_heads": 3, "depth": 3}
+        with TemporaryDirectory() as folder:  # both towers are described by files
+            transformers.BertConfig(**TEXT).save_pretrained(folder)
+            vision = {"architecture": "vit_small_patch16_224", "num_classes": 0, "model_args": small}
+            about = {"pretrained_cfg": timm.get_pretrained_cfg("vit_small_patch16_224").to_dict()}
+            (Path(folder) / "image").mkdir()
+            (Path(folder) / "image" / "config.json").write_text(json.dumps(vision | about))
+            model = CustomTextCLIP(
+                24,
+                {"timm_model_name": f"local-dir:{folder}/image", "timm_pool": "token"},
+                {"hf_model_name": folder, "hf_model_pretrained": False, "hf_pooler_type": "mean_pooler"},
+            )
+        return randomized(model), {"image": pictures(64), "text": words()["input_ids"]}
+
+    return Entry("open_clip", "CustomTextCLIP", build, note, towers)
 
 
 BARE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_labels": 5}
@@ -127,6 +153,9 @@ ENTRIES = [
     open_clip_entry("image tower"),
     open_clip_entry("image tower, QuickGELU", quick_gelu=True),
     open_clip_entry("image tower, average pooling, LayerScale", pool_type="avg", ls_init_value=0.1),
+    dual_encoder_entry("ViT of timm and BERT: image tower", "vision"),
+    dual_encoder_entry("ViT of timm and BERT: text tower", "text"),
+    dual_encoder_entry("ViT of timm and BERT: both", "both"),
     hf_entry("ViTModel", "ViTConfig"),
     hf_entry("ViTForImageClassification", "ViTConfig"),
     hf_entry("CLIPVisionModelWithProjection", "CLIPVisionConfig"),
@@ -164,10 +193,10 @@ def check(entry: Entry) -> dict[str, str | bool]:
 
     before, names, learns = outputs(), list(model.state_dict()), learning()
     row: dict[str, str | bool] = {"family": find_family(model).name}
-    with pc.patched(model, "pitome", keep=1.0):
+    with pc.patched(model, "pitome", keep=1.0, towers=entry.towers):
         after = outputs()
         row["keep=1"] = all((a - b).abs().max() <= 1e-6 for a, b in zip(after, before, strict=True))
-    pc.apply(model, "pitome", keep=KEEP)
+    pc.apply(model, "pitome", keep=KEEP, towers=entry.towers)
     with pc.record(model) as trace:
         merged = outputs()
     counts = [layer.plan.num_tokens for layer in trace.layers]
@@ -192,7 +221,8 @@ row: the library's own classes with random weights, LayerScale at 0.3, three lay
 and holds the page to the outcome. How to add a model of your own: [Your own Vision Transformer](own_model.md).
 
 - **keep=1**: the patched model equals the unpatched one to 1e-6.
-- **tokens**: entering the first block and leaving the third, prefix tokens not counted, at keep {KEEP}.
+- **tokens**: entering the first block and leaving the third, prefix tokens not counted, at keep {KEEP}; where both
+  towers merge, those of the image tower.
 - **outputs**: every output has the type and shape it had, and merging does change its values.
 - **gradients**: every parameter that learns unpatched learns patched. **names**: `state_dict` has the same keys.
 - **remove**: restores the outputs bit for bit. **copy**: `deepcopy` merges alike.
@@ -216,7 +246,7 @@ Classes are listed by exact type; anything else raises `UnsupportedModelError` w
 | hybrid and other patch embeddings in timm's `VisionTransformer` | their grid and cost are not known |
 | subclasses of a supported model | they may run their blocks in another way |
 | rotary angles that differ by layer | refused rather than guessed |
-| text towers of CLIP and SigLIP | a plan made from all tokens would let later words change earlier outputs |
+| causal text towers (CLIP, SigLIP) | a plan made from all tokens lets later words change earlier outputs |
 | BERT as a decoder or with cross-attention | outputs would depend on later tokens |
 | compiled models | patch first, compile the patched model |
 | LLaVA with `restore=True` | its language model takes the merged tokens: use `restore=False` |

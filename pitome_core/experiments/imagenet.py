@@ -18,7 +18,6 @@ import contextlib
 import difflib
 import hashlib
 import itertools
-import json
 import os
 import re
 import shutil
@@ -26,25 +25,33 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
-from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 import pitome_core as pc
 from pitome_core.experiments import grid, results, settings, sweep
+from pitome_core.experiments.shards import (
+    DTYPES,
+    Decoded,
+    Parts,
+    Refused,
+    Unit,
+    alone,
+    collate,
+    processes,
+    split,
+    weights_digest,
+)
 from pitome_core.experiments.statistics import Difference
 
 TOP = 5
 MISSING = "-"  # in a part's string of outcomes: the image could not be read
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -73,10 +80,6 @@ PUBLISHED = {
     "mae-l": Published("vit_large_patch16_224.mae", **_MAE, checkpoint="mae_finetuned_vit_large.pth"),
     "mae-h": Published("vit_huge_patch14_224.mae", **_MAE, checkpoint="mae_finetuned_vit_huge.pth"),
 }
-
-
-class Refused(ValueError):
-    """What was asked for cannot be run; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -112,16 +115,6 @@ class Loaded:
     data: Mapping[str, Any]
     args: Mapping[str, Any]
     digest: str
-
-
-@dataclass(frozen=True)
-class Unit:
-    """The smallest piece of work: a cell on the images ``start .. stop - 1``, shard number ``shard``."""
-
-    cell: grid.Cell
-    shard: int
-    start: int
-    stop: int
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -162,7 +155,7 @@ def run(args: argparse.Namespace, protocol: str) -> int:
     0: every image of every cell has an outcome. 1: some image could not be read. 2: refused, with the reason on stderr.
     """
     try:
-        state, device = _processes()
+        state, device = processes()
     except Refused as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -298,16 +291,13 @@ def load_model(
         pc.schedule(model, keep=1.0)
     except (TypeError, ValueError) as error:
         raise Refused(f"{spec} cannot be merged: {error}") from error
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest = weights_digest(model)
     data = timm.data.resolve_model_data_config(model) | dict(known.data)
     if model.patch_embed.img_size:  # --model-args img_size=... is not in timm's description of the weights
         data["input_size"] = (data["input_size"][0], *model.patch_embed.img_size)
     slug = short or re.sub(r"[^\w.]+", "-", Path(spec.partition(":")[2] or spec).name).strip("-")
     public = f"local-dir:{slug}" if spec.startswith("local-dir:") else known.name
-    return Loaded(slug, public, model.eval().to(device), data, given, digest.hexdigest()[:12])
+    return Loaded(slug, public, model.eval().to(device), data, given, digest)
 
 
 def _check_name(known: Published, called: str, checkpoint: Path | None) -> None:
@@ -368,53 +358,6 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise Refused(f"one --checkpoint for {len(args.model)} models: run them one by one")
 
 
-def _processes() -> tuple[Any, torch.device]:
-    """Accelerate's account of the processes beside this one, and the device of this one."""
-    try:
-        from accelerate import PartialState
-        from accelerate.utils import parse_flag_from_env
-    except ImportError:
-        raise Refused("the paper tier needs accelerate: pip install 'pitome-core[experiments]'") from None
-    asked = settings.device()
-    cpu = asked.type == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
-    # Processes wait for each other at the end only, the first for as long as the slowest shard takes.
-    state = PartialState(cpu=cpu, timeout=timedelta(days=7))
-    device = asked if state.num_processes == 1 and not cpu else state.device
-    if device.type != asked.type:
-        os.environ["PITOME_DEVICE"] = device.type  # what provenance reports
-    return state, device
-
-
-class _Decoded(Dataset):
-    """``[(index, pixels)]`` -> (index, ``(3, H, W)`` or None, why not). `pixels`: None, or a smaller side.
-
-    timm's own data set would put the next image in the place of one that cannot be read.
-    """
-
-    def __init__(self, reader: Any, transforms: Mapping[int | None, Any]):
-        self.reader, self.transforms = reader, transforms
-
-    def __getitem__(self, where: tuple[int, int | None]) -> tuple[int, Tensor | None, str]:
-        index, pixels = where
-        try:
-            stream = self.reader[index][0]
-            with stream, Image.open(stream) as picture:
-                picture = picture.convert("RGB")  # decodes; grey, CMYK and palettes become RGB
-        except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-            return index, None, f"{type(error).__name__}: {error}"
-        return index, self.transforms[pixels](picture), ""
-
-
-def _collate(rows: list[tuple[int, Tensor | None, str]]) -> tuple[list[int], Tensor | None, list[tuple[int, str]]]:
-    """(indices that were read, ``(B, 3, H, W)`` or None, indices that were not and why)."""
-    images = [image for _, image, _ in rows if image is not None]
-    return (
-        [index for index, image, _ in rows if image is not None],
-        torch.stack(images) if images else None,
-        [(index, why) for index, image, why in rows if image is None],
-    )
-
-
 def _loader(
     args: argparse.Namespace, device: torch.device, loaded: Loaded, images: Images, units: Sequence[Unit]
 ) -> DataLoader:
@@ -431,77 +374,9 @@ def _loader(
         for start in range(unit.start, unit.stop, args.batch_size)
     )
     return DataLoader(
-        _Decoded(images.reader, transforms), batch_sampler=batches, num_workers=args.workers, collate_fn=_collate,
+        Decoded(images.reader, transforms), batch_sampler=batches, num_workers=args.workers, collate_fn=collate,
         pin_memory=device.type == "cuda",
     )
-
-
-class _Parts:
-    """The finished shards of one run, one file each: ``<record>.parts/<digest of the run>/<cell>/shard-00012.json``."""
-
-    def __init__(self, record: Path, identity: Mapping[str, Any]):
-        self.root = record.with_suffix(".parts")
-        self.identity = json.loads(json.dumps(dict(identity)))
-        self.digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:12]
-        self.folder = self.root / self.digest
-
-    def path(self, unit: Unit) -> Path:
-        return self.cell_folder(unit.cell) / f"shard-{unit.shard:05d}.json"
-
-    def cell_folder(self, cell: grid.Cell) -> Path:
-        return self.folder / cell.key.replace("/", "+")
-
-    def write(self, unit: Unit, part: Mapping[str, Any]) -> None:
-        """Write one, all or nothing."""
-        about = {"run": self.digest, "cell": unit.cell.key, "start": unit.start, "stop": unit.stop}
-        results.write_atomically(self.path(unit), json.dumps(about | dict(part), ensure_ascii=False, indent=1) + "\n")
-
-    def read(self, unit: Unit) -> dict[str, Any]:
-        """Read one, and check that it is what its name says. `RecordError` if not."""
-        path = self.path(unit)
-        try:
-            part = json.loads(path.read_text(encoding="utf-8"))
-            expected = [self.digest, unit.cell.key, unit.start, unit.stop] + 2 * [unit.stop - unit.start]
-            found = [part[name] for name in ("run", "cell", "start", "stop")]
-            if [*found, len(part["correct"]), len(part["top5"])] == expected:
-                return part
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        raise results.RecordError(f"{path} is damaged or of another run: delete it and start again")
-
-    def begin(self) -> None:
-        """Say what this folder is of, and name the parts of other runs that lie beside it."""
-        results.write_atomically(self.folder / "run.json", json.dumps(self.identity, indent=1) + "\n")
-        for other in sorted(path for path in self.root.iterdir() if path.is_dir() and path != self.folder):
-            try:
-                theirs = json.loads((other / "run.json").read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                theirs = {}
-            differs = [name for name, value in self.identity.items() if theirs.get(name) != value]
-            what = f"{len(list(other.glob('*/shard-*.json')))} finished shards of another run"
-            print(f"{what} (different {', '.join(differs)}) are kept in {other} and not used", file=sys.stderr)
-
-    def end(self) -> None:
-        """Remove the folder once nothing unfinished lies in it."""
-        if not list(self.folder.glob("*/shard-*.json")):
-            shutil.rmtree(self.folder, ignore_errors=True)
-        if not any(path.is_dir() for path in self.root.iterdir()):
-            shutil.rmtree(self.root, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """One run at a time works on a record. The lock is the operating system's: it ends with the process, however."""
-    root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise results.RecordError(f"another run is working in {root}: wait for it, or stop it") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _score_model(
@@ -518,20 +393,16 @@ def _score_model(
         sweep.output_folder(args) / f"vision-imagenet-{slug}.json", header, {"id": range(len(images.targets))}
     )
     versions = {name: results.provenance(None)["packages"].get(name) for name in ("torch", "torchvision", "timm")}
-    parts = _Parts(record.path, {
+    parts = Parts(record.path, {
         "code": results.code_fingerprint(), **{name: header[name] for name in ("model", "weights", "data", "dtype")},
         "preprocessing": header["preprocessing"], "model_args": header["model_args"], "packages": versions,
         "device": device.type, "shard": args.shard,
     })
-    shards = [
-        (number, start, min(start + args.shard, len(images.targets)))
-        for number, start in enumerate(range(0, len(images.targets), args.shard))
-    ]
-    units = {cell.key: [Unit(cell, *shard) for shard in shards] for cell in cells}
+    units = {cell.key: split(cell, len(images.targets), args.shard) for cell in cells}
     with contextlib.ExitStack() as stack:
         plan: list[Any] = [None]
         if state.is_main_process:
-            stack.enter_context(_alone(parts.root))
+            stack.enter_context(alone(parts.root))
             plan = [_missing(record, parts, cells, units, args.again)]
         # One process looks and tells the others: by the time they had looked, it might have finished a shard.
         todo = [units[key][number] for key, number in broadcast_object_list(plan)[0]]
@@ -581,7 +452,7 @@ def _header(args: argparse.Namespace, loaded: Loaded, images: Images, protocol: 
 
 
 def _missing(
-    record: results.Record, parts: _Parts, cells: Sequence[grid.Cell], units: Mapping[str, list[Unit]], again: bool
+    record: results.Record, parts: Parts, cells: Sequence[grid.Cell], units: Mapping[str, list[Unit]], again: bool
 ) -> list[tuple[str, int]]:
     """(cell, shard) of all that has to be scored, cell by cell. Clears what a run left that died while it assembled."""
     parts.begin()
@@ -609,7 +480,7 @@ def _announce(
 
 
 def _score_units(
-    args: argparse.Namespace, state: Any, device: torch.device, loaded: Loaded, images: Images, parts: _Parts,
+    args: argparse.Namespace, state: Any, device: torch.device, loaded: Loaded, images: Images, parts: Parts,
     mine: list[Unit], todo: list[Unit], assembler: _Assembler | None,
 ) -> None:
     """Score this process's units, one part each; the main process shows progress and assembles what is complete."""
@@ -677,7 +548,7 @@ class _Assembler:
     """Moves cells whose shards are all there from the parts into the record, in the order of the grid."""
 
     def __init__(
-        self, record: results.Record, parts: _Parts, cells: Sequence[grid.Cell], units: Mapping[str, list[Unit]],
+        self, record: results.Record, parts: Parts, cells: Sequence[grid.Cell], units: Mapping[str, list[Unit]],
         model: nn.Module,
     ):
         self.record, self.parts, self.units, self.waiting = record, parts, units, list(cells)
@@ -699,7 +570,7 @@ class _Assembler:
             self.waiting.pop(0)
 
     def _take(self, cell: grid.Cell) -> None:
-        found = [self.parts.read(unit) for unit in self.units[cell.key]]
+        found = [self.parts.read(unit, "correct", "top5") for unit in self.units[cell.key]]
         outcomes = {}
         for name in ("correct", "top5"):
             letters = "".join(part[name] for part in found)

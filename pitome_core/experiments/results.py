@@ -259,6 +259,19 @@ def log_test(record: Record, cells: Sequence[str], log: Path | None = None) -> N
         write_atomically(log, f"[\n{lines}\n]\n")
 
 
+def note(name: str, entry: Mapping[str, Any], log: Path | None = None) -> None:
+    """Add a line to ``name.jsonl`` beside the records that are not committed: one short write, which processes share.
+
+    To what `entry` says come date, code, device and command. `log` is another file to write to.
+    """
+    log = log or writable(committed=False) / f"{name}.jsonl"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    made = provenance(None)
+    line = {**entry, **{name: made[name] for name in ("date", "code", "device", "command")}}
+    with log.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
+
+
 def provenance(seed: int | None = 0) -> dict[str, Any]:
     """Commit, code, command, versions, device, threads, seed and date of this process.
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from pitome_core.experiments import assets, data, towers
 
 DRAWINGS, NAMES, GROUPS, STAMPS = "openmoji", "emoji-names", "emoji-groups", "tuxpaint-stamps"  # assets
+NOTO = "noto-emoji"  # asset
 SOURCES = ("openmoji", "stamps")
 CREDIT = "Emoji: OpenMoji 17, CC BY-SA 4.0"
 SALT, STAMP_SALT = "openmoji-1", "stamps-1"  # of the split of identities
@@ -71,6 +72,11 @@ class Emoji:
     def split(self) -> str:
         """``train``, ``dev`` or ``test``, from the identity alone."""
         return data.split_of(self.identity, SALT)
+
+
+@dataclass(frozen=True)
+class Noto(Emoji):
+    """An emoji as other artists drew it: Noto Emoji, Apache-2.0. ``member`` is the drawing's name in that asset."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,17 @@ def flags() -> tuple[Emoji, ...]:
     return tuple(e for e in _all_emoji() if e.group == "Flags")
 
 
+def noto() -> tuple[Noto, ...]:
+    """Those of `objects` that Noto Emoji has a drawing of, in their order, with the same identities.
+
+    Fetches the optional asset where npm is at hand; raises ``assets.AssetError`` where it cannot be had.
+    """
+    names = _noto(assets.fetch(NOTO))[0]
+    return tuple(
+        Noto(**{**vars(emoji), "member": names[emoji.code]}) for emoji in objects() if emoji.code in names
+    )
+
+
 def stamps_available() -> bool:
     """Whether the Tux Paint stamps are in the cache. Nothing is fetched."""
     return assets.state(STAMPS) == "ready"
@@ -159,7 +176,7 @@ def render(thing: Emoji | Stamp, size: int) -> np.ndarray:
         raise ValueError(f"size {size} must be at least 1 pixel")
     if isinstance(thing, Stamp):
         return _resized(thing, size)
-    svg = _svgs(_wheel())[thing.member]
+    svg = _noto(assets.fetch(NOTO))[1][thing.member] if isinstance(thing, Noto) else _svgs(_wheel())[thing.member]
     left, top, right, bottom = _bounds(svg)
     side = max(right - left, bottom - top)
     x, y = (left + right - side) / 2, (top + bottom - side) / 2
@@ -220,17 +237,13 @@ def scenes(
         round_, place = divmod(i, len(pictures))
         photo = sorted(pictures, key=lambda name: _unit(seed, "photograph", round_, name))[place]
         side = max(round((low + (high - low) * _unit(seed, i, "scale")) * min(height, width)), 1)
-        drawing = _trim(render(thing, side))  # (h, w, 4)
+        drawing = trim(render(thing, side))  # (h, w, 4)
         h, w = drawing.shape[:2]
         top = int(_unit(seed, i, "top") * (height - h + 1))
         left = int(_unit(seed, i, "left") * (width - w + 1))
         alpha = np.zeros((height, width), np.float32)
         alpha[top : top + h, left : left + w] = drawing[..., 3] / np.float32(255)
-        canvas = pictures[photo].copy()
-        part = canvas[top : top + h, left : left + w]
-        share = drawing[..., 3:] / 255
-        part[:] = np.rint(share * drawing[..., :3] + (1 - share) * part)
-        canvases.append(canvas)
+        canvases.append(paste(pictures[photo], drawing, top, left))
         alphas.append(alpha)
         chosen.append(thing)
         behind.append(photo)
@@ -238,6 +251,18 @@ def scenes(
     mask = torch.nn.functional.avg_pool2d(pixels[:, None], patch)[:, 0]  # (B, rows, columns)
     images = towers.preprocess(canvases, (height, width))  # (B, 3, H, W)
     return Scenes(images, mask, pixels, tuple(chosen), tuple(behind))
+
+
+def paste(canvas: np.ndarray, drawing: np.ndarray, top: int, left: int) -> np.ndarray:
+    """A copy of ``canvas (H, W, 3)`` with ``drawing (h, w, 4)`` on it, both uint8, straight alpha.
+
+    ``top`` and ``left`` say where the drawing's corner lies; it has to fit.
+    """
+    canvas = canvas.copy()
+    part = canvas[top : top + drawing.shape[0], left : left + drawing.shape[1]]
+    share = drawing[..., 3:] / 255
+    part[:] = np.rint(share * drawing[..., :3] + (1 - share) * part)
+    return canvas
 
 
 def _unit(*parts: object) -> float:
@@ -294,8 +319,8 @@ def _rasterise(svg: str, size: int) -> np.ndarray:
         return np.array(image.convert("RGBA"))
 
 
-def _trim(drawing: np.ndarray) -> np.ndarray:
-    """Without the empty rows and columns at the edges."""
+def trim(drawing: np.ndarray) -> np.ndarray:
+    """A drawing ``(h, w, 4)`` without the empty rows and columns at its edges."""
     rows, columns = (np.flatnonzero(drawing[..., 3].any(axis)) for axis in (1, 0))
     return drawing[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
@@ -311,6 +336,17 @@ def _svgs(wheel: Path) -> dict[str, str]:
         return {name: archive.read(name).decode() for name in archive.namelist() if name.endswith(".svg")}
 
 
+@functools.lru_cache(maxsize=1)
+def _noto(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Names of the drawings by `Emoji.code`, and SVGs by name, brought to the canvas of OpenMoji's."""
+    icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
+    names = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
+    scale = 72 / icons["width"]
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {CANVAS}><g transform="scale({scale})">'
+    drawn = {name: f"{head}{icon['body']}</g></svg>" for name, icon in icons["icons"].items()}
+    return {_code(code): name for code, name in names.items() if name in drawn}, drawn
+
+
 def _all_emoji() -> tuple[Emoji, ...]:
     return _join(_wheel(), assets.fetch(NAMES) / "emojis.json", assets.fetch(GROUPS) / "emoji.json")
 
@@ -320,7 +356,7 @@ def _join(wheel: Path, names_file: Path, groups_file: Path) -> tuple[Emoji, ...]
     """What all three know, joined on code points without FE0F."""
     drawn = {_code(Path(member).stem): member for member in _svgs(wheel)}
     names = {
-        _code("-".join(f"{ord(c):04X}" for c in characters)): " ".join(words[0].replace("_", " ").split())
+        code_of(characters): " ".join(words[0].replace("_", " ").split())
         for characters, words in json.loads(names_file.read_text(encoding="utf-8")).items()
     }
     table = []
@@ -333,7 +369,13 @@ def _join(wheel: Path, names_file: Path, groups_file: Path) -> tuple[Emoji, ...]
     return tuple(table)
 
 
+def code_of(characters: str) -> str:
+    """`Emoji.code` of an emoji given as text."""
+    return _code("-".join(f"{ord(c):04X}" for c in characters))
+
+
 def _code(code_points: str) -> str:
+    """Code points joined by ``-``, as files and tables have them, without FE0F."""
     return "-".join(part for part in code_points.upper().split("-") if part != "FE0F")
 
 

@@ -6,7 +6,6 @@ chosen on dev (`book/protocol.md`), and so is the epoch that is kept.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -199,14 +198,9 @@ def run(
 
 
 def note(path: Path, scores: Sequence[float], stored: float | None, recipe: Recipe, log: Path | None = None) -> None:
-    """Add a line about a classifier to ``text-training.jsonl``: one short write, which processes can share."""
-    log = log or results.writable(committed=False) / "text-training.jsonl"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    made = results.provenance(None)
-    line = {"weights": path.name, "dev": [round(s, 5) for s in scores], "stored": stored, "recipe": asdict(recipe),
-            **{name: made[name] for name in ("date", "code", "device", "command")}}
-    with log.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
+    """Add a line about a classifier to ``text-training.jsonl`` (`results.note`)."""
+    about = {"weights": path.name, "dev": [round(s, 5) for s in scores], "stored": stored, "recipe": asdict(recipe)}
+    results.note("text-training", about, log)
 
 
 def explore(names: Sequence[str] = tuple(CANDIDATES)) -> None:

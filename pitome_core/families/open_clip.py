@@ -2,7 +2,9 @@
 behind its `TimmModel`, which their own families run.
 
 The patch sits on the module that `apply` was given and replaces methods of the tower inside, so that whatever calls the
-tower (`encode_image`, `forward`, `forward_intermediates`) runs merged; traces and counts are the tower's.
+tower (`encode_image`, `forward`, `forward_intermediates`) runs merged; traces and counts are the tower's. Text towers:
+`open_clip_text`. Where both merge, the model's trace and counts are those of the image tower, and those of the text
+tower are to be had from `model.text.transformer`.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 
 from ..attention import attention, attention_map
 from .common import Attended, as_grid, check_format, linear, pooled_by_size, run_block, run_blocks, weighted_mean
+from .open_clip_text import CAUSAL, TEXT, text_reason
 from .registry import Family, LayerShape, ModelShape, find_family
 from .timm_common import pools_patches
 
@@ -34,10 +37,6 @@ if TYPE_CHECKING:
 
 _COMPOSITES = (CLIP, CustomTextCLIP)
 _TOWERS = (VisionTransformer, TimmModel)
-_TEXT = (
-    "open_clip's text towers are not merged: an output of a causal tower may depend on earlier tokens only, while a "
-    "plan is made from all tokens at once, so that later words and padding would change it"
-)
 
 
 def _matches(model: nn.Module) -> bool:
@@ -45,7 +44,10 @@ def _matches(model: nn.Module) -> bool:
 
 
 def _towers(model: nn.Module) -> dict[str, str | None]:
-    return {"vision": None, "text": _TEXT, "both": _TEXT} if type(model) in _COMPOSITES else {"vision": None}
+    if type(model) not in _COMPOSITES:
+        return {"vision": None}
+    reason = text_reason(model)
+    return {"vision": None, "text": reason, "both": reason}
 
 
 def _tower(model: nn.Module) -> nn.Module:
@@ -54,7 +56,7 @@ def _tower(model: nn.Module) -> nn.Module:
 
 def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
     if type(model) is TextTransformer:
-        return _TEXT
+        return CAUSAL
     if type(model) not in (*_COMPOSITES, *_TOWERS):
         return f"{type(model).__qualname__} derives from a model of open_clip and may run its tower in another way"
     tower = _tower(model)
@@ -257,10 +259,12 @@ def _head(tower: VisionTransformer, patches: int) -> int:
 
 FAMILY = Family(
     name="open_clip model",
-    supports="open_clip CLIP and CustomTextCLIP: their image towers (VisionTransformer, or a supported timm model)",
+    supports="open_clip CLIP and CustomTextCLIP: their image towers (VisionTransformer, or a supported timm model), "
+    "and a BERT as text tower",
     matches=_matches,
     refusal=_refusal,
     entry_points=_entry_points,
     shape=_shape,
     towers=_towers,
+    text=TEXT,
 )

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from ..schedules import Schedule
+
 
 class UnsupportedModelError(TypeError):
     """The model, or a part of it, is none that token merging can be put into rightly."""
@@ -76,6 +78,7 @@ class Family:
         shape: `(model, input_size or None) -> ModelShape`.
         towers: `(model) -> {tower: None, or the reason why it cannot merge}`.
         ragged: whether items have lengths of their own (text): keep ratios only, and methods that take a mask.
+        text: the family of the text tower, for models with two towers that both can merge; it takes the whole model.
     """
 
     name: str
@@ -86,6 +89,28 @@ class Family:
     shape: Callable[[nn.Module, tuple[int, ...] | None], ModelShape]
     towers: Callable[[nn.Module], dict[str, str | None]] = _vision
     ragged: bool = False
+    text: Family | None = None
+
+    def parts(self, towers: str) -> tuple[Family, ...]:
+        """The families of the towers that are to merge, the image tower's first."""
+        if self.text is None or towers == "vision":
+            return (self,)
+        return (self.text,) if towers == "text" else (self, self.text)
+
+    def check(self, method: Any, keep: Any) -> None:
+        """Raise ValueError for what cannot be right where every item has its own length."""
+        if not self.ragged:
+            return
+        if isinstance(keep, Schedule):
+            raise ValueError(
+                f"a schedule is made for one length, here {keep.tokens[0]} tokens, and every text has its own: "
+                "give keep as a ratio, or one ratio per layer"
+            )
+        if "mask" not in method.needs:
+            raise ValueError(f"method {method.name!r} takes no mask and would merge padding: choose one that does")
+        unknown = {"attention", "positions"} & set(method.needs)
+        if unknown:
+            raise ValueError(f"method {method.name!r} reads {unknown.pop()} of a grid of patches, which text has not")
 
 
 # Library -> family files; a file is imported only for a model of its library, so none of them is a requirement.

@@ -1,0 +1,85 @@
+"""The text tower of open_clip's `CustomTextCLIP` where it is a model of transformers: `HFTextEncoder` around a BERT.
+
+The BERT's own family runs it; the pooler gets every token in its place again. open_clip's own text towers are causal
+and are not merged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from open_clip.hf_model import ClsLastHiddenStatePooler, ClsPooler, HFTextEncoder, MeanPooler
+from torch import Tensor, nn
+
+from .common import linear
+from .registry import Family, ModelShape, UnsupportedModelError, find_family
+
+if TYPE_CHECKING:
+    from ..patching import Patch
+
+CAUSAL = (
+    "open_clip's own text towers are not merged: an output of a causal tower may depend on earlier tokens only, while "
+    "a plan is made from all tokens at once, so that later words and padding would change it"
+)
+_POOLERS = (MeanPooler, ClsPooler, ClsLastHiddenStatePooler)
+
+
+def text_reason(model: nn.Module) -> str | None:
+    """Why the text tower of a composite cannot merge; None where it can."""
+    encoder = getattr(model, "text", None)
+    if type(encoder) is not HFTextEncoder:
+        return CAUSAL
+    try:
+        family = find_family(encoder.transformer)
+    except UnsupportedModelError as error:
+        return f"text.transformer: {error}"
+    if not family.ragged:
+        return f"text.transformer is a {type(encoder.transformer).__qualname__}, which does not read texts"
+    if type(encoder.pooler) not in _POOLERS:
+        return f"text.pooler is a {type(encoder.pooler).__qualname__}: how it weighs tokens is not known"
+    return None
+
+
+def _matches(model: nn.Module) -> bool:
+    return False  # the family of the whole model is found first, and names this one
+
+
+def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
+    reason = text_reason(model)
+    if reason is None and patch is not None and not patch.restore:
+        reason = "the text tower pools every token in its place, which restore=False does not give it"
+    return reason or find_family(model.text.transformer).refusal(model.text.transformer, patch)
+
+
+def _entry_points(model: nn.Module, patch: Patch) -> list[tuple]:
+    encoder = model.text
+    points = find_family(encoder.transformer).entry_points(encoder.transformer, patch)
+    if type(encoder.pooler) is MeanPooler:
+        points = [*points, (encoder.pooler, "forward", partial(_mean, encoder.pooler))]
+    return points
+
+
+def _mean(pooler: MeanPooler, x: Any, attention_mask: Tensor) -> Tensor:
+    """`MeanPooler.forward`: tokens that were dropped came back as zeros and do not count."""
+    left = attention_mask * (x.last_hidden_state != 0).any(dim=2)
+    return type(pooler).forward(pooler, x, left)
+
+
+def _shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelShape:
+    """Sizes for one text of `input_size = (tokens,)`, projection included; None = the longest it takes."""
+    inner = find_family(model.text.transformer).shape(model.text.transformer, input_size)
+    projection = linear(model.text.proj)
+    return replace(inner, head=lambda patches: inner.head(patches) + projection)
+
+
+TEXT = Family(
+    name="open_clip text tower",
+    supports="open_clip CustomTextCLIP with a transformers BertModel as text tower",
+    matches=_matches,
+    refusal=_refusal,
+    entry_points=_entry_points,
+    shape=_shape,
+    ragged=True,
+)
