@@ -11,8 +11,10 @@
 #
 # The paper's last experiment merges the words of a sentence (Table 6): a BERT that classifies sentiment keeps eight tokens of
 # ten in each of its first three layers. Of all its experiments this one comes closest to being repeated here: a real BERT
-# with its published weights, real sentences that people rated, the same layers, the same ratios. What differs is the size of
-# the model (six layers, 384 wide) and the data.
+# with its published weights, real sentences that people rated, the first three layers, the same ratios. What differs: the
+# model (all-MiniLM-L6-v2, a sentence encoder of six layers, 384 wide, fine-tuned here through low-rank updates; three layers
+# are half of it) and the data (sentences rated for Hutto and Gilbert, 2014; those with a mean rating within 0.5 of zero are
+# left out).
 #
 # A sentence is not a picture. It has thirty tokens and not two hundred, and sometimes one word decides. So two questions come before the comparison of methods: how much is there to save, and does the energy know
 # which words matter?
@@ -62,7 +64,9 @@ others = {name: results.load(f"text-{name}") for name in tasks.SHIFTED}
 # The items are sentences from film reviews, with the sign of their mean rating as the label, and *documents*: such sentences
 # of one label, one after the other, up to 256 tokens. Nobody wrote those; they are there because merging is made for long
 # inputs. Three classifiers, fine-tuned *without* merging from three seeds, read everything; an item's outcome is the share
-# of the three that are right. Then tokens merge in the first three layers, and nothing is trained again.
+# of the three that are right. Then tokens merge in the first three layers, and nothing is trained again. *PiToMe (released,
+# BERT)* is the variant of the authors' code for BERT: another energy (Gaussian), a split into high and low, and no
+# proportional attention, which the other arms have.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy minus the whole model's against cost, off the shelf; merging in the first three of six layers, keep 0.9 to 0.5 (documents: 0.8 and 0.6). Left: sentences from film reviews; right: documents of up to 256 tokens. Bands for PiToMe and ToMe: 95 % bootstrap intervals of the paired difference. *Recorded.*", "name": "fig-text-cost"}, "image": {"alt": "Two panels of falling curves against the share of multiply-accumulates, one line per method."}}
 figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.4))
@@ -99,17 +103,28 @@ display(Markdown("\n".join(lines)))
 
 # %% [markdown]
 # p: McNemar's exact test, for each of the three classifiers. Intervals resample sentences; the classifiers are taken as they
-# are.
+# are, here and below. These two differences were named beforehand. All others on this page, well over a hundred, are secondary
+# and not corrected for their number: some would exclude zero by chance.
 
 # %% tags=["hide-input"]
-table = TABLE_6["SST-2"]
+def by_label(record, key, outcome="correct"):
+    """Accuracy on negative and on positive items, as a text."""
+    labels, values = np.array(record.items["label"]), record.mean_over_seeds(key, outcome)
+    return f"{values[labels == 0].mean():.0%} and {values[labels == 1].mean():.0%}"
+
+
+table, chance = TABLE_6["SST-2"], movies.difference(ours, "random-merge@0.8", "correct")
 display(Markdown(
     f"No difference to ToMe was found; one of {to_tome.detectable:.3f} would have been found in four cases of five. The whole "
-    f"model is better than either by far more: of a hundred answers about {-100 * to_whole.mean:.0f} are lost with PiToMe, "
-    f"for {1 - share:.0%} less work. In Table 6 a BERT-base loses {table['whole'] - table['PiToMe']:.1f} points with PiToMe "
-    f"and {table['whole'] - table['ToMe']:.1f} with ToMe at the same ratio. Why the price is so much higher "
-    f"here was not tested: this model is a fifth of the size, half as deep, made to embed sentences, and fine-tuned through "
-    f"low-rank updates. With fewer tokens all methods get worse together."
+    f"model is better than either by far more: {-100 * to_whole.mean:.1f} answers in a hundred are lost with PiToMe, net of "
+    f"those that are won, for {1 - share:.0%} less work. Random merging loses more (PiToMe minus random merging {chance}).\n\n"
+    f"The loss is one-sided: of the negative and the positive sentences the whole model gets {by_label(movies, 'whole')} right, "
+    f"PiToMe {by_label(movies, ours)}, ToMe {by_label(movies, rival)}. Merging moves a sentence towards *positive*. How much a "
+    f"threshold fitted again on dev would give back was not tested; retraining balances it ({by_label(movies, f'{ours}/retrained')} "
+    f"with PiToMe).\n\n"
+    f"In Table 6, on SST-2, the paper's BERT loses {table['whole'] - table['PiToMe']:.1f} points with PiToMe and "
+    f"{table['whole'] - table['ToMe']:.1f} with ToMe at the same ratio. A difference as small as theirs could not have been seen "
+    f"here. Why the price of merging is so much higher here was not tested."
 ))
 assert to_tome.side == 0 and to_whole.side == -1
 
@@ -166,24 +181,37 @@ display(Markdown(
 ))
 
 # %% [markdown]
-# All ratios, sentences:
+# All ratios:
 
 # %% tags=["hide-input"]
-lines = ["| sentences, accuracy | " + " | ".join(f"keep {keep:g}" for keep in grid.KEEPS) + " |"]
-lines.append("|---" * (1 + len(grid.KEEPS)) + "|")
+strengths = [(movies, keep) for keep in grid.KEEPS] + [(long, 0.8), (long, 0.6)]
+titles = [f"{'sentences' if record is movies else 'documents'}, {keep:g}" for record, keep in strengths]
+lines = ["| accuracy, keep | " + " | ".join(titles) + " |", "|---" * (1 + len(titles)) + "|"]
 for arm in ARMS:
-    cells = [movies.mean_over_seeds(f"{arm}@{keep:g}", "correct").mean() for keep in grid.KEEPS]
+    cells = [record.mean_over_seeds(f"{arm}@{keep:g}", "correct").mean() for record, keep in strengths]
     lines.append(f"| {grid.LABELS[arm]} | " + " | ".join(f"{value:.1%}" for value in cells) + " |")
-costs = [movies.cells[f"tome@{keep:g}"]["share"] for keep in grid.KEEPS]
+costs = [record.cells[f"tome@{keep:g}"]["share"] for record, keep in strengths]
 lines.append("| *cost of ToMe, share of the whole model's* | " + " | ".join(f"{value:.0%}" for value in costs) + " |")
-display(Markdown("\n".join(lines)))
+half, fewer = movies.difference("random-merge@0.5", "tome@0.5", "correct"), long.difference("pitome@0.6", "tome@0.6", "correct")
+display(Markdown(
+    "\n".join(lines) + f"\n\nWith fewer tokens all get worse, and apart: on sentences at keep 0.5 ToFu, DiffRate and random "
+    f"pruning lie well below ToMe, and random merging can no longer be told from it ({half}). **On documents at keep 0.6 PiToMe "
+    f"is below ToMe** ({fewer}), energy-sorted matching too ({long.difference('energy-sorted@0.6', 'tome@0.6', 'correct')}), and "
+    f"ToFu's merging above ({long.difference('tofu-merge@0.6', 'tome@0.6', 'correct')})."
+))
+assert fewer.side == -1
 
 # %% [markdown]
 # ## How much is there to save?
 #
-# The share of tokens that goes is the same for a short and for a long text. What that saves is not: in a short text nearly
-# all work is in the linear maps, which shrink in proportion, and half of the layers run on what is left. Whether a clock
+# Short texts lose a smaller share: [CLS] and [SEP] stay, and the number removed is rounded down, so that at keep 0.8 three
+# layers leave 10 of 16 tokens and 134 of 256. Attention is at most a tenth of the work at these lengths. Whether a clock
 # notices is another question, because a merge has a cost of its own that does not care how little it merges.
+
+# %%
+for length in (16, 32, 256):
+    left = grid.tokens(TextCell("tome", 0.8), 6, length)[3]
+    print(f"{length} tokens: {left} after three layers, {left / length:.0%}")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: how long the texts are (tokens, [CLS] and [SEP] included). Right: speed-up of a batch of 32 texts of one length over the whole model, keep 0.8 in the first three layers (filled) or in all six (hollow); thick line: what the exact counts imply for three layers, thin: for six. Medians and quartiles of alternating runs in one process. *Recorded.*", "name": "fig-text-time"}, "image": {"alt": "Left: histograms of text lengths by source. Right: speed-up by length for PiToMe, ToMe and random merging, below the lines that the counts imply."}}
 timed = json.loads((results.folder() / "embedded" / "text-time.json").read_text(encoding="utf-8"))
@@ -203,7 +231,8 @@ for arm in ("pitome", "tome", "random-merge"):
         axes[1].errorbar(at, mid, [mid - low, high - mid], label=None if tail else ARMS[arm].label, **look)
 for tail, width in (("", 2.5), ("/all", 1)):
     implied = [timed["lengths"][str(n)][f"tome@0.8{tail}"]["implied"] for n in lengths]
-    axes[1].plot(at, implied, color="0.6", linewidth=width, zorder=0, label=None if tail else "counts (ToMe)")
+    label = f"counts (ToMe), {'six' if tail else 'three'} layers"
+    axes[1].plot(at, implied, color="#E69F00", linewidth=width, zorder=0, label=label)
 axes[1].axhline(1, color="black", linewidth=0.8)
 axes[1].set(xlabel="tokens", ylabel="speed-up over the whole model", xticks=at, xticklabels=lengths)
 axes[1].legend(fontsize=8)
@@ -220,29 +249,33 @@ for n in lengths:
 threads = f"{run['threads']} thread{'' if run['threads'] == 1 else 's'}"
 display(Markdown("\n".join(lines) + f"\n\nSpeed-up: median [quartiles], batch {timed['batch']}, keep 0.8 in the first three "
                  f"layers, float32, {run['device']}, {threads}, torch {run['packages']['torch']}."))
-ahead = [n for n in lengths if timed["lengths"][str(n)][ours]["speedup"][0] > 1]
-longest = timed["lengths"][str(lengths[-1])]
+ends = [timed["lengths"][str(n)][ours] for n in (lengths[0], lengths[1], lengths[-1])]
+assert all(timed["lengths"][str(n)][ours]["speedup"][0] > 1 for n in lengths)
 display(Markdown(
-    f"On this processor PiToMe pays from {min(ahead, default=0)} tokens on (lower quartile above 1), and at {lengths[-1]} tokens it "
-    f"brings {longest[ours]['speedup'][1]:.2f} of the {longest[ours]['implied']:.2f} that its counts imply. The median "
-    f"sentence of film reviews has {np.median(movies.items['tokens']):.0f} tokens."
+    f"On this processor PiToMe was faster than the whole model at every length timed: at {lengths[0]} tokens by "
+    f"{ends[0]['speedup'][1]:.2f} where the counts imply {ends[0]['implied']:.2f}, at {lengths[1]} by {ends[1]['speedup'][1]:.2f} of "
+    f"{ends[1]['implied']:.2f}, at {lengths[-1]} by {ends[2]['speedup'][1]:.2f} of {ends[2]['implied']:.2f}. Ratios above the counts "
+    f"mean that other costs shrank too, or noise. The median sentence of film reviews has "
+    f"{np.median(movies.items['tokens']):.0f} tokens. Merging in all six layers (hollow) is a little faster still."
 ))
 
 # %% [markdown]
 # ## Which words does the energy protect?
 #
 # Energy is meant to be low for tokens that say something of their own. In a sentence whose sentiment is asked for, those
-# should be the words that carry sentiment, and there is a list of them: the authors of these data had 7,500 words rated by
-# themselves. So take every sentence that has such words and others, and ask whether the rated words have the lower energy:
-# the area under the curve (AUC), word against word, within the sentence. One half means that energy does not know.
+# should be the words that carry sentiment, and there is a list of them: the VADER lexicon by the same authors, words that ten
+# people each rated in isolation. So take every sentence that has such words and others, and ask whether the rated words have
+# the lower energy, in the encoder as it was before any fine-tuning, unmerged: the area under the curve (AUC), word against
+# word, within the sentence. One half means that energy does not know.
 
 # %%
 def kinds(row):
-    """Each token's word; which words are rated, and which others are words, or content words."""
+    """Number of each token's word, and pairs of kinds of words to be compared."""
     words, owner = reading.words(row)
     rated, spelled = reading.rated(words), np.array([word.isalpha() for word in words])
-    function = np.isin(words, list(ENGLISH_STOP_WORDS))  # the, of, it, ...
-    return owner, rated, {"words": spelled & ~rated, "content words": spelled & ~rated & ~function}
+    content = spelled & ~np.isin(words, list(ENGLISH_STOP_WORDS))  # no the, of, it
+    pairs = {"rated, other": (rated, spelled & ~rated), "content, function": (content, spelled & ~content)}
+    return owner, pairs | {"rated, other content": (rated & content, content & ~rated)}
 
 
 def auc(energy, low, high):
@@ -257,31 +290,34 @@ rows = models.encode([s.text for s in chosen])
 encoder = towers.sentence_encoder()
 released_margins = [0.9 - 0.25 * layer / 6 for layer in range(6)]
 margins = {"paper": pc.margin_schedule(6), "gaussian": released_margins}
-ranked = {(kernel, other): [] for kernel in margins for other in ("words", "content words")}
+names = ("rated, other", "content, function", "rated, other content")
+ranked = {(kernel, name): [] for kernel in margins for name in names}
 for row in rows:
-    owner, rated, others_in = kinds(row)
+    owner, pairs = kinds(row)
     keys, _ = towers.token_metrics(encoder, torch.tensor([row], device=encoder.device))
-    for (kernel, other), found in ranked.items():
-        if rated.any() and others_in[other].any():
-            pairs = zip(keys, margins[kernel], strict=True)
-            energy = [pc.energy_score(k, margin, kernel=kernel)[0].cpu() for k, margin in pairs]
+    for (kernel, name), found in ranked.items():
+        if all(kind.any() for kind in pairs[name]):
+            energy = [pc.energy_score(k, m, kernel=kernel)[0].cpu() for k, m in zip(keys, margins[kernel], strict=True)]
             energy = [reading.by_word(values, owner) for values in energy]
-            found.append([auc(values, rated, others_in[other]) for values in energy])
+            found.append([auc(values, *pairs[name]) for values in energy])
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Do words that carry sentiment have lower energy than the other words of their sentence? AUC by layer, mean over sentences of the dev split with 95 % bootstrap intervals; 0.5: no better than chance. Punctuation is left out; hollow, dotted: function words too. Merging runs in layers 0 to 2 (shaded). *Live.*", "name": "fig-text-rated"}, "image": {"alt": "AUC by layer for the paper's energy and the Gaussian energy of the released code, with and without function words."}}
-figure, ax = plt.subplots(figsize=(7.4, 3.6))
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Which words have lower energy than which others of their sentence? AUC by layer, mean over sentences of the dev split with 95 % bootstrap intervals; 0.5: no better than chance. Left: rated words against all others (filled) and against other content words alone (hollow). Right: content words against function words. Punctuation is left out. Merging runs in layers 0 to 2 (shaded). *Live.*", "name": "fig-text-rated"}, "image": {"alt": "Two panels of AUC by layer for the paper's energy and the Gaussian energy. Rated words against other content words stay near one half; content words against function words start near 0.7 and fall to one half in layer 2."}}
+figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.5), sharey=True)
 looks = {"paper": ("#0072B2", "o", "paper (equation 4)"), "gaussian": ("#D55E00", "v", "Gaussian (released code)")}
-for shift, ((kernel, other), found) in zip((-0.15, -0.05, 0.05, 0.15), ranked.items(), strict=True):
+for (kernel, name), found in ranked.items():
     colour, marker, label = looks[kernel]
     mean, low, high = np.array([bootstrap_mean(column) for column in np.array(found).T]).T
-    plain = other == "words"
-    ax.errorbar(np.arange(6) + shift, mean, [mean - low, high - mean], color=colour, marker=marker, capsize=3,
-                linewidth=1.2, markerfacecolor=colour if plain else "none", linestyle="-" if plain else ":",
-                label=f"{label}, against other {other}")
-ax.axhline(0.5, color="black", linewidth=0.8)
-ax.axvspan(-0.5, grid.FIRST - 0.5, color="0.93", zorder=0)
-ax.set(xlabel="layer", ylabel="AUC, low energy = rated word", xlim=(-0.5, 5.5))
-ax.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    shift, hollow = (-0.08 if kernel == "paper" else 0.08), name == "rated, other content"
+    axes[int(name == "content, function")].errorbar(
+        np.arange(6) + shift, mean, [mean - low, high - mean], color=colour, marker=marker, capsize=3, linewidth=1.2,
+        markerfacecolor="none" if hollow else colour, linestyle=":" if hollow else "-",
+        label=f"{label}{', content words' if hollow else ''}")
+for ax, title in zip(axes, ("rated words against others", "content against function words"), strict=True):
+    ax.axhline(0.5, color="black", linewidth=0.8)
+    ax.axvspan(-0.5, grid.FIRST - 0.5, color="0.93", zorder=0)
+    ax.set(xlabel="layer", xlim=(-0.5, 5.5), title=title)
+axes[0].set_ylabel("AUC, the first have lower energy")
+axes[0].legend(fontsize=7.5)
 plt.show()
 
 # %% tags=["hide-input"]
@@ -289,14 +325,19 @@ def interval(values, form="+.3f"):
     return "{:{f}} [{:{f}}, {:{f}}]".format(*bootstrap_mean(values), f=form)
 
 
-first = {other: [interval(np.array(ranked["paper", other])[:, layer], ".2f") for layer in range(3)] for _, other in list(ranked)[:2]}
+def layers(kernel, name, chosen=range(3)):
+    return ", ".join(interval(np.array(ranked[kernel, name])[:, layer], ".2f") for layer in chosen)
+
+
 display(Markdown(
-    f"Against all other words the paper's energy has an AUC of {', '.join(first['words'])} in the three layers that merge. "
-    f"That is grammar: among content words, without *the*, *of* and *it* "
-    f"({', '.join(first['content words'])}) low energy does not tell those that are rated from the rest. "
-    f"With the Gaussian energy it does so a little in layer 1 only, {interval(np.array(ranked['gaussian', 'content words'])[:, 1], '.2f')}."
+    f"Against all other words the paper's energy has an AUC of {layers('paper', 'rated, other')} in the three layers that merge. "
+    f"What looks like knowledge of sentiment there is content against function words ({layers('paper', 'content, function')}): "
+    f"against other content words alone it is {layers('paper', 'rated, other content')}. With the Gaussian energy the last is "
+    f"{layers('gaussian', 'rated, other content')}. In the last layer, which does not merge, words of sentiment have the "
+    f"*higher* energy with both ({layers('paper', 'rated, other content', [5])} and "
+    f"{layers('gaussian', 'rated, other content', [5])})."
 ))
-assert bootstrap_mean(np.array(ranked["paper", "words"])[:, 0])[1] > 0.5 or quick
+assert quick or bootstrap_mean(np.array(ranked["paper", "content, function"])[:, 0])[1] > 0.5
 
 # %% [markdown]
 # Ranking is one thing, merging another. How often does a rated word end in a token together with others, compared to the
@@ -309,14 +350,14 @@ def joined(cell, rows):
     found = []
     with cell.applied(encoder) as running:
         for row in rows:
-            owner, rated, others_in = kinds(row)
+            owner, pairs = kinds(row)
             with pc.record(running) as trace:
                 running(input_ids=torch.tensor([row], device=encoder.device))
             token = trace.assignment[0, 1:-1].cpu().numpy()
             shared = reading.by_word(np.bincount(token)[token] > 1, owner)
-            if rated.any() and all(other.any() for other in others_in.values()):
-                beside = [shared[other].mean() for other in others_in.values()]
-                found.append(shared[rated].mean() - np.array(beside))
+            chosen = [pairs[name] for name in ("rated, other", "rated, other content")]
+            if all(kind.any() for pair in chosen for kind in pair):
+                found.append([shared[low].mean() - shared[high].mean() for low, high in chosen])
     return np.array(found)
 
 
@@ -368,23 +409,25 @@ display(Markdown(columns(movies, "sentences")))
 
 # %% tags=["hide-input"]
 display(Markdown(columns(long, "documents")))
-labels = np.array(long.items["label"])
-halves = {key: [long.mean_over_seeds(key, "frozen")[labels == label].mean() for label in (0, 1)] for key in (ours, "tofu@0.8")}
 gain = {arm: movies.difference(f"{arm}@0.8/retrained", f"{arm}@0.8", "correct") for arm in grid.RETRAINED}
 gains = ", ".join(f"{grid.LABELS[arm]} {difference}" for arm, difference in gain.items())
 again = {key: [record.difference(f"{key}/retrained", f"{rival}/retrained", "correct") for record in (movies, long)]
          for key in (ours, released)}
+runs = {key: ", ".join(f"{long.outcome(f'{key}/retrained', f'seed{s}').mean():.1%}" for s in models.SEEDS) for key in (released, rival)}
+names = {"the whole model": "whole", "PiToMe": ours, "ToMe": rival, "random merging": "random-merge@0.8",
+         "random pruning": "random-prune@0.8"}
+leans = ", ".join(f"{name} {by_label(long, key, 'frozen')}" for name, key in names.items())
 display(Markdown(
-    f"What retraining adds on sentences: {gains}. **Retrained, both forms of PiToMe are below ToMe** on the sentences that "
-    f"they were trained for ({again[ours][0]} and {again[released][0]}). On documents, which no classifier was trained on, the "
-    f"released form is above it ({again[released][1]}), and for the paper's no difference was found ({again[ours][1]}).\n\n"
-    f"A head on the frozen encoder loses much more on documents than a fine-tuned "
-    f"classifier, and not evenly: with PiToMe {halves[ours][0]:.0%} of the negative documents are still called so, and "
-    f"{halves[ours][1]:.0%} of the positive ones. ToFu, which drops tokens here and averages none, leaves it at "
-    f"{halves['tofu@0.8'][0]:.0%} and {halves['tofu@0.8'][1]:.0%}. Means of many tokens move the embedding of the whole text "
-    f"to one side of a head that was fitted without them."
+    f"What retraining adds on sentences: {gains}. Retrained, PiToMe is below ToMe there ({again[ours][0]}, McNemar's p by "
+    f"classifier {p_values(movies, f'{ours}/retrained', f'{rival}/retrained')}), and the released form too ({again[released][0]}, "
+    f"{p_values(movies, f'{released}/retrained', f'{rival}/retrained')}).\n\nOn documents the released form is ahead "
+    f"({again[released][1]}), but all of it comes from one of the three trainings of ToMe ({runs[rival]}; released {runs[released]}), "
+    f"and the interval knows nothing of trainings.\n\n"
+    f"A head on the frozen encoder loses much more on documents. Of the negative and the positive ones it gets right: {leans}. It "
+    f"leans to *positive* before any merging, and merging similar tokens tilts it further; merging at random does so less, dropping "
+    f"at random hardly. Why was not tested."
 ))
-assert again[ours][0].side == again[released][0].side == -1 and again[released][1].side == 1
+assert again[ours][0].side == again[released][0].side == -1
 
 # %% [markdown]
 # ## Other sources
@@ -409,10 +452,19 @@ lines.append("| *could have been detected, PiToMe minus ToMe* | " + " | ".join(c
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
-# Intervals resample sentences, reviews or articles, so that several sentences of one review count as one. On tweets the whole
-# model does worse than the more frequent label would, so little can be read there. Among the rest there is one more
-# interval on the wrong side of zero for PiToMe: the released form on product reviews.
-#
+# Intervals resample sentences, reviews or articles, so that several sentences of one review count as one. Does the order hold?
+# Only in part. Random merging and pruning are below ToMe on product reviews and tweets. DiffRate and DCT, below ToMe on film
+# reviews, are so nowhere here; ToFu, which was not, is on product reviews and tweets, and its merging half is above ToMe on
+# tweets. The released form of PiToMe is below ToMe on product reviews; for the paper's, the interval on tweets ends at zero.
+
+# %% tags=["hide-input"]
+display(Markdown(
+    f"On tweets the whole model leans to *negative* ({by_label(others['tweets'], 'whole')} of the negative and the positive ones are "
+    f"right), which is why its accuracy is under that of the more frequent label."
+))
+assert others["amazon"].difference(released, rival, "correct").side == -1
+
+# %% [markdown]
 # ## Sentences that flip
 #
 # Means hide what happens to one sentence. The rule: the first three test sentences, in the order of the record, that all
@@ -449,8 +501,8 @@ display(Markdown(f"{len(lost)} of {len(movies)} sentences are lost by all three 
 # %% [markdown]
 # ## Switches
 #
-# Two choices that the paper leaves to each experiment: which layers merge, and whether a merged token counts by its size in
-# attention.
+# Two choices: which layers merge, and proportional attention, which the paper describes and the released code for BERT leaves
+# out.
 
 # %% tags=["hide-input"]
 def switched(arm, tail):
@@ -471,13 +523,21 @@ lines.append(f"| *PiToMe minus ToMe, so switched* | {movies.difference(f'{ours}/
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
-# Merging in the last three layers as well saves a few per cent more and costs half a point or less, but for energy-sorted
-# matching and random pruning. Proportional attention makes little difference at this ratio, and without it no other method is
-# ahead. (ToFu drops tokens here, so that none has a size to count.)
-#
+# Merging in all six layers costs half a point or less, but for energy-sorted matching and random pruning. Without proportional
+# attention PiToMe gains a little, for the others that have sizes to count the intervals contain zero, and none is above ToMe so
+# switched. (ToFu drops tokens here, so that none has a size; DCT and random pruning have none either.)
+
+# %% tags=["hide-input"]
+fair = movies.difference(released, f"{rival}/off", "correct")
+display(Markdown(
+    f"The released form runs without it. Against ToMe without it, the released form is {fair} and not "
+    f"{movies.difference(released, rival, 'correct')}."
+))
+
+# %% [markdown]
 # ## Beside the paper's own numbers
 #
-# For orientation only: BERT-base on SST-2 and IMDb, quoted from Table 6 and not measured here.
+# For orientation only: the paper's BERT on SST-2 and IMDb, quoted from Table 6 and not measured here.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Quoted from Table 6 of the paper: accuracy (points) minus the whole model's, BERT, merging in the first three layers at r = 0.8, off the shelf. Hollow: not measured here. *Quoted.*", "name": "fig-text-quoted"}, "image": {"alt": "Hollow markers for PiToMe, ToMe, ToFu, DCT and DiffRate on SST-2 and IMDb; PiToMe and ToMe lie within a few tenths of a point of each other."}}
 figure, ax = plt.subplots(figsize=(6.4, 2.4))
@@ -507,36 +567,39 @@ for line in log:
         rank = recipe["rank"] or "all weights"
         lines.append(f"| {line['weights'].removeprefix('explore-')} | {rank} | {recipe['rate']:g} | {recipe['epochs']} | {scores} |")
 tried = results.load("text-movies-dev")
-display(Markdown("\n".join(lines) + f"\n\nBefore test was scored, {len(tried.cells)} cells were looked at on {len(tried)} dev "
+display(Markdown("\n".join(lines) + f"\n\nThe best of those with low-rank updates was taken, rank8-1e-3; training all weights did "
+                 f"better and was passed over, because three such encoders are too large to ship. Before test was scored, {len(tried.cells)} cells were looked at on {len(tried)} dev "
                  f"sentences, to see that the code does what it should; no arm was added or dropped after that."))
 
 # %% tags=["hide-input"]
 display(Markdown(
-    f"> **Takeaway.** With two tokens of ten gone in each of the first three layers, a small BERT loses about "
-    f"{-100 * to_whole.mean:.0f} answers in a hundred on sentences, whichever way similar words are merged: no difference "
-    f"between PiToMe and ToMe was found ({to_tome}, detectable {to_tome.detectable:.3f}). Random merging loses "
-    f"{-100 * movies.difference('random-merge@0.8', 'whole', 'correct').mean:.0f}. Fine-tuned with merging on, ToMe gets back "
-    f"about half of it, and PiToMe less ({again[ours][0]} to ToMe). The paper's energy does "
-    f"not know which of the content words carry the sentiment."
+    f"> **Takeaway.** With two tokens of ten gone in each of the first three layers, a small BERT loses 5 to 6 answers in a hundred "
+    f"on sentences with ToMe or PiToMe, and no difference between the two was found off the shelf ({to_tome}, detectable "
+    f"{to_tome.detectable:.3f}); random merging loses {-100 * movies.difference('random-merge@0.8', 'whole', 'correct').mean():.1f}. On "
+    f"documents with fewer tokens PiToMe is below ToMe ({fewer}), and so it is on sentences when both are retrained "
+    f"({again[ours][0]}). In the encoder before fine-tuning no sign was found that the paper's energy tells words of sentiment from "
+    f"other content words in the layers that merge."
 ))
+assert 5 <= -100 * movies.difference(rival, "whole", "correct").mean <= -100 * to_whole.mean <= 6
 
 # %% [markdown]
 # | | |
 # |---|---|
-# | The paper claims | Merged in its first three layers at r = 0.8, a BERT keeps its accuracy within half a point on SST-2 and a point on IMDb, with PiToMe and with ToMe (Table 6). |
-# | We saw | On a smaller BERT a loss of several points, and no difference found between the two off the shelf. Retrained, PiToMe below ToMe on sentences; on documents the released form above it. |
-# | What could overturn this | BERT-base on SST-2 and IMDb: **not run**; the command is in [How to run it](../book/how_to_run.md). Classifiers with all weights fine-tuned; real documents instead of assembled ones. |
+# | The paper claims | Merged in its first three layers at r = 0.8, BERT keeps its accuracy within half a point on SST-2 and a point on IMDb, with PiToMe and with ToMe (Table 6). |
+# | We saw | On a smaller BERT a loss of several points; no difference found between the two off the shelf at keep 0.8; PiToMe below ToMe on documents at keep 0.6, and on sentences when retrained. |
+# | What could overturn this | The paper's BERT on SST-2 and IMDb: **not run**; the command is in [How to run it](../book/how_to_run.md). Classifiers with all weights fine-tuned; real documents instead of assembled ones. |
 #
 # ## Exercises
 #
 # **1.** The published rule removes $\lfloor N - rN \rfloor$ tokens. How many test sentences of film reviews lose no token at all
-# at keep 0.8, and how many of their tokens do the others really keep after three layers?
+# at keep 0.8, and how many of their words' tokens do the others really keep after three layers?
 
 # %% tags=["hide-cell"]
 lengths = np.array(movies.items["tokens"])
 left = np.array([grid.tokens(TextCell("tome", 0.8), 6, n)[-1] for n in lengths])
 print(f"{(left == lengths).sum()} of {len(lengths)} sentences lose nothing")
-print(f"kept: {(left - 2).sum() / (lengths - 2).sum():.3f} of the words' tokens; 0.8 to the third is {0.8**3:.3f}")
+losing = left < lengths
+print(f"the others keep {(left - 2)[losing].sum() / (lengths - 2)[losing].sum():.3f}; 0.8 to the third is {0.8**3:.3f}")
 
 # %% [markdown]
 # **2.** Is the loss with PiToMe larger for short sentences or for long ones?
@@ -544,19 +607,20 @@ print(f"kept: {(left - 2).sum() / (lengths - 2).sum():.3f} of the words' tokens;
 # %% tags=["hide-cell"]
 edges = np.quantile(lengths, [0, 1 / 3, 2 / 3, 1])
 for low, high in zip(edges[:-1], edges[1:], strict=True):
-    here = (lengths >= low) & (lengths <= high)
+    here = (lengths > low if low > edges[0] else lengths >= low) & (lengths <= high)
     gap = (movies.outcome(ours, "correct") - movies.outcome("whole", "correct"))[here]
     mean, lower, upper = bootstrap_mean(gap)
     print(f"{low:.0f} to {high:.0f} tokens, {here.sum()} sentences: {mean:+.3f} [{lower:+.3f}, {upper:+.3f}]")
 
 # %% [markdown]
-# **3.** When merging turns an answer of one classifier from right to wrong, does it turn that of another? Compare with what
-# independent flips would give.
+# **3.** When merging turns an answer of one classifier from right to wrong, does it turn that of another? Take the sentences
+# that both get right on the whole model, and compare with what independent flips would give.
 
 # %% tags=["hide-cell"]
-flips = [
-    (movies.outcome("whole", f"seed{s}") == 1) & (movies.outcome(ours, f"seed{s}") == 0) for s in models.SEEDS
-]
-both = (flips[0] & flips[1]).sum()
-print(f"flips of the first: {flips[0].sum()}, of the second: {flips[1].sum()}, of both: {both}")
-print(f"if they were independent: {flips[0].sum() * flips[1].sum() / len(movies):.1f}")
+right = [movies.outcome("whole", f"seed{s}") == 1 for s in models.SEEDS[:2]]
+wrong = [movies.outcome(ours, f"seed{s}") == 0 for s in models.SEEDS[:2]]
+either = right[0] & right[1]
+flips = [(wrong[i] & either).sum() for i in (0, 1)]
+both = (wrong[0] & wrong[1] & either).sum()
+print(f"{either.sum()} sentences; flips of the first: {flips[0]}, of the second: {flips[1]}, of both: {both}")
+print(f"if they were independent: {flips[0] * flips[1] / either.sum():.1f}")
