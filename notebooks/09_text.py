@@ -185,13 +185,13 @@ display(Markdown(
 
 # %% tags=["hide-input"]
 strengths = [(movies, keep) for keep in grid.KEEPS] + [(long, 0.8), (long, 0.6)]
-titles = [f"{'sentences' if record is movies else 'documents'}, {keep:g}" for record, keep in strengths]
-lines = ["| accuracy, keep | " + " | ".join(titles) + " |", "|---" * (1 + len(titles)) + "|"]
+titles = [f"{keep:g}" if record is movies else f"docs {keep:g}" for record, keep in strengths]
+lines = ["| accuracy, sentences at keep | " + " | ".join(titles) + " |", "|---" * (1 + len(titles)) + "|"]
 for arm in ARMS:
     cells = [record.mean_over_seeds(f"{arm}@{keep:g}", "correct").mean() for record, keep in strengths]
     lines.append(f"| {grid.LABELS[arm]} | " + " | ".join(f"{value:.1%}" for value in cells) + " |")
 costs = [record.cells[f"tome@{keep:g}"]["share"] for record, keep in strengths]
-lines.append("| *cost of ToMe, share of the whole model's* | " + " | ".join(f"{value:.0%}" for value in costs) + " |")
+lines.append("| *cost (ToMe)* | " + " | ".join(f"{value:.0%}" for value in costs) + " |")
 half, fewer = movies.difference("random-merge@0.5", "tome@0.5", "correct"), long.difference("pitome@0.6", "tome@0.6", "correct")
 display(Markdown(
     "\n".join(lines) + f"\n\nWith fewer tokens all get worse, and apart: on sentences at keep 0.5 ToFu, DiffRate and random "
@@ -274,8 +274,11 @@ def kinds(row):
     words, owner = reading.words(row)
     rated, spelled = reading.rated(words), np.array([word.isalpha() for word in words])
     content = spelled & ~np.isin(words, list(ENGLISH_STOP_WORDS))  # no the, of, it
-    pairs = {"rated, other": (rated, spelled & ~rated), "content, function": (content, spelled & ~content)}
-    return owner, pairs | {"rated, other content": (rated & content, content & ~rated)}
+    return owner, {
+        "rated, other": (rated, spelled & ~rated),
+        "content, function": (content, spelled & ~content),
+        "rated, other content": (rated & content, content & ~rated),
+    }
 
 
 def auc(energy, low, high):
@@ -297,9 +300,10 @@ for row in rows:
     keys, _ = towers.token_metrics(encoder, torch.tensor([row], device=encoder.device))
     for (kernel, name), found in ranked.items():
         if all(kind.any() for kind in pairs[name]):
-            energy = [pc.energy_score(k, m, kernel=kernel)[0].cpu() for k, m in zip(keys, margins[kernel], strict=True)]
-            energy = [reading.by_word(values, owner) for values in energy]
-            found.append([auc(values, *pairs[name]) for values in energy])
+            found.append([])
+            for metric, margin in zip(keys, margins[kernel], strict=True):
+                energy = pc.energy_score(metric, margin, kernel=kernel)[0].cpu()
+                found[-1].append(auc(reading.by_word(energy, owner), *pairs[name]))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Which words have lower energy than which others of their sentence? AUC by layer, mean over sentences of the dev split with 95 % bootstrap intervals; 0.5: no better than chance. Left: rated words against all others (filled) and against other content words alone (hollow). Right: content words against function words. Punctuation is left out. Merging runs in layers 0 to 2 (shaded). *Live.*", "name": "fig-text-rated"}, "image": {"alt": "Two panels of AUC by layer for the paper's energy and the Gaussian energy. Rated words against other content words stay near one half; content words against function words start near 0.7 and fall to one half in layer 2."}}
 figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.5), sharey=True)
@@ -377,8 +381,8 @@ for arm, values in spared.items():
         row += [interval(values[:, column]), "" if arm == "tome" else interval(gap)]
     lines.append("| " + " | ".join(row) + " |")
 display(Markdown("\n".join(lines) + f"\n\n{len(spared['tome'])} sentences, live; 95 % bootstrap intervals over sentences. "
-                 "Negative: rated words are spared. PiToMe seems to spare them more than ToMe does; against content words "
-                 "alone the interval contains zero."))
+                 "Negative: rated words are spared. PiToMe seems to spare them more than ToMe does; the ends of these "
+                 "intervals lie close to zero."))
 
 # %% [markdown]
 # ## Retrained, and frozen
