@@ -18,7 +18,6 @@ import contextlib
 import difflib
 import hashlib
 import itertools
-import os
 import re
 import shutil
 import sys
@@ -42,7 +41,9 @@ from pitome_core.experiments.shards import (
     Parts,
     Refused,
     Unit,
+    add_arguments,
     alone,
+    check_numbers,
     collate,
     processes,
     split,
@@ -139,14 +140,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                        help=f"weights to load into --model; MAE needs its fine-tuned ones: {files}")
     group.add_argument("--model-args", nargs="+", default=[], metavar="NAME=VALUE",
                        help="passed to timm.create_model, e.g. global_pool=avg")
-    group.add_argument("--dtype", choices=list(DTYPES), default="float32",
-                       help="bfloat16 runs under autocast; plans are float32 either way (default: %(default)s)")
-    group.add_argument("--batch-size", type=int, default=128, metavar="N",
-                       help="images at a time (default: %(default)s)")
-    group.add_argument("--shard", type=int, default=1000, metavar="N",
-                       help="images in a unit of work: what a killed process loses at most (default: %(default)s)")
-    group.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N",
-                       help="processes that decode images, per process that scores (default: %(default)s)")
+    add_arguments(group, "images")
 
 
 def run(args: argparse.Namespace, protocol: str) -> int:
@@ -351,9 +345,7 @@ def _model_args(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    for name, least in (("batch_size", 1), ("shard", 1), ("workers", 0)):
-        if getattr(args, name) < least:
-            raise Refused(f"--{name.replace('_', '-')} {getattr(args, name)} is below {least}")
+    check_numbers(args)
     if args.checkpoint is not None and len(args.model) > 1:
         raise Refused(f"one --checkpoint for {len(args.model)} models: run them one by one")
 

@@ -23,7 +23,6 @@ import difflib
 import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
 import sys
@@ -104,14 +103,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--images", type=Path, metavar="FOLDER", help="the folder of the pictures")
     group.add_argument("--only", type=Path, metavar="FILE",
                        help="with captions in COCO's format: names of the pictures to take, one per line")
-    group.add_argument("--dtype", choices=list(shards.DTYPES), default="float32",
-                       help="bfloat16 runs under autocast; plans are float32 either way (default: %(default)s)")
-    group.add_argument("--batch-size", type=int, default=128, metavar="N",
-                       help="images or captions at a time (default: %(default)s)")
-    group.add_argument("--shard", type=int, default=1000, metavar="N",
-                       help="of them in a unit of work: what a killed process loses at most (default: %(default)s)")
-    group.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N",
-                       help="processes that decode images, per process that scores (default: %(default)s)")
+    shards.add_arguments(group, "images or captions")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -122,9 +114,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        for name, least in (("batch_size", 1), ("shard", 1), ("workers", 0)):
-            if getattr(args, name) < least:
-                raise Refused(f"--{name.replace('_', '-')} {getattr(args, name)} is below {least}")
+        shards.check_numbers(args)
         captions = load_captions(args.data, args.annotations, args.images, args.only)
         for spec in args.model:
             with state.main_process_first():  # one process downloads, the others find the file in the cache

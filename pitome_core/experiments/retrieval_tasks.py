@@ -25,7 +25,6 @@ from pitome_core.experiments import (
     retrieval_grid,
     retrieval_training,
     scenes,
-    sweep,
     towers,
 )
 from pitome_core.experiments.retrieval_grid import RetrievalCell
@@ -69,14 +68,8 @@ class Retrieval(VisionTask):
                 for seed in retrieval_training.SEEDS}
         return super().about | {"model": MODEL, "texts": len(self.ids), "weights": used}
 
-    def seconds_per_image(self) -> float:
-        sample = self.images[: 8 if self.device.type == "cpu" else 64].to(self.device)
-
-        def once() -> None:
-            with torch.no_grad():
-                float(self.model.encode_image(sample).sum())  # the sum waits for the device
-
-        return sweep.quickest(once) / len(sample)
+    def run_once(self, images: Tensor) -> Tensor:
+        return self.model.encode_image(images)
 
     @cached_property
     def lengths(self) -> dict[int, int]:

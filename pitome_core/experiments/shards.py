@@ -7,6 +7,7 @@ need a common file system and nothing else.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -32,6 +33,25 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 class Refused(ValueError):
     """What was asked for cannot be run; the message says what to do."""
+
+
+def add_arguments(group: argparse._ArgumentGroup, items: str) -> None:
+    """The arguments that every experiment in shards has; ``items`` is what it scores, such as ``images``."""
+    group.add_argument("--dtype", choices=list(DTYPES), default="float32",
+                       help="bfloat16 runs under autocast; plans are float32 either way (default: %(default)s)")
+    group.add_argument("--batch-size", type=int, default=128, metavar="N",
+                       help=f"{items} at a time (default: %(default)s)")
+    group.add_argument("--shard", type=int, default=1000, metavar="N",
+                       help=f"{items} in a unit of work: what a killed process loses at most (default: %(default)s)")
+    group.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N",
+                       help="processes that decode images, per process that scores (default: %(default)s)")
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Raise `Refused` for a number of `add_arguments` that is too small."""
+    for name, least in (("batch_size", 1), ("shard", 1), ("workers", 0)):
+        if getattr(args, name) < least:
+            raise Refused(f"--{name.replace('_', '-')} {getattr(args, name)} is below {least}")
 
 
 @dataclass(frozen=True)

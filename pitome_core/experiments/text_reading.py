@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 import torch
@@ -61,11 +60,8 @@ def rated(found: Sequence[str]) -> np.ndarray:
     return np.array([word in sentences.lexicon() for word in found], dtype=bool)
 
 
-_tokenizer = cache(text_towers.sentence_tokenizer)  # reading it takes longer than most of what is done here
-
-
 def _pieces(row: Sequence[int]) -> list[str]:
-    return _tokenizer().convert_ids_to_tokens(list(row))
+    return text_towers.sentence_tokenizer().convert_ids_to_tokens(list(row))
 
 
 def quoted(text: str) -> str:

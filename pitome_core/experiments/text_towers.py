@@ -7,6 +7,8 @@ states over all real tokens ([CLS] and [SEP] among them), brought to unit length
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,7 +47,14 @@ def sentence_encoder(device: torch.device | str | None = None) -> BertModel:
 
 def sentence_tokenizer() -> BertTokenizer:
     """The tokenizer of `sentence_encoder`: lower case, WordPiece, [CLS] first and [SEP] last. Errors as there."""
-    return _transformers().AutoTokenizer.from_pretrained(assets.fetch(ASSET), local_files_only=True)
+    _transformers()  # says what to do where it is missing
+    return _read_tokenizer(assets.fetch(ASSET))
+
+
+@cache
+def _read_tokenizer(folder: Path) -> BertTokenizer:
+    """Read once: that takes half a second, and `_encode` states all of its settings at every call."""
+    return _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def token_counts(tokenizer: BertTokenizer, texts: Sequence[str]) -> list[int]:
