@@ -85,7 +85,7 @@ MINUTES ?= inf
 text-weights: setup ## fine-tune the classifiers of the text chapter that are missing (an hour or two on two cores; resumes)
 	$(PY) -m pitome_core.experiments text --train --minutes $(MINUTES)
 
-# Features of the towers first, view by view, then the heads: a minute each. ARGS='--recipe token-installed'
+# Features of the towers first, view by view, then the heads: a minute each. ARGS='--recipe decay-2-installed'
 retrieval-weights: setup ## train the heads of the retrieval chapter that are missing (an hour on two cores; resumes)
 	$(PY) -m pitome_core.experiments retrieval --train --minutes $(MINUTES) $(ARGS)
 

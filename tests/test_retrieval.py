@@ -93,7 +93,7 @@ def test_keys_tell_cells_apart():
     for name, listed in retrieval_tasks.GRIDS.items():
         cells = retrieval_grid.cells(**listed)
         assert cells[0].key == grid.WHOLE and len({c.key for c in cells}) == len(cells), name
-    cells = retrieval_grid.cells(**retrieval_tasks.GRIDS["white"])
+    cells = retrieval_grid.cells(**retrieval_tasks.GRIDS["collection"])
     assert [c.key for c in cells if c.towers == "vision"] == [c.key for c in grid.cells(img_size=224)]
     assert RetrievalCell("tome", 0.8, towers="text").key == "tome@0.8/text"
     assert RetrievalCell("random-prune", 0.8, seed=1, towers="both").key == "random-prune@0.8/both/seed1"
@@ -227,7 +227,7 @@ def test_the_reference_is_kernel_ridge():
     examples, dev = random_examples(30, views=1), random_examples(20, views=1, seed=1)
     ridge = retrieval_training.Ridge(examples, dev)
     gamma, penalty = max(ridge.scores, key=ridge.scores.__getitem__)
-    assert len(ridge.scores) == 9 and len(set(ridge.scores.values())) > 1
+    assert len(ridge.scores) == 12 and len(set(ridge.scores.values())) > 1
     x, z = (e.images[0].flatten(1).double() for e in (examples, dev))
     mean, spread = x.mean(0), x.std(0, correction=0)
     x, z = (x - mean) / spread, (z - mean) / spread
@@ -298,7 +298,7 @@ def test_stages_go_on_where_they_stopped(few, monkeypatch, capsys):
     assert len({float(one.image.fc1.weight.sum()) for three in heads for one in three}) == 9
     assert sum(path.stat().st_size for path in few.glob("heads/whole*")) < 6e6
     capsys.readouterr()
-    with pytest.raises(assets.AssetError, match="photos-gcompris.*--recipe token-installed"):
+    with pytest.raises(assets.AssetError, match="photos-gcompris.*--recipe decay-2-installed"):
         retrieval_training.run([grid.WHOLE], again=True, log=log)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -76,6 +77,13 @@ def marked_files() -> list[str]:
     return [str(path.relative_to(ROOT)) for path in files if "pytest.mark.gpu" in path.read_text(encoding="utf-8")]
 
 
+def side_by_side() -> list[str]:
+    """Arguments of pytest that run several files at once, where pytest-xdist is there and the processors are."""
+    workers = min(6, (os.cpu_count() or 1) // 2)
+    found = workers > 1 and importlib.util.find_spec("xdist")
+    return ["-n", str(workers), "--dist", "loadfile"] if found else []
+
+
 def pytest(selection: list[str]) -> dict:
     """One run of pytest; its counts."""
     with tempfile.TemporaryDirectory() as folder:
@@ -141,7 +149,7 @@ def main() -> int:
     print("{device}, driver {driver}, CUDA {cuda}, torch {packages[torch]}".format(**record), flush=True)
     todo = {
         "gpu tests": lambda: pytest(["-m", "gpu", *marked_files()]),
-        "notebooks": lambda: pytest(["notebooks"]),
+        "notebooks": lambda: pytest([*side_by_side(), "notebooks"]),
         "cost": lambda: cost(args.minutes),
     }
     target = RECORDS / "environment.json"

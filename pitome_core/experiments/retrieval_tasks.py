@@ -143,9 +143,9 @@ OPTIONAL = {"collection": data.GCOMPRIS, "noto": scenes.NOTO, "stamps": scenes.S
 # What the protocol lists for each task: keep ratios of the image tower, of the text tower, of both; and lower
 # resolutions.
 GRIDS: dict[str, dict[str, Any]] = {
-    "white": dict(keeps=grid.KEEPS, text=(0.8, 0.6), both=(0.9, 0.8), img_size=dual_encoder.SIDE),
-    "photographs": dict(keeps=(0.9, 0.8), both=(0.9, 0.8)),
-    "collection": dict(keeps=(0.9, 0.8)),
+    "collection": dict(keeps=grid.KEEPS, text=(0.8, 0.6), both=(0.9, 0.8), img_size=dual_encoder.SIDE),
+    "white": dict(keeps=(0.9, 0.8), both=(0.9, 0.8)),
+    "photographs": dict(keeps=(0.9,)),
     "noto": dict(keeps=(0.9,)),
     "stamps": dict(keeps=(0.9,)),
 }
