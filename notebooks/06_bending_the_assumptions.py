@@ -537,7 +537,7 @@ def agreement(x, k, method, options, draws=10):
 
 # %%
 noisy, _ = clusters((12, 8, 6, 4, 2), 0.3, order="shuffled")
-keys = layers.metrics[0][7].double()
+keys = layers.metrics[0][7].double().cpu()
 equal, _ = clusters((8, 8, 8, 8), 0.0, order="shuffled")
 sets = {
     "noisy clusters": (noisy, 8, 0.5),

@@ -83,7 +83,7 @@ CANDIDATES = {
     "token-fast-text-long": Recipe(text_rate=1e-3, epochs=400),
     "token-fast-text-drop-0.3": Recipe(text_rate=1e-3, drop=0.3),
     "token-fast-text-drop-0.5": Recipe(text_rate=1e-3, drop=0.5),
-    "decay-0.5": Recipe(text_rate=1e-3, decay=0.5),
+    "token-fast-text-decay-0.5": Recipe(text_rate=1e-3, decay=0.5),
     "decay-1": Recipe(text_rate=1e-3, decay=1.0),
     "decay-2": Recipe(text_rate=1e-3, decay=2.0),
     "decay-5": Recipe(text_rate=1e-3, decay=5.0),
