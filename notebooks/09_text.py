@@ -28,7 +28,7 @@ import sys
 if "google.colab" in sys.modules:  # beside Colab's own torch and numpy, which stay as they are
     import subprocess
 
-    package = "pitome-core[experiments] @ git+https://github.com/OWNER/pitome-companion@v0.1.0"
+    package = "pitome-core[experiments,transformers] @ git+https://github.com/OWNER/pitome-companion@v0.1.0"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
 # %%

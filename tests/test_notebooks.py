@@ -77,8 +77,10 @@ def test_no_code_is_removed(path):
 def test_colab_installs_this_version_from_this_repository(path):
     (cell,) = [cell for cell in code_cells(path) if "google.colab" in cell.source]
     assert 'if "google.colab" in sys.modules' in cell.source
-    wanted = f"{PROJECT['name']}[experiments] @ git+{PROJECT['urls']['Repository']}@v{PROJECT['version']}"
-    assert re.findall(r"pitome-core\[[^\"']+", cell.source) == [wanted]
+    (wanted,) = re.findall(r"pitome-core\[[^\"']+", cell.source)
+    extras, source = re.fullmatch(r"pitome-core\[([a-z,-]+)\](.*)", wanted).groups()
+    assert source == f" @ git+{PROJECT['urls']['Repository']}@v{PROJECT['version']}"
+    assert "experiments" in extras.split(",") and set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
 
 
 # --- the checks can fail

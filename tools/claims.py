@@ -39,11 +39,13 @@ import jsonschema
 import numpy as np
 import yaml
 
+from pitome_core.experiments import recall
 from pitome_core.experiments.results import Record, RecordError
 from pitome_core.experiments.statistics import Difference, McNemar, mcnemar
 
 ROOT = Path(__file__).resolve().parents[1]
 LEDGER, PAGE = "results/claims.yml", "book/claims.md"
+RSUM = {"rsum": "rank", "rsum_retrained": "rank_retrained"}  # what a ledger may ask for, and the ranks it comes from
 VERDICTS = {"holds here": "✓", "does not hold here": "✗", "mixed here": "◐", "not run": "○"}
 SAYS = ("for", "against", "open")
 SCORED = ("test", "all")
@@ -197,8 +199,10 @@ def _same_strength(record: Record, pointer: dict) -> None:
 def _computed(path: str, changed: int, asked: str) -> tuple[Difference, McNemar | None, Record]:
     record, pointer = Record.load(path), json.loads(asked)
     pair, outcome, skip = (pointer["first"], pointer["second"]), pointer["outcome"], pointer.get("skip_missing", False)
-    columns = [record.per_item(key, outcome) for key in pair]
     _same_strength(record, pointer)
+    if outcome in RSUM:  # not a mean of ranks: a sum of recalls
+        return recall.difference(record, *pair, RSUM[outcome]), None, record
+    columns = [record.per_item(key, outcome) for key in pair]
     found, here = record.difference(*pair, outcome, skip_missing=skip), ~np.isnan(columns).any(axis=0)
     binary = np.isin(np.array(columns)[:, here], (0, 1)).all()
     return found, mcnemar(*(column[here] for column in columns)) if binary else None, record

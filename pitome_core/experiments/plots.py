@@ -6,7 +6,8 @@ import base64
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
 from pitome_core.experiments.results import seedless
+from pitome_core.experiments.statistics import paired_difference
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey by order of lightness.
 COLOURS = {"pitome": "#0072B2", "tome": "#D55E00", "whole": "#000000", "random": "#999999", "accent": "#009E73"}
@@ -360,7 +362,7 @@ ARMS = {
 def against_cost(
     ax: Axes,
     record,
-    outcome: str,
+    outcome: str | Callable[[str], np.ndarray],
     arms: Sequence[str],
     bands: Sequence[str] = ("pitome", "tome"),
     reference: str = "whole",
@@ -369,14 +371,16 @@ def against_cost(
 
     One line per arm, over its keep ratios (or resolutions); a band for the arms in `bands`: the 95 % interval of the
     difference, paired by item. Cells whose key says more than arm and strength (``/off``, ``/retrained``) are left out.
+    ``outcome`` is a name, or a function that gives one number per item of a cell, by its key.
     """
+    values = outcome if callable(outcome) else partial(record.per_item, name=outcome)
+    base = values(reference)
     for arm in arms:
         rows = []
         for key in seedless(key for key, cell in record.cells.items() if cell["arm"] == arm):
             cell = record.about(key)
             if "/" not in key:  # the arm as it is: no switch, not in other layers, not retrained
-                values = record.mean_over_seeds(key, outcome) - record.outcome(reference, outcome)
-                rows.append((cell["share"], values.mean(), key))
+                rows.append((cell["share"], (values(key) - base).mean(), key))
         if not rows:
             continue
         x, mean, keys = zip(*sorted(rows), strict=True)
@@ -384,7 +388,7 @@ def against_cost(
         look = {"linestyle": line, "marker": marker, "color": colour, "markersize": 4.5, "linewidth": 1.4}
         ax.plot(x, mean, label=cell["label"], **look)
         if arm in bands:
-            found = [record.difference(key, reference, outcome) for key in keys]
+            found = [paired_difference(values(key), base, record.clusters) for key in keys]
             low, high = [d.low for d in found], [d.high for d in found]
             ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     ax.axhline(0, color="black", linewidth=0.8, zorder=0)

@@ -109,7 +109,7 @@ def rsum(record: Record, key: str, column: str = "rank") -> tuple[float, float, 
 
     Of an arm with seeds: the mean of its seeds' rsums.
     """
-    return bootstrap_mean(_over_seeds(record, key, column), record.clusters)
+    return bootstrap_mean(per_query(record, key, column), record.clusters)
 
 
 def difference(
@@ -120,12 +120,12 @@ def difference(
     ``column`` is the outcome that is read (`rank` or `rank_retrained`); ``other_column`` that of `second`, where it
     is another one.
     """
-    parts = [_over_seeds(record, key, name) for key, name in ((first, column), (second, other_column or column))]
+    parts = [per_query(record, key, name) for key, name in ((first, column), (second, other_column or column))]
     return paired_difference(*parts, record.clusters)
 
 
-def _over_seeds(record: Record, key: str, column: str) -> np.ndarray:
-    """`contributions` of a cell, averaged over its seeds: a mean of ranks would have another recall."""
+def per_query(record: Record, key: str, column: str) -> np.ndarray:
+    """`contributions` of a cell, ``(Q,)``, averaged over its seeds: a mean of ranks would have another recall."""
     queries = record.items["query"]
     return np.mean([contributions(values, queries) for values in _outcomes(record, key, column)], axis=0)
 
