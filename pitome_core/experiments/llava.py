@@ -175,9 +175,10 @@ def assemble(seed: int = 0, device: torch.device | str | None = None) -> LlavaFo
 def _random_projector(config: LlavaConfig, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     found = {}
-    sizes = ((config.vision_config.hidden_size, "linear_1"), (config.text_config.hidden_size, "linear_2"))
-    for width, name in sizes:
-        weight = torch.randn(config.text_config.hidden_size, width, generator=generator) * width**-0.5
+    # Word embeddings have a spread of .14, features one of 2.
+    sizes = ((config.vision_config.hidden_size, "linear_1", 1.0), (config.text_config.hidden_size, "linear_2", 0.05))
+    for width, name, spread in sizes:
+        weight = torch.randn(config.text_config.hidden_size, width, generator=generator) * spread * width**-0.5
         found |= {f"{name}.weight": weight, f"{name}.bias": torch.zeros(len(weight))}
     return found
 
