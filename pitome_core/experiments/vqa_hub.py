@@ -43,12 +43,23 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 import pitome_core as pc
-from pitome_core.experiments import grid, results, settings, shards, sweep, vqa_benchmarks, vqa_files, vqa_metrics
+from pitome_core.experiments import (
+    grid,
+    results,
+    settings,
+    shards,
+    sweep,
+    vqa_answers,
+    vqa_benchmarks,
+    vqa_files,
+    vqa_metrics,
+)
 from pitome_core.experiments.shards import Refused, Unit
 from pitome_core.experiments.statistics import Difference
+from pitome_core.experiments.vqa_answers import ORDERS
 from pitome_core.experiments.vqa_benchmarks import Benchmark
 from pitome_core.families.common import linear
-from pitome_core.families.hf_llava import expand_placeholders, image_token_count
+from pitome_core.families.hf_llava import image_token_count
 
 PROTOCOL = "vqa-paper-1"
 MODEL = "llava-hf/llava-1.5-7b-hf"
@@ -80,7 +91,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
                        "the model's image processor, which crops (default: %(default)s)")
     group.add_argument("--max-answer", type=int, default=16, metavar="N",
                        help="tokens of an answer at most (default: %(default)s)")
-    group.add_argument("--order", nargs="+", choices=ORDERS, default=[ORDER], help="(default: %(default)s)")
+    group.add_argument("--order", nargs="+", choices=ORDERS, default=list(ORDERS[:1]), metavar="ORDER",
+                       help=f"in which the language model reads image tokens, of {', '.join(ORDERS)} "
+                       f"(default: {ORDERS[0]})")
     shards.add_arguments(group, "questions", batch_size=16, default="bfloat16",
                          dtype="of the language model; the vision tower and its plans are float32")
 
@@ -262,6 +275,7 @@ def padded(picture: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
 
 # --- cells
 
+COMPACT = "raster-compact"
 KEEPS = (0.9,)  # of Table 3 for the model of 7B
 RELEASED = grid.Arm("pitome-released-llava", "PiToMe (released, LLaVA)", "pitome", "pitome",
                     {"preset": "released-llava"}, also_off=False)
@@ -275,12 +289,12 @@ class VqaCell(grid.Cell):
     """An arm at one strength in the vision tower of a LLaVA, whose language model reads the merged tokens in an order.
     """
 
-    order: str = "raster-compact"
+    order: str = ORDERS[0]
 
     @property
     def key(self) -> str:
         """As in `grid.Cell`; another order than the default is added: ``tome@0.9/released``."""
-        return super().key + ("" if self.arm == grid.WHOLE or self.order == ORDER else f"/{self.order}")
+        return super().key + ("" if self.arm == grid.WHOLE or self.order == ORDERS[0] else f"/{self.order}")
 
     def describe(self) -> dict[str, Any]:
         """What a record says about it."""
@@ -298,15 +312,12 @@ class VqaCell(grid.Cell):
             yield model
 
 
-ORDER = "raster-compact"
-ORDERS = ("raster-compact",)
-
-
 def cells(
-    arms: Sequence[str] | None = None, keeps: Sequence[float] = KEEPS, orders: Sequence[str] = (ORDER,)
+    arms: Sequence[str] | None = None, keeps: Sequence[float] = KEEPS, orders: Sequence[str] = ORDERS[:1]
 ) -> list[VqaCell]:
-    """The whole model, then each arm (None: all of `ARMS`) at each keep ratio in each order.
+    """The whole model, then each arm (None: all of `ARMS`) at each keep ratio in each order of `vqa_answers.ORDERS`.
 
+    What a transform leaves lies nowhere on the grid, so that its tokens are read as they come, whatever the orders.
     `ValueError` for an arm that does not exist or a keep ratio that is none.
     """
     chosen = list(ARMS) if arms is None else [name for name in arms if name != grid.WHOLE]
@@ -315,7 +326,9 @@ def cells(
     if wrong := [keep for keep in keeps if not 0 < keep < 1]:
         raise ValueError(f"keep {wrong[0]} must lie between 0 and 1; the whole model (keep 1) is always run")
     found = [VqaCell(grid.WHOLE)]
-    found += [VqaCell(name, keep, order=order) for name in chosen for keep in keeps for order in orders]
+    for name in chosen:
+        possible = (COMPACT,) if ARMS[name].kind == "transform" else orders
+        found += [VqaCell(name, keep, order=order) for keep in keeps for order in possible]
     return list(dict.fromkeys(found))
 
 
@@ -363,14 +376,14 @@ def prefill_macs(model: nn.Module, tokens: int) -> int:
 
 @dataclass(frozen=True)
 class _Run:
-    """What every part of a run needs: ``rows`` are the token ids of all prompts, with one placeholder each."""
+    """What every part of a run needs."""
 
     args: argparse.Namespace
     state: Any
     device: torch.device
     loaded: Loaded
     questions: Questions
-    rows: tuple[tuple[int, ...], ...]
+    prompts: tuple[str, ...]
     record: results.Record
     parts: shards.Parts
     units: Mapping[str, Sequence[Unit]]
@@ -385,11 +398,11 @@ def _score_model(
 
     results.exact_float32()
     cells = _cells(args)
-    rows = _rows(loaded, questions)
     record = _open(args, loaded, questions)
-    lengths = Counter(len(row) - 1 for row in rows)
+    prompts = tuple(questions.benchmark.prompt(item.question) for item in questions.items)
+    lengths = _lengths(loaded, prompts)
     running = _Run(
-        args, state, device, loaded, questions, rows, record, _parts(args, device, loaded, record),
+        args, state, device, loaded, questions, prompts, record, _parts(args, device, loaded, record),
         {cell.key: shards.split(cell, len(questions), args.shard) for cell in cells},
         {cell.key: _cost(cell, loaded.model, lengths) for cell in cells},
     )
@@ -418,10 +431,9 @@ def _score_model(
     return _report(running, cells)
 
 
-def _rows(loaded: Loaded, questions: Questions) -> tuple[tuple[int, ...], ...]:
-    """Token ids of every prompt, with one placeholder for the picture."""
-    prompts = [questions.benchmark.prompt(item.question) for item in questions.items]
-    return tuple(map(tuple, loaded.tokenizer(prompts)["input_ids"]))
+def _lengths(loaded: Loaded, prompts: Sequence[str]) -> Counter[int]:
+    """How many prompts have each number of tokens, the picture not counted."""
+    return Counter(len(ids) - 1 for ids in loaded.tokenizer(list(prompts))["input_ids"])
 
 
 def _cells(args: argparse.Namespace) -> list[VqaCell]:
@@ -556,26 +568,14 @@ def _answer_unit(running: _Run, unit: Unit, loader: Iterator) -> dict[str, Any]:
         asked = [i for i in batch if questions.picture[i] not in why]
         if asked:
             place = {number: at for at, number in enumerate(found)}
-            shown = pixels.to(running.device, non_blocking=True)[[place[questions.picture[i]] for i in asked]]
-            for i, text in zip(asked, _answers(running, unit.cell, asked, shown), strict=True):
+            texts = vqa_answers.answer(
+                running.loaded.model, running.loaded.tokenizer, pixels, [running.prompts[i] for i in asked],
+                image_of=[place[questions.picture[i]] for i in asked], order=unit.cell.order,
+                max_new_tokens=running.args.max_answer,
+            )
+            for i, text in zip(asked, texts, strict=True):
                 answers[i - unit.start] = text
     return {"answers": answers, "unreadable": unreadable}
-
-
-@torch.inference_mode()
-def _answers(running: _Run, cell: VqaCell, asked: Sequence[int], pixels: Tensor) -> list[str]:
-    """Greedy answers to the questions with these numbers; ``pixels (B, 3, H, W)``."""
-    model, tokenizer = running.loaded.model, running.loaded.tokenizer
-    image = model.config.image_token_id
-    rows = [running.rows[i] for i in asked]
-    width = max(map(len, rows))
-    pad = tokenizer.pad_token_id or 0
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=running.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=running.device)
-    ids, mask = expand_placeholders(ids, image, image_token_count(model), mask)
-    out = model.generate(input_ids=ids, attention_mask=mask, pixel_values=pixels, do_sample=False,
-                         max_new_tokens=running.args.max_answer, pad_token_id=pad)
-    return [text.strip() for text in tokenizer.batch_decode(out[:, ids.shape[1]:], skip_special_tokens=True)]
 
 
 def _where(questions: Questions, i: int) -> str:
