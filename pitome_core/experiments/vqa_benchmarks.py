@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 
 from pitome_core.experiments import vqa_files, vqa_metrics
+from pitome_core.experiments.vqa_answers import IMAGE
 
-PLACEHOLDER = "<image>"
 # The conversation that LLaVA-1.5 was tuned on, and the request that goes with questions of short answers.
 TEMPLATE = "USER: <image>\n{question}\nAnswer the question using a single word or phrase. ASSISTANT:"
 
@@ -75,8 +75,8 @@ def register_benchmark(new: Benchmark) -> Benchmark:
     """
     if new.name in _BENCHMARKS:
         raise ValueError(f"there is a benchmark {new.name!r} already; choose another name")
-    if "{question}" not in new.template or new.template.count(PLACEHOLDER) != 1:
-        raise ValueError(f"the template {new.template!r} needs {{question}} and {PLACEHOLDER}, once")
+    if "{question}" not in new.template or new.template.count(IMAGE) != 1:
+        raise ValueError(f"the template {new.template!r} needs {{question}} and {IMAGE}, once")
     vqa_metrics.metric(new.metric)
     _BENCHMARKS[new.name] = new
     return new

@@ -56,7 +56,7 @@ from pitome_core.experiments import (
 )
 from pitome_core.experiments.shards import Refused, Unit
 from pitome_core.experiments.statistics import Difference
-from pitome_core.experiments.vqa_answers import ORDERS
+from pitome_core.experiments.vqa_answers import IMAGE, ORDERS
 from pitome_core.experiments.vqa_benchmarks import Benchmark
 from pitome_core.families.common import linear
 from pitome_core.families.hf_llava import image_token_count
@@ -126,7 +126,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
+    """Raise `Refused`, before anything is loaded, for arguments that do not fit."""
     shards.check_numbers(args)
+    _cells(args)
     for name in ("first", "max_answer"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise Refused(f"--{name.replace('_', '-')} {value} is below 1")
@@ -172,11 +174,15 @@ def load_questions(args: argparse.Namespace) -> Questions:
     except (OSError, ValueError) as error:  # a MalformedError is a ValueError
         raise Refused(str(error).replace("skip=True", "--skip-malformed")) from error
     items = found.items[: args.first]
+    if twice := [key for key, count in Counter(item.id for item in items).items() if count > 1]:
+        raise Refused(f"{args.questions.name} has question {twice[0]} more than once, and {len(twice) - 1} others")
+    if not items:
+        raise Refused(f"{args.questions.name} has no question that can be used")
     pictures = {path: number for number, path in enumerate(dict.fromkeys(item.image for item in items))}
     digest = hashlib.sha256()
     for item in items:
-        if vqa_benchmarks.PLACEHOLDER in item.question:
-            raise Refused(f"{args.questions.name}, question {item.id} holds {vqa_benchmarks.PLACEHOLDER}: mend it")
+        if IMAGE in item.question:
+            raise Refused(f"{args.questions.name}, question {item.id} holds {IMAGE}: mend it")
         digest.update(json.dumps([item.id, item.image.name, item.question, item.answers]).encode() + b"\n")
     return Questions(
         benchmark, args.questions.name, items, tuple(pictures), tuple(pictures[item.image] for item in items),
@@ -225,9 +231,9 @@ def load_model(spec: str, dtype: str, square: str, device: torch.device) -> Load
         reason = next(iter(str(error).splitlines()), "")
         raise Refused(f"{spec} could not be loaded ({type(error).__name__}: {reason}): pass a folder in the format of "
                       "transformers, or a name on the hub where there is a network") from error
-    image_token = tokenizer.convert_tokens_to_ids(vqa_benchmarks.PLACEHOLDER)
+    image_token = tokenizer.convert_tokens_to_ids(IMAGE)
     if image_token != model.config.image_token_id:
-        raise Refused(f"{spec}: {vqa_benchmarks.PLACEHOLDER} is token {image_token} of the tokenizer and "
+        raise Refused(f"{spec}: {IMAGE} is token {image_token} of the tokenizer and "
                       f"{model.config.image_token_id} of the model: they do not belong together")
     digest = shards.weights_digest(model)
     for part in (model.model.language_model, model.lm_head):
@@ -298,7 +304,11 @@ class VqaCell(grid.Cell):
 
     def describe(self) -> dict[str, Any]:
         """What a record says about it."""
-        return super().describe() | ({} if self.arm == grid.WHOLE else {"order": self.order})
+        if self.arm == grid.WHOLE:
+            return super().describe()
+        arm = ARMS[self.arm]
+        return {"arm": arm.name, "label": arm.label, "keep": self.keep, "method": arm.method,
+                "options": dict(arm.options), "order": self.order}
 
     @contextlib.contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -307,8 +317,7 @@ class VqaCell(grid.Cell):
             yield model
             return
         arm = ARMS[self.arm]
-        options = dict(arm.options) | ({} if self.seed is None else {"seed": self.seed})
-        with pc.patched(model, arm.method, self.keep, proportional=self.proportional, restore=False, **options):
+        with pc.patched(model, arm.method, self.keep, restore=False, **arm.options):
             yield model
 
 
