@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +59,17 @@ def tokenizer():
     return fast
 
 
+def published_names(folder: Path) -> None:
+    """The weights under the names that the file on the hub has, which is older than this transformers."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    renamed = {name.replace("vision_tower.", "vision_tower.vision_model."): value for name, value in weights.items()}
+    assert {"language_model.lm_head.weight", "language_model.model.norm.weight", "multi_modal_projector.linear_1.bias",
+            "vision_tower.vision_model.pre_layrnorm.bias"} < set(renamed)
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A LLaVA of random weights on the disk, in the layout of llava-1.5-7b-hf; it says words of `ANSWERS`."""
@@ -80,6 +94,7 @@ def tiny(tmp_path_factory):
         silent[said] = False
         model.lm_head.weight[silent] = 0
     model.save_pretrained(folder)
+    published_names(folder)
     square = {"height": SIDE, "width": SIDE}
     images = transformers.CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=square)
     transformers.LlavaProcessor(images, words, patch_size=PATCH, vision_feature_select_strategy="default",
@@ -366,6 +381,28 @@ def test_one_run_at_a_time(words, tmp_path, capsys):
     assert "another run is working in" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_two_processes_give_the_record_of_one(words, tmp_path, gqa_run):
+    script = tmp_path / "run.py"
+    script.write_text(f"""import argparse, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from pitome_core.experiments import sweep, vqa_hub
+parser = argparse.ArgumentParser()
+sweep.add_grid_arguments(parser)
+vqa_hub.configure(parser)
+sys.exit(vqa_hub.run(parser.parse_args()))
+""")
+    # --multi_gpu is accelerate's word for several processes on one machine; PITOME_DEVICE puts them on the CPU.
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    done = subprocess.run([sys.executable, *launcher, str(script), *words()], capture_output=True, timeout=300,
+                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("minus ToMe") == 1
+    record = load(tmp_path / "out")
+    assert outcomes(record) == outcomes(gqa_run) and record.header == gqa_run.header
+
+
 def test_the_test_split_is_logged_before_it_is_scored(words, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "writable", lambda committed: tmp_path / ("results" if committed else "scratch"))
     arguments = words("--split", "test", "--methods", "tome")
@@ -571,3 +608,14 @@ def test_models_that_do_not_fit_are_refused(change, message, words, tiny, tmp_pa
     mended(folder, "config.json", change)
     assert main(words(model=folder)) == 2
     assert re.search(f"^error: .*({message})", (said := capsys.readouterr().err), re.DOTALL | re.MULTILINE), said
+
+
+def test_weights_that_are_missing_are_not_made_up(words, tiny, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny, tmp_path / "other")
+    weights = load_file(folder / "model.safetensors")
+    del weights["multi_modal_projector.linear_1.bias"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert main(words(model=folder)) == 2
+    assert "has no weights for model.multi_modal_projector.linear_1.bias and 0 others" in capsys.readouterr().err

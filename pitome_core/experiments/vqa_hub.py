@@ -15,6 +15,10 @@ score in words.
 The vision tower and the projector stay in float32 whatever ``--dtype`` says: plans hang on small differences. Pictures
 are padded to a square as LLaVA-1.5 was trained; the processor on the hub crops them (``--square crop``). Neither the
 system sentence of the conversation nor, for TextVQA, words that an OCR system read stand in the prompt.
+
+Files: VQAv2 has ``v2_OpenEnded_mscoco_val2014_questions.json`` and ``v2_mscoco_val2014_annotations.json`` with COCO's
+``val2014``; GQA ``testdev_balanced_questions.json`` with ``images``; TextVQA ``TextVQA_0.5.1_val.json`` with
+``train_images``. VQAv2's answers for test-dev, on which LLaVA's own figure is, are not public.
 """
 
 from __future__ import annotations
@@ -220,9 +224,11 @@ def load_model(spec: str, dtype: str, square: str, device: torch.device) -> Load
         kind = transformers.AutoConfig.from_pretrained(spec).model_type
         if kind != "llava":
             raise Refused(f"{spec} is a {kind}; merged here is llava, such as {MODEL}")
-        model = transformers.LlavaForConditionalGeneration.from_pretrained(
-            spec, dtype="auto", attn_implementation="sdpa"  # "auto": as the files have it, so that nothing is rounded
-        )
+        model, found = transformers.LlavaForConditionalGeneration.from_pretrained(
+            spec, dtype="auto", attn_implementation="sdpa", output_loading_info=True,
+        )  # "auto": as the files have it, so that nothing is rounded
+        if missing := sorted(found["missing_keys"]):  # transformers warns and makes them up
+            raise Refused(f"{spec} has no weights for {missing[0]} and {len(missing) - 1} others: fetch it again")
         tokenizer = transformers.AutoTokenizer.from_pretrained(spec)
         processor = transformers.AutoImageProcessor.from_pretrained(spec)
     except Refused:
