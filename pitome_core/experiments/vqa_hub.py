@@ -80,8 +80,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--model", nargs="+", default=[MODEL], metavar="MODEL",
                        help=f"a LLaVA in the format of transformers: a name on the hub or a folder (default: {MODEL})")
-    group.add_argument("--data", default="vqav2", metavar="BENCHMARK", help=f"of "
-                       f"{', '.join(vqa_benchmarks.benchmarks())}, or what --plugin adds (default: %(default)s)")
+    group.add_argument("--data", default="vqav2", metavar="BENCHMARK",
+                       help=f"{', '.join(vqa_benchmarks.benchmarks())}, or what --plugin adds (default: %(default)s)")
     group.add_argument("--plugin", metavar="MODULE",
                        help="a module to import first, which registers another benchmark: see vqa_benchmarks")
     group.add_argument("--questions", type=Path, metavar="FILE", help="the benchmark's official file of questions")
@@ -558,8 +558,8 @@ def _answer_units(running: _Run, mine: Sequence[Unit], todo: Sequence[Unit], wai
 
 
 def _minutes(running: _Run, unit: Unit, seconds: float, todo: Sequence[Unit]) -> float:
-    """Minutes for the units ``todo``, if time goes with multiply-accumulates as it did in ``unit``; at most that, since
-    decoding an answer is no cheaper where the prompt is."""
+    """Minutes for the units ``todo``, if time goes with multiply-accumulates as it did in ``unit``. With a cell of the
+    whole model first, rather more: decoding an answer is hardly cheaper where the prompt is."""
     def work(unit: Unit) -> float:
         return (unit.stop - unit.start) * running.costs[unit.cell.key]["share"]
 
