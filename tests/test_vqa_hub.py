@@ -19,7 +19,7 @@ from PIL import Image
 
 import pitome_core as pc
 from conftest import randomize
-from pitome_core.experiments import results, sweep, vqa_benchmarks, vqa_files, vqa_hub, vqa_metrics
+from pitome_core.experiments import results, sweep, vqa_benchmarks, vqa_files, vqa_grid, vqa_hub, vqa_metrics
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -243,7 +243,7 @@ def test_a_record_says_what_was_read_and_what_it_cost(gqa_run, tiny, capsys):
     model, row = loaded.model, loaded.tokenizer([vqa_benchmarks.TEMPLATE.format(question=one["question"])
                                                  for one in many_gqa().values()])["input_ids"]
     assert whole["prompt_tokens"] == pytest.approx(np.mean([len(ids) - 1 for ids in row]), abs=0.01)
-    prefill = [vqa_hub.prefill_macs(model, 20 + len(ids) - 1) for ids in row]
+    prefill = [vqa_grid.prefill_macs(model, 20 + len(ids) - 1) for ids in row]
     assert merged["gmacs_prefill"] == pytest.approx(np.mean(prefill) / 1e9, abs=1e-6)
     with pc.patched(model, "pitome", 0.8, restore=False):
         assert merged["gmacs_tower"] == pytest.approx(pc.flops(model).total / 1e9, abs=1e-6)
@@ -270,7 +270,7 @@ def test_prefill_is_that_of_the_cost_chapter():
         vision = transformers.CLIPVisionConfig(num_hidden_layers=1)
         model = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(
             vision_config=vision, text_config=text))
-    assert vqa_hub.prefill_macs(model, 640) == shape.macs(640)
+    assert vqa_grid.prefill_macs(model, 640) == shape.macs(640)
 
 
 def test_the_grid_in_all_orders(words, tmp_path):

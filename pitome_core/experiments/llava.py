@@ -17,14 +17,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from pitome_core.experiments import assets, questions, results, settings, towers
+from pitome_core.experiments import assets, questions, results, settings, towers, vqa_answers
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
@@ -197,6 +199,64 @@ def llava(path: Path | None = None, device: torch.device | str | None = None) ->
     model = assemble(device="cpu")
     add(model, load(path))
     return model.to(device if device is not None else settings.device())
+
+
+# --- asking
+
+
+class _Pictures(Dataset):
+    def __init__(self, keys: Sequence[tuple[str, int]]):
+        self.keys = list(keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return torch.from_numpy(questions.picture(questions.scene(*self.keys[i]))).permute(2, 0, 1).contiguous()
+
+
+def draw(scenes: Sequence[tuple[str, int]], device: torch.device) -> Tensor:
+    """Pictures of scenes (stream and number): `(S, 3, 168, 168)` uint8 on the CPU.
+
+    ``device`` says what waits for them: for CUDA they are drawn by worker processes.
+    """
+    workers = min(os.cpu_count() or 1, len(scenes) // 64) if device.type == "cuda" else 0
+    return torch.cat(list(DataLoader(_Pictures(scenes), batch_size=64, num_workers=workers)))
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """`(B, 3, s, s)` uint8 -> float32, as `towers.preprocess` gives pictures of that size."""
+    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (towers.MEAN, towers.STD))
+    return (pixels.float() / 255 - mean) / std
+
+
+def ask(
+    model: LlavaForConditionalGeneration, pixels: Tensor, texts: Sequence[str], of: Sequence[int], *,
+    order: str = vqa_answers.ORDERS[0], side: int | None = None, size: int | None = None,
+) -> list[str]:
+    """Answers to questions, as they are asked in the question set, about pictures `(S, 3, 168, 168)` uint8.
+
+    Text i is about picture ``of[i]``. ``side`` shrinks the pictures first; ``size`` pictures are worked on at a time
+    (default: 16 on a CPU, 128 elsewhere). Raises as `vqa_answers.answer`.
+    """
+    size = size or (16 if model.device.type == "cpu" else 128)
+    rows: dict[int, list[int]] = {}
+    for i, picture in enumerate(of):
+        rows.setdefault(picture, []).append(i)
+    found, used = [""] * len(texts), list(rows)
+    for start in range(0, len(used), size):
+        part = used[start : start + size]
+        images = normalised(pixels[torch.tensor(part)].to(model.device))
+        if side is not None and side != images.shape[-1]:
+            images = nn.functional.interpolate(
+                images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+        members = [i for picture in part for i in rows[picture]]
+        places = [place for place, picture in enumerate(part) for _ in rows[picture]]
+        prompts = [prompt(texts[i]) for i in members]
+        for i, text in zip(members, vqa_answers.answer(model, tokenizer(), images, prompts, image_of=places,
+                                                       order=order), strict=True):
+            found[i] = text
+    return found
 
 
 # --- what is ours

@@ -56,14 +56,14 @@ from pitome_core.experiments import (
     vqa_answers,
     vqa_benchmarks,
     vqa_files,
+    vqa_grid,
     vqa_metrics,
 )
 from pitome_core.experiments.shards import Refused, Unit
 from pitome_core.experiments.statistics import Difference
 from pitome_core.experiments.vqa_answers import IMAGE, ORDERS
 from pitome_core.experiments.vqa_benchmarks import Benchmark
-from pitome_core.families.common import linear
-from pitome_core.families.hf_llava import image_token_count
+from pitome_core.experiments.vqa_grid import VqaCell
 
 PROTOCOL = "vqa-paper-1"
 MODEL = "llava-hf/llava-1.5-7b-hf"
@@ -289,42 +289,9 @@ def padded(picture: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
 
 COMPACT = "raster-compact"
 KEEPS = (0.9,)  # of Table 3 for the model of 7B
-RELEASED = grid.Arm("pitome-released-llava", "PiToMe (released, LLaVA)", "pitome", "pitome",
-                    {"preset": "released-llava"}, also_off=False)
 # The rows of Table 3, with the presets and controls that say where a difference comes from.
-ARMS = {name: grid.ARMS[name] for name in ("pitome", "energy-sorted", "tome", "tofu", "dct", "diffrate", "random-merge",
-                                           "random-prune")} | {RELEASED.name: RELEASED}
-
-
-@dataclass(frozen=True)
-class VqaCell(grid.Cell):
-    """An arm at one strength in the vision tower of a LLaVA, whose language model reads the merged tokens in an order.
-    """
-
-    order: str = ORDERS[0]
-
-    @property
-    def key(self) -> str:
-        """As in `grid.Cell`; another order than the default is added: ``tome@0.9/released``."""
-        return super().key + ("" if self.arm == grid.WHOLE or self.order == ORDERS[0] else f"/{self.order}")
-
-    def describe(self) -> dict[str, Any]:
-        """What a record says about it."""
-        if self.arm == grid.WHOLE:
-            return super().describe()
-        arm = ARMS[self.arm]
-        return {"arm": arm.name, "label": arm.label, "keep": self.keep, "method": arm.method,
-                "options": dict(arm.options), "order": self.order}
-
-    @contextlib.contextmanager
-    def applied(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The model as this cell runs it; patched inside the block only."""
-        if self.arm == grid.WHOLE:
-            yield model
-            return
-        arm = ARMS[self.arm]
-        with pc.patched(model, arm.method, self.keep, restore=False, **arm.options):
-            yield model
+ARMS = {name: vqa_grid.ARMS[name] for name in ("pitome", "energy-sorted", "tome", "tofu", "dct", "diffrate",
+                                               "random-merge", "random-prune", vqa_grid.RELEASED.name)}
 
 
 def cells(
@@ -345,45 +312,6 @@ def cells(
         possible = (COMPACT,) if ARMS[name].kind == "transform" else orders
         found += [VqaCell(name, keep, order=order) for keep in keeps for order in possible]
     return list(dict.fromkeys(found))
-
-
-def _cost(cell: VqaCell, model: nn.Module, lengths: Mapping[int, int]) -> dict[str, Any]:
-    """Tokens and 10^9 multiply-accumulates of one picture and one question, up to the first token of the answer.
-
-    ``lengths`` says how many prompts have each number of tokens without the picture's; a cost is the mean over them.
-    ``gmacs_tower`` is the vision tower with merging and projector, ``gmacs_prefill`` the language model on the prompt,
-    ``gmacs`` their sum and ``share`` its share of the whole model's; ``image_tokens`` go into the language model, with
-    ``prompt_tokens`` of text; ``tokens`` are the patch tokens that enter each layer of the tower and leave it.
-    """
-    def both(running: nn.Module) -> tuple[Any, int, float]:
-        image = image_token_count(running)
-        total = sum(count * prefill_macs(model, image + text) for text, count in lengths.items())
-        return pc.flops(running), image, total / sum(lengths.values())
-
-    tower, _, prefill = both(model)
-    whole, prefix = tower.total + prefill, pc.schedule(model, keep=1.0).prefix
-    with cell.applied(model) as running:
-        tower, image, prefill = both(running)
-    return {
-        "gmacs": round((tower.total + prefill) / 1e9, 6),
-        "share": round((tower.total + prefill) / whole, 6),
-        "gmacs_tower": round(tower.total / 1e9, 6),
-        "gmacs_prefill": round(prefill / 1e9, 6),
-        "image_tokens": image,
-        "prompt_tokens": round(sum(text * count for text, count in lengths.items()) / sum(lengths.values()), 2),
-        "tokens": [n - prefix for n in tower.tokens],
-    }
-
-
-def prefill_macs(model: nn.Module, tokens: int) -> int:
-    """Multiply-accumulates of a LLaVA's language model on a prompt of so many tokens: all linear maps, causal attention
-    (each token with those up to itself), the vocabulary for the last token."""
-    language = model.model.language_model
-    config = language.config
-    heads = config.num_attention_heads
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    maps = linear(language.layers)
-    return tokens * maps + len(language.layers) * tokens * (tokens + 1) * width + linear(model.lm_head)
 
 
 # --- scoring
@@ -419,7 +347,7 @@ def _score_model(
     running = _Run(
         args, state, device, loaded, questions, prompts, record, _parts(args, device, loaded, record),
         {cell.key: shards.split(cell, len(questions), args.shard) for cell in cells},
-        {cell.key: _cost(cell, loaded.model, lengths) for cell in cells},
+        {cell.key: vqa_grid.cost(cell, loaded.model, lengths) for cell in cells},
     )
     with contextlib.ExitStack() as stack:
         plan: list[Any] = [None]

@@ -167,19 +167,13 @@ def batches(recipe: Recipe, first: int, device: torch.device) -> Iterator[list[d
         yield step
 
 
-def normalised(pixels: Tensor) -> Tensor:
-    """`(B, 3, s, s)` uint8 -> float32, as `towers.preprocess` gives pictures of that size."""
-    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (towers.MEAN, towers.STD))
-    return (pixels.float() / 255 - mean) / std
-
-
 # --- losses
 
 
 @torch.no_grad()
 def tower_features(model: nn.Module, pixels: Tensor) -> Tensor:
     """What the projector reads of pictures `(B, 3, s, s)` uint8: `(B, N, 384)` float32."""
-    states = model.model.vision_tower(normalised(pixels), output_hidden_states=True).hidden_states
+    states = model.model.vision_tower(llava.normalised(pixels), output_hidden_states=True).hidden_states
     return states[model.config.vision_feature_layer][:, 1:]
 
 
@@ -378,7 +372,10 @@ def validate(model: nn.Module, count: int = VALIDATED, stream: str = VALIDATION)
     ``{type: {"accuracy", "low", "high", "prior", "items"}}``; the model is one without `llava.LowRank` around its maps.
     """
     asked = list(questions.Questions(stream, count))
-    answers = ask(model, asked)
+    scenes = list(dict.fromkeys(question.scene for question in asked))
+    place = {scene: i for i, scene in enumerate(scenes)}
+    pixels = llava.draw([(stream, scene) for scene in scenes], model.device)
+    answers = llava.ask(model, pixels, [q.text for q in asked], [place[q.scene] for q in asked])
     prior = questions.blind_prior(questions.Questions(STREAM, KNOWN), asked)
     found = {}
     for kind in questions.TYPES:
@@ -389,48 +386,6 @@ def validate(model: nn.Module, count: int = VALIDATED, stream: str = VALIDATION)
             values = {"accuracy": mean, "low": low, "high": high, "prior": prior[kind]}
             found[kind] = {name: round(value, 4) for name, value in values.items()} | {"items": len(members)}
     return found
-
-
-def ask(
-    model: nn.Module, asked: Sequence[questions.Question], *, order: str = vqa_answers.ORDERS[0], pixels: int = 0,
-) -> list[str]:
-    """Answers to questions, scene by scene; ``pixels`` other than 0 shrinks the pictures to that side first."""
-    rows: dict[tuple[str, int], list[int]] = {}
-    for i, question in enumerate(asked):
-        rows.setdefault((question.id.split("-")[0], question.scene), []).append(i)
-    device, words = model.device, llava.tokenizer()
-    scenes, found = list(rows), [""] * len(asked)
-    size = 16 if device.type == "cpu" else 128
-    parts = [scenes[i : i + size] for i in range(0, len(scenes), size)]
-    for images, part in zip(pictures(scenes, size, device), parts, strict=True):
-        images = normalised(images.to(device))
-        if pixels:
-            images = nn.functional.interpolate(
-                images, size=(pixels, pixels), mode="bilinear", antialias=True, align_corners=False)
-        members = [i for key in part for i in rows[key]]
-        of = [place for place, key in enumerate(part) for _ in rows[key]]
-        prompts = [llava.prompt(asked[i].text) for i in members]
-        given = vqa_answers.answer(model, words, images, prompts, image_of=of, order=order)
-        for i, text in zip(members, given, strict=True):
-            found[i] = text
-    return found
-
-
-class _Pictures(Dataset):
-    def __init__(self, keys: Sequence[tuple[str, int]]):
-        self.keys = list(keys)
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, i: int) -> Tensor:
-        return torch.from_numpy(questions.picture(questions.scene(*self.keys[i]))).permute(2, 0, 1).contiguous()
-
-
-def pictures(keys: Sequence[tuple[str, int]], size: int, device: torch.device) -> DataLoader:
-    """Pictures of scenes (stream and number) in batches `(size, 3, s, s)` uint8, drawn by workers where they pay."""
-    workers = min(os.cpu_count() or 1, len(keys) // 64) if device.type == "cuda" else 0
-    return DataLoader(_Pictures(keys), batch_size=size, num_workers=workers)
 
 
 def headline(validation: dict[str, dict[str, float]]) -> list[str]:
