@@ -220,8 +220,22 @@ def draw(scenes: Sequence[tuple[str, int]], device: torch.device) -> Tensor:
 
     ``device`` says what waits for them: for CUDA they are drawn by worker processes.
     """
-    workers = min(os.cpu_count() or 1, len(scenes) // 64) if device.type == "cuda" else 0
+    workers = min(drawing_workers(device), len(scenes) // 64)
     return torch.cat(list(DataLoader(_Pictures(scenes), batch_size=64, num_workers=workers)))
+
+
+def drawing_workers(device: torch.device) -> int:
+    """How many processes draw pictures for a model on this device: none for a CPU, which has enough to do.
+
+    What they need is read here first: they inherit it, where processes fork.
+    """
+    if device.type != "cuda":
+        return 0
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else its threads warn in every worker
+    tokenizer()
+    for number in range(len(questions.CYCLE) * len(questions.BACKGROUNDS)):
+        questions.picture(questions.scene("train", number), 64)
+    return os.cpu_count() or 1
 
 
 def normalised(pixels: Tensor) -> Tensor:

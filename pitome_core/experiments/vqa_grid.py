@@ -27,7 +27,7 @@ ARMS: dict[str, grid.Arm] = {
     name: RELEASED if name == RELEASED.name else grid.ARMS[name] for name in (*LISTED, "dct", "diffrate")
 }
 ORDERED = ("pitome", RELEASED.name, "tome")  # arms that are read in every order at the primary ratio
-# Pixels to a side of the smaller pictures: 81, 49 and 25 tokens, next to the 86, 45 and 23 that the keep ratios leave
+# Pixels to a side of the smaller pictures: 81, 49 and 25 tokens, next to the 83, 45 and 23 that the keep ratios leave
 # of 144; and 100 and 64 between them.
 SIDES = (140, 126, 112, 98, 70)
 LABELS = {name: grid.LABELS[name] for name in (grid.WHOLE, grid.LOWER)} | {n: arm.label for n, arm in ARMS.items()}

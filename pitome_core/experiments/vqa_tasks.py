@@ -61,7 +61,7 @@ class Vqa:
     @cached_property
     def pixels(self) -> torch.Tensor:
         """Pictures of all scenes, uint8 on the CPU; drawn at the first call."""
-        return llava.draw([(self.stream, scene) for scene in range(self.asked[-1].scene + 1)], self.model.device)
+        return llava.draw([(self.stream, scene) for scene in range(self.scenes)], self.model.device)
 
     @cached_property
     def lengths(self) -> dict[int, int]:
@@ -72,12 +72,17 @@ class Vqa:
     def cost(self, cell: VqaCell) -> dict[str, Any]:
         return vqa_grid.cost(cell, self.model, self.lengths)
 
-    def work(self, cell: VqaCell) -> int:
-        """Scenes."""
+    @property
+    def scenes(self) -> int:
+        """How many there are."""
         return self.asked[-1].scene + 1
 
+    def work(self, cell: VqaCell) -> int:
+        """Scenes."""
+        return self.scenes
+
     def seconds_per_image(self) -> float:
-        scenes = min(TIMED * (1 if self.model.device.type == "cpu" else 16), self.work(None))
+        scenes = min(TIMED * (1 if self.model.device.type == "cpu" else 16), self.scenes)
         part = [q for q in self.asked if q.scene < scenes]
         pixels = llava.draw([(self.stream, scene) for scene in range(scenes)], self.model.device)
         seconds = sweep.quickest(lambda: llava.ask(self.model, pixels, [q.text for q in part], [q.scene for q in part]))

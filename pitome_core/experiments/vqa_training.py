@@ -19,7 +19,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -159,7 +158,7 @@ def batches(recipe: Recipe, first: int, device: torch.device) -> Iterator[list[d
         raise ValueError(f"batch {recipe.batch} is no multiple of {size}, as a CPU needs it")
     start, stop = first * recipe.batch, recipe.total * recipe.batch
     numbers = [list(range(i, i + size)) for i in range(start, stop, size)]
-    workers = (os.cpu_count() or 1) if device.type == "cuda" else 0
+    workers = llava.drawing_workers(device)
     more = {"prefetch_factor": 4, "persistent_workers": True, "pin_memory": True} if workers else {}
     loader = DataLoader(Scenes(STREAM), batch_sampler=numbers, collate_fn=collate, num_workers=workers, **more)
     parts = ({name: value.to(device, non_blocking=True) for name, value in part.items()} for part in loader)
