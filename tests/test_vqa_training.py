@@ -201,6 +201,25 @@ def test_early_weights_are_those_of_the_checkpoint(elsewhere):
     assert vqa_training.run(QUICK, estimate_only=True, weights=elsewhere / "no", log=elsewhere / "l") == QUICK.total
 
 
+@pytest.mark.gpu
+def test_cuda_trains_alike(elsewhere, monkeypatch):
+    """Drawn by workers, the language model in bfloat16: the same scenes, the same losses up to rounding."""
+    states = {}
+    for device in ("cpu", "cuda"):
+        monkeypatch.setenv("PITOME_DEVICE", device)
+        states[device] = vqa_training.train(QUICK, log=elsewhere / "l")
+        vqa_training.checkpoint_path(QUICK).unlink()
+    losses = [[loss for _, loss in state.losses] for state in states.values()]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    asked = list(questions.Questions("validation", 6))
+    for state in states.values():
+        model = llava.assemble(device=state.model.device)
+        llava.add(model, llava.ours(state.model))
+        state.answers = llava.ask(model, llava.draw([("validation", 0), ("validation", 1)], model.device),
+                                  [q.text for q in asked], [q.scene for q in asked])
+    assert all(len(state.answers) == 6 for state in states.values())
+
+
 def test_a_type_is_in_the_headline_where_it_beats_its_prior():
     rows = {"single": {"low": 0.9, "prior": 0.1}, "count": {"low": 0.30, "prior": 0.34},
             "relation": {"low": 0.5, "prior": 0.5}}

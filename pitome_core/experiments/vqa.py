@@ -61,7 +61,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--count", type=int, metavar="N", help="the first N questions only (dev)")
     group.add_argument("--train", action="store_true", help="train the weights if they are missing, and stop")
     group.add_argument("--minutes", type=float, default=math.inf,
-                       help="with --train: stop after that time; the same command goes on from there")
+                       help="with --train: stop after that time, and the same command goes on from there; a validation "
+                       "follows the last step, ten minutes on a CPU")
     group.add_argument("--steps", type=int, metavar="N", help="with --train: another recipe, with N steps of tuning "
                        f"(default: {vqa_training.Recipe.steps})")
     group.add_argument("--early", action="store_true",
