@@ -136,8 +136,8 @@ def files(folder: Path, benchmark: str, *contents) -> list[str]:
 
 def command(model, images, output: Path, *extra) -> list[str]:
     return ["vqa", "--profile", "paper", "--model", str(model), "--images", str(images), "--output", str(output),
-            "--dtype", "float32", "--batch-size", "3", "--shard", "4", "--workers", "0", "--max-answer", "3", "--square", "crop",
-            "--methods", "pitome", "tome", "--keep", "0.8", *map(str, extra)]  # fmt: skip
+            "--dtype", "float32", "--batch-size", "3", "--shard", "4", "--workers", "0", "--max-answer", "3",
+            "--square", "crop", "--methods", "pitome", "tome", "--keep", "0.8", *map(str, extra)]  # fmt: skip
 
 
 @pytest.fixture
