@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -19,7 +18,8 @@ from PIL import Image
 
 import pitome_core as pc
 from conftest import randomize
-from pitome_core.experiments import results, sweep, vqa_benchmarks, vqa_files, vqa_grid, vqa_hub, vqa_metrics
+from pitome_core.experiments import results, vqa_benchmarks, vqa_files, vqa_grid, vqa_hub, vqa_metrics
+from pitome_core.experiments.__main__ import main
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -36,7 +36,7 @@ QUESTIONS = 7
 
 @pytest.fixture(autouse=True)
 def paper_tier(monkeypatch):
-    monkeypatch.setenv("PITOME_PROFILE", "paper")
+    monkeypatch.setenv("PITOME_PROFILE", "paper")  # the command line sets it: put back afterwards
     monkeypatch.setenv("PITOME_DEVICE", "cpu")
 
 
@@ -134,17 +134,10 @@ def files(folder: Path, benchmark: str, *contents) -> list[str]:
     return found
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser()
-    sweep.add_grid_arguments(parser)
-    vqa_hub.configure(parser)
-    return vqa_hub.run(parser.parse_args(arguments))
-
-
 def command(model, images, output: Path, *extra) -> list[str]:
-    return ["--model", str(model), "--images", str(images), "--output", str(output), "--dtype", "float32",
-            "--batch-size", "3", "--shard", "4", "--workers", "0", "--max-answer", "3", "--square", "crop",
-            "--methods", "pitome", "tome", "--keep", "0.8", *map(str, extra)]  # fmt: skip
+    return ["vqa", "--profile", "paper", "--model", str(model), "--images", str(images), "--output", str(output),
+            "--dtype", "float32", "--batch-size", "3", "--shard", "4", "--workers", "0", "--max-answer", "3",
+            "--square", "crop", "--methods", "pitome", "tome", "--keep", "0.8", *map(str, extra)]  # fmt: skip
 
 
 @pytest.fixture
@@ -383,20 +376,13 @@ def test_one_run_at_a_time(words, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_processes_give_the_record_of_one(words, tmp_path, gqa_run):
-    script = tmp_path / "run.py"
-    script.write_text(f"""import argparse, sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from pitome_core.experiments import sweep, vqa_hub
-parser = argparse.ArgumentParser()
-sweep.add_grid_arguments(parser)
-vqa_hub.configure(parser)
-sys.exit(vqa_hub.run(parser.parse_args()))
-""")
     # --multi_gpu is accelerate's word for several processes on one machine; PITOME_DEVICE puts them on the CPU.
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
                 "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    done = subprocess.run([sys.executable, *launcher, str(script), *words()], capture_output=True, timeout=300,
-                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "pitome_core.experiments", *words()], capture_output=True, timeout=300,
+        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parents[1],
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("minus ToMe") == 1
     record = load(tmp_path / "out")
@@ -574,7 +560,7 @@ def test_what_does_not_plug_in(words, fresh_registries, capsys):
         (dict(data=["--data", "gqa"]), [], "no data: pass --questions FILE and --images FOLDER"),
         (dict(data=["--data", "gqa", "--questions", "nowhere.json"]), [], "no file nowhere.json"),
         ({}, ["--keep", "1.5"], "keep 1.5 must lie between 0 and 1"),
-        ({}, ["--methods", "evit"], "no method 'evit' in visual question answering; there are pitome"),
+        ({}, ["--methods", "lower-resolution"], "no method 'lower-resolution' in .*there are pitome, energy-sorted"),
         ({}, ["--shard", "0"], "--shard 0 is below 1"),
         ({}, ["--max-answer", "0"], "--max-answer 0 is below 1"),
         ({}, ["--first", "3", "--split", "test"], "--first is for trials"),

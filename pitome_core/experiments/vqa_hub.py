@@ -19,6 +19,12 @@ system sentence of the conversation nor, for TextVQA, words that an OCR system r
 Files: VQAv2 has ``v2_OpenEnded_mscoco_val2014_questions.json`` and ``v2_mscoco_val2014_annotations.json`` with COCO's
 ``val2014``; GQA ``testdev_balanced_questions.json`` with ``images``; TextVQA ``TextVQA_0.5.1_val.json`` with
 ``train_images``. VQAv2's answers for test-dev, on which LLaVA's own figure is, are not public.
+
+On several GPUs, with the released variant beside the paper's, in the order of the released code beside ours:
+
+    accelerate launch -m pitome_core.experiments vqa --profile paper --data vqav2 \\
+        --questions v2_OpenEnded_mscoco_val2014_questions.json --annotations v2_mscoco_val2014_annotations.json \\
+        --images val2014 --methods pitome pitome-released-llava tome --order raster-centroid released
 """
 
 from __future__ import annotations
