@@ -21,7 +21,7 @@ STAGE := @tools/stage.sh
 HTML := _build/html
 TEST_HTML := _build/test/_build/html
 
-.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval test-all fuzz results text-weights retrieval-weights gpu lock clean
+.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval test-all fuzz results text-weights retrieval-weights vqa-weights gpu lock clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [VENV=path | PYTHON=interpreter]'
@@ -79,6 +79,7 @@ results: setup ## score the test sets by the protocol, resuming; writes results/
 	$(PY) -m pitome_core.experiments text --profile embedded --split test
 	$(PY) -m pitome_core.experiments text --profile embedded --time --output results/embedded
 	$(PY) -m pitome_core.experiments spectra --profile embedded
+	$(PY) -m pitome_core.experiments vqa --profile embedded --split test
 
 # Stages of five to ten minutes each; one that is done is not done again. MINUTES=70 begins none after that time.
 MINUTES ?= inf
@@ -88,6 +89,10 @@ text-weights: setup ## fine-tune the classifiers of the text chapter that are mi
 # Features of the towers first, view by view, then the heads: a minute each. ARGS='--recipe decay-2-installed'
 retrieval-weights: setup ## train the heads of the retrieval chapter that are missing (an hour on two cores; resumes)
 	$(PY) -m pitome_core.experiments retrieval --train --minutes $(MINUTES) $(ARGS)
+
+# Minutes on a graphics card, a day on two cores: MINUTES=70 stops with a checkpoint, from which the same command goes on.
+vqa-weights: setup ## train projector and low-rank updates of the LLaVA of the chapter on questions (resumes)
+	$(PY) -m pitome_core.experiments vqa --train --minutes $(MINUTES) $(ARGS)
 
 # No set-up here: it must run on a machine without a network.
 gpu: ## GPU tests, notebooks and costs on CUDA; writes results/gpu/

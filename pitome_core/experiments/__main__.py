@@ -12,6 +12,7 @@ EXPERIMENTS = {
     "vision": "saliency, features and classification with merged Vision Transformers; ImageNet in the paper tier",
     "text": "sentiment of sentences and documents with a merged BERT; SST-2 and others in the paper tier",
     "retrieval": "recall of pictures and texts with a merged open_clip dual encoder",
+    "vqa": "questions about pictures to a merged LLaVA; VQAv2, GQA and TextVQA in the paper tier",
     "cost": "measured speed and memory against exact counts",
     "spectra": "spectral distance on keys of a real model, layer by layer, and the damage it goes with",
 }

