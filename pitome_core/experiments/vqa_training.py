@@ -56,7 +56,7 @@ class Recipe:
     seed: int = 0
     batch: int = 32  # scenes, with three questions each
     align_steps: int = 150
-    steps: int = 2600
+    steps: int = 600
     align_rate: float = 2e-3
     rate: float = 8e-4  # of the updates
     projector_rate: float = 8e-4
