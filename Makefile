@@ -79,6 +79,7 @@ results: setup ## score the test sets by the protocol, resuming; writes results/
 	$(PY) -m pitome_core.experiments text --profile embedded --split test
 	$(PY) -m pitome_core.experiments text --profile embedded --time --output results/embedded
 	$(PY) -m pitome_core.experiments spectra --profile embedded
+	$(PY) -m pitome_core.experiments retrieval --profile embedded --split test
 	$(PY) -m pitome_core.experiments vqa --profile embedded --split test
 
 # Stages of five to ten minutes each; one that is done is not done again. MINUTES=70 begins none after that time.
@@ -86,11 +87,11 @@ MINUTES ?= inf
 text-weights: setup ## fine-tune the classifiers of the text chapter that are missing (an hour or two on two cores; resumes)
 	$(PY) -m pitome_core.experiments text --train --minutes $(MINUTES)
 
-# Features of the towers first, view by view, then the heads: a minute each. ARGS='--recipe decay-2-installed'
+# Features of the towers first, view by view, then the heads: half a minute each. ARGS='--recipe decay-2-installed'
 retrieval-weights: setup ## train the heads of the retrieval chapter that are missing (an hour on two cores; resumes)
 	$(PY) -m pitome_core.experiments retrieval --train --minutes $(MINUTES) $(ARGS)
 
-# Minutes on a graphics card, a day on two cores: MINUTES=70 stops with a checkpoint, from which the same command goes on.
+# Minutes on a graphics card, hours on two cores: MINUTES=70 stops with a checkpoint, from which the same command goes on.
 vqa-weights: setup ## train projector and low-rank updates of the LLaVA of the chapter on questions (resumes)
 	$(PY) -m pitome_core.experiments vqa --train --minutes $(MINUTES) $(ARGS)
 

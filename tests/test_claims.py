@@ -14,6 +14,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import claims
 
+from pitome_core.experiments import recall
 from pitome_core.experiments.results import FORMAT
 from pitome_core.experiments.statistics import mcnemar, paired_difference
 
@@ -414,3 +415,15 @@ def test_the_page_says_what_counts(root):
     assert "{numref}`fig-one` in [A chapter](../notebooks/chapter.ipynb)" in page
     assert "{ref}`this place <a-label>` in [Prose](../book/prose.md)" in page
     assert "section *Two outcomes* of [A chapter](../notebooks/chapter.ipynb)" in page
+
+
+def test_ranks_speak_through_recall():
+    """Of ranks a ledger asks for rsum, off the shelf or retrained, and gets no test of right or wrong."""
+    path = "results/embedded/retrieval-white.json"
+    for outcome, column in (("rsum", "rank"), ("rsum_retrained", "rank_retrained")):
+        cells = {"first": "pitome@0.9", "second": "tome@0.9"}
+        pointer = {"record": path, "outcome": outcome, "predicts": "higher", **cells}
+        found, test, record = claims.computed(pointer, claims.ROOT)
+        assert test is None and found == recall.difference(record, "pitome@0.9", "tome@0.9", column)
+        assert found.mean == pytest.approx(
+            recall.table(record, "pitome@0.9", column)["rsum"] - recall.table(record, "tome@0.9", column)["rsum"])

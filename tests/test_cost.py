@@ -299,6 +299,13 @@ def test_make_gpu_finds_the_marked_tests():
     assert {"tests/test_gpu.py", "tests/test_cost.py"} <= set(gpu_check.marked_files())
 
 
+def test_make_gpu_runs_notebooks_side_by_side_where_it_can(monkeypatch):
+    monkeypatch.setattr(gpu_check.os, "cpu_count", lambda: 16)
+    assert gpu_check.side_by_side()[:2] == ["-n", "6"]
+    monkeypatch.setattr(gpu_check.os, "cpu_count", lambda: 2)
+    assert gpu_check.side_by_side() == []
+
+
 @pytest.mark.parametrize(
     ("cells", "status", "expected"),
     [

@@ -67,3 +67,18 @@ def test_curves_hold_the_arm_as_it_is(tmp_path):
     curves = {line.get_color(): line.get_xydata().tolist() for line in ax.get_lines() if line.get_color() != "black"}
     plt.close()
     assert curves == {plots.ARMS["tome"][0]: [[0.8, 2], [0.9, 1]], plots.ARMS["random-merge"][0]: [[0.8, 6.5]]}
+
+
+def test_curves_of_another_value_against_another_cost(tmp_path):
+    """A function of the key stands for the outcome, and any number that cells have for the share; bands are paired."""
+    record = results.Record(tmp_path / "none.json", {}, {"id": ["a", "b"]}, [], {})
+    for key, tokens in (("whole", 144), ("tome@0.9", 45), ("tome@0.8", 12)):
+        record.cells[key] = {"arm": key.split("@")[0], "label": key, "share": 0.5, "tokens": tokens, "outcomes": {}}
+    gone = {"whole": [9, 9], "tome@0.9": [5, 7], "tome@0.8": [1, 1]}
+    _, ax = plt.subplots()
+    plots.against_cost(ax, record, lambda key: np.array(gone[key]), ["tome"], bands=["tome"], cost="tokens")
+    (curve,) = [line for line in ax.get_lines() if line.get_color() == plots.ARMS["tome"][0]]
+    band, dot = ax.collections[0].get_paths()[0].vertices, ax.get_lines()[-1].get_xydata().tolist()
+    plt.close()
+    assert curve.get_xydata().tolist() == [[12, -8], [45, -3]] and dot == [[144, 0]]
+    assert band[:, 1].min() == -8 and band[:, 1].max() == -2

@@ -338,6 +338,7 @@ ARMS = {
     "pitome-released-deit": ("#0072B2", ":", "v"),
     "pitome-released-mae": ("#0072B2", "--", "^"),
     "pitome-released-bert": ("#0072B2", "--", "v"),
+    "pitome-released-llava": ("#0072B2", ":", "^"),
     "pitome-hidden": ("#56B4E9", "-", "o"),
     "energy-sorted": ("#009E73", "-", "s"),
     "energy-sorted-hidden": ("#009E73", ":", "s"),
@@ -366,12 +367,14 @@ def against_cost(
     arms: Sequence[str],
     bands: Sequence[str] = ("pitome", "tome"),
     reference: str = "whole",
+    cost: str = "share",
 ) -> None:
     """Outcome of a `results.Record` minus that of the `reference` cell, against the share of its multiply-accumulates.
 
     One line per arm, over its keep ratios (or resolutions); a band for the arms in `bands`: the 95 % interval of the
     difference, paired by item. Cells whose key says more than arm and strength (``/off``, ``/retrained``) are left out.
-    ``outcome`` is a name, or a function that gives one number per item of a cell, by its key.
+    ``outcome`` is a name, or a function that gives one number per item of a cell, by its key. ``cost`` is what cells
+    call the budget; axes' label and limits fit the share alone.
     """
     values = outcome if callable(outcome) else partial(record.per_item, name=outcome)
     base = values(reference)
@@ -380,7 +383,7 @@ def against_cost(
         for key in seedless(key for key, cell in record.cells.items() if cell["arm"] == arm):
             cell = record.about(key)
             if "/" not in key:  # the arm as it is: no switch, not in other layers, not retrained
-                rows.append((cell["share"], (values(key) - base).mean(), key))
+                rows.append((cell[cost], (values(key) - base).mean(), key))
         if not rows:
             continue
         x, mean, keys = zip(*sorted(rows), strict=True)
@@ -392,7 +395,8 @@ def against_cost(
             low, high = [d.low for d in found], [d.high for d in found]
             ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     ax.axhline(0, color="black", linewidth=0.8, zorder=0)
-    ax.plot([1], [0], "o", color="black", markersize=5, label=record.cells[reference]["label"])
+    whole = record.cells[reference]
+    ax.plot([1 if cost == "share" else whole[cost]], [0], "o", color="black", markersize=5, label=whole["label"])
     ax.set_xlabel("multiply-accumulates, share of the whole model's")
     ax.set_xlim(0.2, 1.05)
 

@@ -84,13 +84,15 @@ def _score(args: argparse.Namespace) -> None:
     names = args.tasks or [name for name in retrieval_tasks.TASKS if retrieval_tasks.available(name)]
     for name in names:
         cells = retrieval_grid.cells(args.methods, **_grid(name, args.keep))
-        missing = [c.key for c in cells if c.retrained and not retrieval_tasks.retrained_heads_exist(c)]
+        path = sweep.output_folder(args) / f"retrieval-{name}{'' if args.split == 'test' else '-dev'}.json"
+        known = results.Record.load(path).cells if path.is_file() and not args.again else {}
+        missing = [c.key for c in cells if c.retrained and not retrieval_tasks.retrained_heads_exist(c)
+                   and "rank_retrained" not in known.get(c.key, {}).get("outcomes", ())]
         if missing and args.split == "test":
             raise results.RecordError(f"no heads trained with {', '.join(missing)}: run `make retrieval-weights` first")
         if missing:
             print(f"without a column for heads that are not trained yet: {', '.join(missing)}")
         task = retrieval_tasks.TASKS[name](args.split, args.count)
-        path = sweep.output_folder(args) / f"retrieval-{name}{'' if args.split == 'test' else '-dev'}.json"
         record = sweep.run("retrieval", task, cells, path, split=args.split, protocol=PROTOCOL, again=args.again,
                            estimate_only=args.estimate)
         if not args.estimate:

@@ -442,8 +442,8 @@ def run(
                     return len(todo) - done
                 compute_view(cells, split, view)
         if WHOLE in cells:
-            best = max(reference().scores.values())
-            results.note(LOG, {"heads": "ridge", "dev": round(best, 2), "views": obtainable(CANDIDATES[CHOSEN]).views}, log)
+            best, views = max(reference().scores.values()), obtainable(CANDIDATES[CHOSEN]).views
+            results.note(LOG, {"heads": "ridge", "dev": round(best, 2), "views": views}, log)
             print(f"  kernel ridge: dev {best:.1f}", flush=True)
         for seed, cell in sorted((s for s in todo if s[1] in cells), key=lambda s: cells.index(s[1])):
             if stop():
