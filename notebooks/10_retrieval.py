@@ -9,9 +9,10 @@
 # %% [markdown]
 # # Retrieval, off the shelf and retrained
 #
-# A picture looks for its text, a text for its picture, and whoever stands first in the list is found. Nothing is harder on a
+# A picture looks for its text, a text for its picture, and whoever stands first in the list is found. Retrieval is hard on a
 # merged model: there is no margin of a class to hide behind, a rank moves as soon as any rival comes closer. It is also where
-# the abstract is boldest. CLIP, retrained with merging, is said to lose 0.3 on Flickr30k, and 4.5 with ToMe (Table 2).
+# the abstract is boldest. CLIP, retrained with merging, is said to lose 0.3 on Flickr30k, and 4.5 with ToMe (Table 2; points of
+# the sum of three text recalls, of 300).
 #
 # Neither CLIP nor Flickr30k can be had here. What can: a dual encoder that open_clip builds, loads and runs like any other, from
 # real towers. The image tower is the ViT-S/14 of the last chapters, the text tower all-MiniLM-L6-v2; an MLP on each side was
@@ -32,6 +33,7 @@ if "google.colab" in sys.modules:  # beside Colab's own torch and numpy, which s
 
 # %%
 import json
+from collections import Counter
 from functools import partial
 
 import matplotlib.pyplot as plt
@@ -46,6 +48,7 @@ from pitome_core.experiments.grid import ARMS, LABELS
 from pitome_core.experiments.published import TABLE_2
 from pitome_core.experiments.retrieval_grid import RETRAINED, TEXT_ARMS, RetrievalCell
 from pitome_core.experiments.settings import profile
+from pitome_core.experiments.statistics import paired_difference
 
 plots.use_style()
 quick = profile() == "smoke"
@@ -63,11 +66,11 @@ SHORT = {"whole": "whole model", ours: "PiToMe", rival: "ToMe"}
 #
 # Every drawing has two or three texts: a name, Unicode's name where that says something else, and its keywords in a row. A text
 # that several drawings share is right for each of them. The drawings of the test split, and the photographs behind them, were
-# never seen in training. The pictures come in several sets: the same drawings on white, on twenty photographs (*primary*) and
+# never seen when the *heads* were trained; what the towers have seen is not known. The pictures come in several sets: the same drawings on white, on twenty photographs (*primary*) and
 # on two; the same emoji by other artists (Noto Emoji); and cut-out photographs with captions, of a kind that the heads
 # have seen nothing of.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Three drawings of the test split on white and on photographs, with their texts. Emoji: OpenMoji 17, CC BY-SA 4.0; photographs: Stefan van der Walt (CC0), SpaceX (public domain); this figure is CC BY-SA 4.0. *Live.*", "name": "fig-retrieval-pairs"}, "image": {"alt": "Three emoji drawings, each once on a white ground and once on a photograph, with two or three texts under each pair."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Three drawings of the test split on white and on photographs, with their texts. Emoji: OpenMoji 17, CC BY-SA 4.0; photographs: Stefan van der Walt (CC0), SpaceX (public domain); drawings resized and pasted on photographs; this figure is CC BY-SA 4.0. *Live.*", "name": "fig-retrieval-pairs"}, "image": {"alt": "Three emoji drawings, each once on a white ground and once on a photograph, with two or three texts above each pair."}}
 test = pairs.pairs("test")
 some = test.things[:3]
 figure, axes = plt.subplots(2, 3, figsize=(8.5, 5.4))
@@ -82,13 +85,19 @@ plt.show()
 # %% [markdown]
 # A query's outcome is the *rank* of its best right answer, and a tie counts against it. R@1, R@5 and R@10 say how many queries
 # in a hundred have their answer among the first one, five or ten; *rsum* adds the three of both directions (at most 600). There
-# are three pairs of heads, trained from three seeds, and rsum is their mean. Intervals resample emoji, with all queries of
-# theirs; the heads are taken as they are.
+# are three pairs of heads, trained from three seeds, and rsum is their mean. Intervals resample *identities* (a drawing with its
+# variants), with all queries of theirs; gallery, photographs and heads are taken as they are.
 #
 # Is there anything to lose? The whole model against chance, and against a reference without any contrastive training: kernel
 # ridge regression from image features to the sentence encoder's space.
 
 # %% tags=["hide-input"]
+def verdict(found, digits=1):
+    """A difference in words, by its interval."""
+    word = {1: "above", -1: "below", 0: "no difference found"}[found.side]
+    return f"{word}, {found.format(digits)}" + (f" (detectable {found.detectable:.{digits}f})" if not found.side else "")
+
+
 def chance(record):
     """rsum of a random order: a query with m right answers of n finds one among the first k by luck."""
     sizes = {kind: record.items["query"].count(kind) for kind in (recall.IMAGE, recall.TEXT)}
@@ -113,17 +122,17 @@ beaten = {}
 for name, record in records.items():
     found, total = recall.table(record, "whole"), recall.rsum(record, "whole")
     way = [" / ".join(f"{found[f'{kind}_r{k}']:.0f}" for k in recall.AT) for kind in (recall.IMAGE, recall.TEXT)]
-    ridge = gap = ""
+    ridge = gap = "not run"
     if "rank_ridge" in record.about("whole")["outcomes"]:
         beaten[name] = recall.difference(record, "whole", "whole", "rank", "rank_ridge")
-        ridge, gap = f"{recall.rsum(record, 'whole', 'rank_ridge')[0]:.0f}", beaten[name].format(1)
+        ridge, gap = f"{recall.rsum(record, 'whole', 'rank_ridge')[0]:.0f}", verdict(beaten[name])
     lines.append(f"| {TITLES[name]} | {len(record)} | {way[0]} | {way[1]} | {total[0]:.0f} [{total[1]:.0f}, {total[2]:.0f}] | "
                  f"{ridge} | {gap} | {chance(record):.0f} |")
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
 # (*Text R@k*: a picture looks for its text. *Image R@k*: a text looks for its picture.) This is a weak encoder beside
-# CLIP, and one with room to fall. Nobody's CLIP is under test here; the mechanism is.
+# CLIP, and one with room to fall. CLIP is not under test here; the mechanism is.
 
 # %% tags=["hide-input"]
 dev = {kind: [max(line["dev"]) if isinstance(line["dev"], list) else line["dev"] for line in log if line["heads"].startswith(kind)]
@@ -131,18 +140,21 @@ dev = {kind: [max(line["dev"]) if isinstance(line["dev"], list) else line["dev"]
 assert all(found.side == 0 for found in beaten.values())
 display(Markdown(
     f"The heads were meant to beat the ridge. On dev, where the recipe and the epoch of each were chosen, they have "
-    f"{min(dev['head']):.0f} to {max(dev['head']):.0f} against {dev['ridge'][0]:.0f}; on test no difference was found on any set."
+    f"{min(dev['head']):.0f} to {max(dev['head']):.0f} against {dev['ridge'][0]:.0f}; on test no difference was found on any set, and one of "
+    f"{min(d.detectable for d in beaten.values()):.0f} to {max(d.detectable for d in beaten.values()):.0f} would have been. Some of the "
+    f"lead on dev was selection, of recipes and of epochs."
 ))
 
 # %% [markdown]
 # ## The comparison
 #
-# Tokens merge in all twelve layers of the image tower, nothing is trained again: *off the shelf*.
+# Tokens merge in all twelve layers of the image tower, and nothing is trained again: heads that were trained without merging, *off
+# the shelf* from here on. Random arms are means of five seeds.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "rsum minus the whole model's against the cost of one image and one text, off the shelf, merging in the image tower. Left: drawings on twenty photographs; right: on white. Bands for PiToMe and ToMe: 95 % bootstrap intervals of the paired difference. *Recorded.*", "name": "fig-retrieval-cost"}, "image": {"alt": "Two panels of falling curves against the share of multiply-accumulates, one line per method. PiToMe lies below ToMe at every ratio but the mildest; lower resolution lies above all merging methods at equal cost."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "rsum minus the whole model's against the cost of one image and one text, off the shelf, merging in the image tower. Left: drawings on twenty photographs; right: on white, at keep 0.9 and 0.8 only. Bands for PiToMe and ToMe: 95 % bootstrap intervals of the paired difference. *Recorded.*", "name": "fig-retrieval-cost"}, "image": {"alt": "Two panels of falling curves against the share of multiply-accumulates, one line per method. PiToMe lies below ToMe but at the mildest ratio. Lower resolution, left only, is level with the best merging methods at mild strength and above them below half of the cost."}}
 shown = ["pitome", "pitome-released-mae", "energy-sorted", "tome", "crossget", "atc", "diffrate", "dct", "random-merge", "random-prune",
          "lower-resolution"]
-figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.6))
+figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.6), sharey=True)
 for ax, record in zip(axes, (main, white), strict=True):
     plots.against_cost(ax, record, partial(recall.per_query, record, column="rank"), shown)
     ax.set(title=f"{TITLES[record.header['task']]} (whole model: {recall.rsum(record, 'whole')[0]:.0f})", xlim=(0.3, 1.03))
@@ -167,35 +179,44 @@ display(Markdown("\n".join(lines)))
 assert to_tome.side == to_whole.side == -1
 
 # %% tags=["hide-input"]
-def verdict(found, digits=1):
-    """A difference in words, by its interval."""
-    word = {1: "above", -1: "below", 0: "no difference found"}[found.side]
-    return f"{word}, {found.format(digits)}" + (f", detectable {found.detectable:.{digits}f}" if not found.side else "")
+def without(record, first, second, identity):
+    """The difference without the queries of one identity."""
+    here = np.array(record.items["identity"]) != identity
+    kinds = np.array(record.items["query"])[here]
+    parts = [recall.contributions(record.outcome(key, "rank")[here], kinds) for key in (first, second)]
+    return paired_difference(*parts, np.array(record.items["identity"])[here])
 
 
 against = {name: recall.difference(record, ours, rival) for name, record in records.items()}
+(largest, often), *_ = Counter(main.items["identity"]).most_common()
+by_head = [recall.contributions(main.outcome(ours, "rank")[:, h], main.items["query"]).mean()
+           - recall.contributions(main.outcome(rival, "rank")[:, h], main.items["query"]).mean() for h in range(3)]
+unweighted = {n: recall.difference(records[n], f"{ours}/off", f"{rival}/off") for n in ("collection", "white")}
 said = "; ".join(f"{TITLES[name]}: {verdict(found)}" for name, found in against.items() if name != "collection")
 mae = {n: verdict(recall.difference(r, "pitome-released-mae@0.9", rival)) for n, r in records.items()}
 display(Markdown(
-    f"**PiToMe as the paper writes it is below ToMe here**, and both are below the whole model. PiToMe against ToMe on the other sets: "
-    f"{said}. Against *random pruning*, which drops tokens without looking: {verdict(recall.difference(main, ours, 'random-prune@0.9'))}. "
-    f"The form in the released code for MAE, which was not named beforehand, against ToMe: {mae['collection']} on the twenty "
-    f"photographs, {mae['white']} on white."
+    f"**PiToMe as the paper writes it is below ToMe here**, and both are below the whole model. How firm is that? The interval resamples "
+    f"{len(set(main.items['identity']))} identities. One of them, *{largest}*, has {often} of the {len(main)} queries; without it the "
+    f"difference is {without(main, ours, rival, largest).format(1)}. By pair of heads it is {', '.join(f'{v:+.1f}' for v in by_head)}. "
+    f"The twenty photographs are taken as they are. And it hangs on proportional attention: with that switched off for both, PiToMe "
+    f"against ToMe is: {verdict(unweighted['collection'])} on the twenty photographs; {verdict(unweighted['white'])} on white.\n\n"
+    f"PiToMe against ToMe on the other sets: {said}. The form in the released code for MAE, which was not named beforehand, against "
+    f"ToMe: {mae['collection']} on the twenty photographs, {mae['white']} on white."
 ))
 assert against["white"].side == -1
 
 # %% [markdown]
-# These two differences were named beforehand. All others on this page, well over a hundred, are secondary and not corrected for
+# All differences but those two, well over a hundred, are secondary; the two are not corrected for being two, and the others not for
 # their number: some would exclude zero by chance.
 #
 # ### Does the record hold?
 #
 # The record was made on a GPU. Three cells are computed again on this machine, for the first pictures of the test split, which
-# look for their texts among all of them. Of the whole model at most one rank in a hundred may differ; with merged tokens three
-# pictures in four must have the same ranks. Why not more is the next section.
+# look for their texts among all 784. The protocol allows one item in a hundred to differ. The whole model keeps to that; PiToMe
+# does not, for the reason in the next section, and one picture in four may differ with merged tokens.
 
 # %%
-record, many = records["photographs"], 16 if quick else 64
+two_photos, many = records["photographs"], 16 if quick else 48
 heads = training.trained_heads()
 model, _, tokenizer = dual_encoder.dual_encoder(heads[0])
 views = list(pairs.views(test.things[:many], "photographs", "test"))
@@ -204,7 +225,7 @@ with torch.no_grad():
     texts = torch.cat([dual_encoder.text_features(model.text, ids.to(images.device)).cpu()
                        for ids in tokenizer(list(test.texts)).split(64)])
 
-# %%
+# %% tags=["hide-input"]
 @torch.no_grad()
 def encoded(cell, pictures):
     """Features of pictures, and the token of every patch (None: nothing merged)."""
@@ -220,7 +241,7 @@ def encoded(cell, pictures):
     return torch.cat(parts), np.concatenate(tokens) if tokens else None
 
 
-# %%
+# %% tags=["hide-input"]
 right = torch.zeros(many, len(test.texts), dtype=torch.bool)
 for picture, captions in enumerate(test.captions[:many]):
     right[picture, list(captions)] = True
@@ -238,10 +259,9 @@ live = {key: encoded(cell, images) for key, cell in cells.items()}
 similarity, ranks = {}, {}
 for key, (features, _) in live.items():
     similarity[key], ranks[key] = compared(features)
-    recorded = record.outcome(key, "rank")[:many]
-    off, allowed = results.disagreement(recorded.flatten(), ranks[key].flatten(), tolerance=0)
-    moved = (recorded != ranks[key]).any(axis=1).mean()
-    assert off <= allowed if key == "whole" else moved <= 0.25, f"{key}: {off} of {ranks[key].size} ranks are off"
+    moved = (two_photos.outcome(key, "rank")[:many] != ranks[key]).any(axis=1)
+    print(f"{key}: {moved.sum()} of {many} pictures have another rank than in the record")
+    assert moved.mean() <= (0.01 if key == "whole" else 0.25)
 
 # %% tags=["nbval-check-output"]
 print("agree with the record:", ", ".join(similarity))
@@ -250,35 +270,41 @@ print("agree with the record:", ", ".join(similarity))
 # ### How firm is a plan?
 #
 # A merge is a decision, and a decision between near-equals hangs on the last digit. Another processor rounds differently. To see
-# what that does, add to the pictures a noise of a two-thousandth of a grey level, which no camera and no eye could tell, and count
-# the pictures whose rank changes.
+# what that does, add to the pictures a noise of a two-thousandth of a grey level, far below what a picture of 8 bits can hold, and
+# count the pictures whose rank changes.
 
 # %%
-generator = torch.Generator().manual_seed(0)
-noise = 1e-5 * torch.randn(images.shape, generator=generator)  # a grey level is 0.018 here
-touched = {}
-for key, cell in cells.items():
-    shaken = compared(encoded(cell, images + noise.to(images.device))[0])[1]
-    touched[key] = int((shaken != ranks[key]).any(axis=1).sum())
+touched = {key: [] for key in cells}
+recalls = {key: [] for key in cells}  # R@1 + R@5 + R@10 of the pictures
+for seed in range(1 if quick else 3):
+    generator = torch.Generator().manual_seed(seed)
+    noise = 1e-5 * torch.randn(images.shape, generator=generator)  # a grey level is 0.018 here
+    for key, cell in cells.items() if not seed else list(cells.items())[1:2]:
+        shaken = compared(encoded(cell, images + noise.to(images.device))[0])[1]
+        touched[key].append(int((shaken != ranks[key]).any(axis=1).sum()))
+        recalls[key].append(sum(100 * (shaken <= k).mean() for k in recall.AT))
 
 # %% tags=["hide-input"]
+calm = {key: sum(100 * (found <= k).mean() for k in recall.AT) for key, found in ranks.items()}
 display(Markdown(
-    f"Pictures with another rank, of {many}: whole model {touched['whole']}, ToMe {touched[rival]}, PiToMe {touched[ours]}. Keys of this "
-    f"tower are nearly parallel in the first layers ([chapter 8](08_vision.ipynb)). All tokens then have almost the same energy, and "
-    f"which of them are protected hangs on little: this is a guess at the cause, the count is not. Two runs of one picture on two "
-    f"machines need not agree."
+    f"Pictures with another rank, of {many}: whole model {touched['whole'][0]}, ToMe {touched[rival][0]}, PiToMe "
+    f"{', '.join(map(str, touched[ours]))} ({'one draw' if quick else 'three draws'} of noise). The sum of these pictures' three recalls is "
+    f"{calm[ours]:.1f} with PiToMe undisturbed, {', '.join(f'{v:.1f}' for v in recalls[ours])} with noise ({calm[rival]:.1f} with ToMe): "
+    f"a scatter that no interval on this page contains. Keys of this tower are nearly parallel in the first layers "
+    f"([chapter 8](08_vision.ipynb)); then all tokens have almost the same energy, and which of them are protected hangs on little. That "
+    f"is a guess at the cause; the count is not. Two runs of one picture on two machines need not agree."
 ))
-assert quick or touched[ours] > touched[rival]
+assert quick or touched[ours][0] > touched[rival][0]
 
 # %% [markdown]
 # ### Every arm against ToMe
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "rsum minus ToMe's at keep 0.9 in all layers of the image tower, off the shelf, paired by query, with 95 % bootstrap intervals. The whole model and the controls are among the rows. *Recorded.*", "name": "fig-retrieval-forest"}, "image": {"alt": "Two forest plots side by side, one row per method. PiToMe lies below zero in both; DiffRate, DCT, EViT, top-k attention and random merging lie far below."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "rsum minus ToMe's at keep 0.9 in all layers of the image tower, off the shelf, paired by query, with 95 % bootstrap intervals: black where zero is outside, grey where it is inside. Scales differ. The whole model and the controls are among the rows. *Recorded.*", "name": "fig-retrieval-forest"}, "image": {"alt": "Two forest plots side by side, one row per method. PiToMe lies below zero in both; DiffRate, DCT, EViT, top-k attention and random merging lie far below."}}
 rows = ["whole", *[f"{arm}@0.9" for arm in ARMS if arm != "tome"]]
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 5), sharey=True)
 for ax, record in zip(axes, (main, white), strict=True):
     found = [(LABELS[key.split("@")[0]], recall.difference(record, key, rival)) for key in rows]
-    marks = {1: plots.COLOURS["pitome"], -1: plots.COLOURS["tome"], 0: "0.45"}
+    marks = {1: "black", -1: "black", 0: "0.6"}
     plots.forest(ax, found, [marks[row.side] for _, row in found])
     ax.set(title=TITLES[record.header["task"]], xlabel="rsum minus ToMe's")
 plt.show()
@@ -288,23 +314,28 @@ def sides(record):
     """Which arms lie above ToMe, and which below, by their intervals."""
     found = {key: recall.difference(record, key, rival) for key in rows[1:]}
     named = {s: [LABELS[k.split("@")[0]] for k, d in found.items() if d.side == s] for s in (1, -1)}
-    return "; ".join(f"{word}: {', '.join(named[s]) or 'nobody'}" for s, word in ((1, "above ToMe"), (-1, "below")))
+    return "; ".join(f"{word}: {', '.join(named[s]) or 'none'}" for s, word in ((1, "above ToMe"), (-1, "below")))
 
 
-small = min((c for c in main.cells.values() if c["arm"] == "lower-resolution"), key=lambda c: abs(c["share"] - 0.46))
+small = max((c for c in main.cells.values() if c["arm"] == "lower-resolution" and c["share"] <= main.about(rival)["share"]),
+            key=lambda c: c["share"])  # the largest that costs no more than ToMe
 smaller, deeper = f"lower-resolution@{small['pixels']}px", recall.difference(main, f"lower-resolution@{small['pixels']}px", rival)
-by_hidden = {arm: recall.difference(main, f"{arm}-hidden@0.9", f"{arm}@0.9").format(1) for arm in ("pitome", "energy-sorted", "tome")}
+by_hidden = {(n, arm): recall.difference(records[n], f"{arm}-hidden@0.9", f"{arm}@0.9").format(1)
+             for n in ("collection", "white") for arm in ("pitome", "tome")}
+pruned = {n: recall.difference(r, ours, "random-prune@0.9") for n, r in records.items()}
+assert all(found.side == 0 for found in pruned.values())
 display(Markdown(
-    f"Blue lies above zero, orange below, grey contains it. On twenty photographs {sides(main)}. On white {sides(white)}.\n\n"
-    f"**Energy as an order does no harm.** Energy-sorted matching has the same energy, without protection and with the best "
+    f"On twenty photographs {sides(main)}. On white {sides(white)}.\n\n"
+    f"**No harm was found from energy as an order.** Energy-sorted matching has the same energy, without protection and with the best "
     f"edges only. To ToMe: {verdict(recall.difference(main, 'energy-sorted@0.9', rival))}; to PiToMe: "
-    f"{verdict(recall.difference(main, 'energy-sorted@0.9', ours))}. What costs PiToMe its place is therefore protection, or which "
-    f"edges are taken. Comparing "
-    f"hidden states instead of keys changes PiToMe by {by_hidden['pitome']} and ToMe by {by_hidden['tome']}.\n\n"
-    f"**A smaller picture is a strong rival.** The same tower at {small['pixels']} pixels does {small['share']:.0%} of the work, "
-    f"less than ToMe at keep 0.9 ({main.about(rival)['share']:.0%}), and has an rsum of {recall.rsum(main, smaller)[0]:.0f}. Against "
-    f"ToMe: {verdict(deeper)}; against PiToMe: {verdict(recall.difference(main, smaller, ours))}. The objects here are large; how "
-    f"small ones fare was not tested."
+    f"{verdict(recall.difference(main, 'energy-sorted@0.9', ours))}. The two differ in two switches, protection and edges; which of them "
+    f"matters, or whether both do, was not run. PiToMe on hidden states minus PiToMe on keys: {by_hidden['collection', 'pitome']} on the "
+    f"photographs, {by_hidden['white', 'pitome']} on white; ToMe likewise: {by_hidden['collection', 'tome']} and {by_hidden['white', 'tome']}.\n\n"
+    f"**No difference to random pruning was found**, which drops tokens without looking. PiToMe minus random pruning: "
+    + ", ".join(f"{found.format(1)} ({TITLES[n]})" for n, found in pruned.items()) + ".\n\n"
+    f"**A smaller picture does as well.** The same tower at {small['pixels']} pixels does {small['share']:.0%} of the work, ToMe at keep 0.9 "
+    f"{main.about(rival)['share']:.0%}. Against ToMe: {verdict(deeper)}; against PiToMe: "
+    f"{verdict(recall.difference(main, smaller, ours))}. The objects here are large; how small ones fare was not tested."
 ))
 
 # %% [markdown]
@@ -320,10 +351,10 @@ for arm in ARMS:
     lines.append(f"| {LABELS[arm]} | " + " | ".join(f"{recall.rsum(main, key)[0]:.0f}" for key in cells_) + f" | {last} |")
 lines.append("| *cost (ToMe)* | " + " | ".join(f"{main.about(f'tome@{keep:g}')['share']:.0%}" for keep in keeps) + " | |")
 mild = recall.difference(main, "pitome@0.95", "tome@0.95")
-switched = recall.difference(main, f"{ours}/off", ours).format(1)
-display(Markdown("\n".join(lines) + f"\n\nAt keep 0.95 no difference between PiToMe and ToMe was found ({mild.format(1)}); the gap opens "
-                 f"with fewer tokens. Proportional attention is worth {recall.difference(main, rival, f'{rival}/off').format(1)} to "
-                 f"ToMe; switching it off changes PiToMe by {switched}."))
+display(Markdown("\n".join(lines) + f"\n\nPiToMe against ToMe at keep 0.95: {verdict(mild)}; at 0.85: "
+                 f"{verdict(recall.difference(main, 'pitome@0.85', 'tome@0.85'))}; at 0.8: "
+                 f"{verdict(recall.difference(main, 'pitome@0.8', 'tome@0.8'))}. Switching proportional attention off, at 0.9: PiToMe "
+                 f"{recall.difference(main, f'{ours}/off', ours).format(1)}, ToMe {recall.difference(main, f'{rival}/off', rival).format(1)}."))
 
 # %% [markdown]
 # ## Where ranks go
@@ -351,8 +382,8 @@ axes[0].set_ylabel("rank, merged")
 plt.show()
 
 # %% [markdown]
-# Ranks scatter both ways, and regress: who stood first can only fall, who stood last can only rise. So look at the good
-# ranks, which a user sees.
+# Ranks scatter both ways, and regress: who stood first can only stay or fall, who stood last can only stay or rise. So look at
+# the good ranks, which a user sees.
 
 # %% tags=["hide-input"]
 def first_page(key, outcome="rank"):
@@ -395,14 +426,15 @@ for key in (ours, rival):
         first += [a[0] == b[0] for a, b in pair]
     same[key] = np.mean(shared), np.mean(first)
     lines.append(f"| {LABELS[key.split('@')[0]]} | {same[key][0]:.1f} | {same[key][1]:.0%} |")
-display(Markdown("\n".join(lines) + "\n\n*Live*, drawings on two photographs, three heads. An index that was built with the whole model should "
-                 "not be searched with a merged one, nor the other way round, before this has been looked at on one's own data."))
+display(Markdown("\n".join(lines) + "\n\n*Live*, drawings on two photographs, three heads. The index of texts is the same in all rows, as only "
+                 "pictures merge. Whether pictures encoded with and without merging can stand in one index was not tested."))
 
 # %% [markdown]
 # Three pictures that look for their texts: of the live ones the two whose right text falls furthest with PiToMe (by the ratio of
-# ranks, first head), and the one whose text rises most.
+# ranks, first head), and the one whose text rises most. These are extremes, chosen by their outcome: they show what can happen,
+# not what is usual.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Pictures, the tokens that PiToMe and ToMe leave of them at keep 0.9, and the first five texts with the first pair of heads: right ones bold with a tick. Emoji: OpenMoji 17, CC BY-SA 4.0; photographs: Stefan van der Walt (CC0), SpaceX (public domain); this figure is CC BY-SA 4.0. *Live.*", "name": "fig-retrieval-gallery"}, "image": {"alt": "Three rows: a picture of an emoji on a photograph, token maps of PiToMe and ToMe, and three lists of five texts, for the whole model, PiToMe and ToMe."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Pictures, the tokens that PiToMe and ToMe leave of them at keep 0.9, and the first five texts with the first pair of heads: right ones bold with a tick. Emoji: OpenMoji 17, CC BY-SA 4.0; photographs: Stefan van der Walt (CC0), SpaceX (public domain); drawings resized and pasted on photographs; this figure is CC BY-SA 4.0. *Live.*", "name": "fig-retrieval-gallery"}, "image": {"alt": "Three rows: a picture of an emoji on a photograph, token maps of PiToMe and ToMe, and three lists of five texts, for the whole model, PiToMe and ToMe."}}
 rank = {key: found[:, 0] for key, found in ranks.items()}
 change = np.log(rank[ours] / rank["whole"])
 order = np.argsort(-change, kind="stable")
@@ -430,10 +462,9 @@ plt.show()
 # And the other way round: two texts that look for a picture, among the live pictures only (so ranks are better than in the
 # record).
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Two text queries and their first five pictures, for the whole model and for PiToMe at keep 0.9, first pair of heads; the right picture is framed. The queries are the names of the two pictures that fall furthest. Emoji: OpenMoji 17, CC BY-SA 4.0; photographs: Stefan van der Walt (CC0), SpaceX (public domain); this figure is CC BY-SA 4.0. *Live.*", "name": "fig-retrieval-search"}, "image": {"alt": "Four rows of five pictures: the results of two text queries with the whole model and with PiToMe. The right picture is framed where it is among the five."}}
-names = [test.captions[item][0] for item in range(many)]
-ranks_of = {key: np.array([1 + int((similarity[key][0][:, text] > similarity[key][0][item, text]).sum())
-                           for item, text in enumerate(names)]) for key in similarity}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Two text queries and their first five pictures, for the whole model and for PiToMe at keep 0.9, first pair of heads; the right picture is framed; ranks are those among the live pictures. The queries are the names of the two pictures that fall furthest. Emoji: OpenMoji 17, CC BY-SA 4.0; photographs: Stefan van der Walt (CC0), SpaceX (public domain); drawings resized and pasted on photographs; this figure is CC BY-SA 4.0. *Live.*", "name": "fig-retrieval-search"}, "image": {"alt": "Four rows of five pictures: the results of two text queries with the whole model and with PiToMe. The right picture is framed where it is among the five."}}
+names = [test.texts.index(thing.name) for thing in test.things[:many]]
+ranks_of = {key: recall.ranks(found[0].T[names], right.T[names]).numpy() for key, found in similarity.items()}
 fall = np.argsort(-np.log(ranks_of[ours] / ranks_of["whole"]), kind="stable")[:2]
 figure, axes = plt.subplots(4, 5, figsize=(8, 7))
 for row, (item, key) in zip(axes, [(item, key) for item in fall for key in ("whole", ours)], strict=True):
@@ -459,7 +490,8 @@ plt.show()
 def column(record, arm, towers_, keep, kind):
     """rsum, and its difference to ToMe and to the whole model, off the shelf or retrained."""
     tail = "" if towers_ == "vision" else f"/{towers_}"
-    key, tome, name = f"{arm}@{keep:g}{tail}", f"tome@{keep:g}{tail}", "rank" if kind == "off the shelf" else "rank_retrained"
+    seed = "/seed0" if ARMS[arm].seeds > 1 else ""  # heads were trained with one
+    key, tome, name = f"{arm}@{keep:g}{tail}{seed}", f"tome@{keep:g}{tail}", "rank" if kind == "off the shelf" else "rank_retrained"
     against = "" if arm == "tome" else recall.difference(record, key, tome, name).format(1)
     return f"{recall.rsum(record, key, name)[0]:.0f} | {against} | {recall.difference(record, key, 'whole', name, 'rank').format(1)}"
 
@@ -468,7 +500,8 @@ def columns(record, towers_="vision"):
     lines = [f"| {TITLES[record.header['task']]} | keep | heads | rsum | minus ToMe's | minus the whole model's |", "|---" * 6 + "|"]
     for arm, ratios in RETRAINED[towers_].items():
         for keep in ratios:
-            lines += [f"| {LABELS[arm]} | {keep:g} | {kind} | {column(record, arm, towers_, keep, kind)} |"
+            label = LABELS[arm] + (" (one seed)" if ARMS[arm].seeds > 1 else "")
+            lines += [f"| {label} | {keep:g} | {kind} | {column(record, arm, towers_, keep, kind)} |"
                       for kind in ("off the shelf", "retrained")]
     return "\n".join(lines)
 
@@ -476,15 +509,27 @@ def columns(record, towers_="vision"):
 display(Markdown(columns(main)))
 
 # %% tags=["hide-input"]
-gain = {keep: [recall.difference(main, f"{arm}@{keep:g}", f"{arm}@{keep:g}", "rank_retrained", "rank").format(1)
-               for arm in ("pitome", "tome")] for keep in (0.9, 0.8)}
+def gain(record, arm, keep):
+    """What retrained heads add to a query's part of rsum."""
+    return recall.per_query(record, f"{arm}@{keep:g}", "rank_retrained") - recall.per_query(record, f"{arm}@{keep:g}", "rank")
+
+
+more = {(n, keep): paired_difference(gain(records[n], "pitome", keep), gain(records[n], "tome", keep), records[n].clusters)
+        for n in ("collection", "white") for keep in (0.9, 0.8)}
 again = {(n, k): recall.difference(records[n], f"pitome@{k:g}", f"tome@{k:g}", "rank_retrained")
          for n, k in (("collection", 0.9), ("collection", 0.8), ("white", 0.9), ("white", 0.8))}
+on_dev = {key: np.mean([line["stored"] for line in log if line["heads"].startswith(f"{key}-head")])
+          for key in ("pitome@0.9", "tome@0.9", "pitome@0.8", "tome@0.8")}
+seeds = [recall.rsum(main, f"random-prune@0.8/seed{seed}")[0] for seed in range(5)]
 display(Markdown(
-    f"Retrained heads give PiToMe {gain[0.9][0]} at keep 0.9 and {gain[0.8][0]} at 0.8, ToMe {gain[0.9][1]} and {gain[0.8][1]}. What "
-    f"PiToMe loses is in part a shift of the features that a head can learn. To ToMe, both retrained: {again['collection', 0.9].format(1)} "
-    f"at 0.9 (detectable {again['collection', 0.9].detectable:.1f}) and {again['collection', 0.8].format(1)} at 0.8; on white "
-    f"{again['white', 0.9].format(1)} and {again['white', 0.8].format(1)}. Three trainings each: the interval knows queries, not trainings."
+    f"Is the gap smaller when both are retrained? What retraining adds to PiToMe minus what it adds to ToMe: "
+    f"{more['collection', 0.9].format(1)} at keep 0.9 and {more['collection', 0.8].format(1)} at 0.8 on the photographs, "
+    f"{more['white', 0.9].format(1)} and {more['white', 0.8].format(1)} on white. So at 0.8 it closes part of the gap; at 0.9 that cannot "
+    f"be told. PiToMe against ToMe, both retrained: {verdict(again['collection', 0.9])} and {verdict(again['collection', 0.8])} on the "
+    f"photographs, {verdict(again['white', 0.9])} and {verdict(again['white', 0.8])} on white. On dev, where the epochs were chosen, the "
+    f"same heads have {on_dev['pitome@0.9']:.0f} with PiToMe and {on_dev['tome@0.9']:.0f} with ToMe at 0.9, {on_dev['pitome@0.8']:.0f} and "
+    f"{on_dev['tome@0.8']:.0f} at 0.8. Three trainings each: the intervals know queries, not trainings.\n\nOne seed of random pruning "
+    f"is not like another: the five have an rsum of {', '.join(f'{v:.0f}' for v in seeds)} at 0.8, off the shelf."
 ))
 
 # %% tags=["hide-input"]
@@ -493,8 +538,8 @@ display(Markdown(columns(white)))
 # %% [markdown]
 # ## The text tower, and both
 #
-# Half of the texts have seven tokens or fewer, two of which never merge, so there is little to save: a text is a hundredth of
-# the cost of an image. Merging its tokens is still a test of what merging does to meaning.
+# Half of the texts have seven tokens or fewer, two of which never merge, so there is little to save: a text costs a fiftieth of
+# an image. Merging its tokens is still a test of what merging does to meaning.
 
 # %% tags=["hide-input"]
 lines = ["| twenty photographs, rsum minus the whole model's | text tower, keep 0.8 | text tower, keep 0.6 | both towers, keep 0.9 | both, 0.8 |",
@@ -506,9 +551,10 @@ shares = [main.about(f"tome@{tail}")["share"] for tail in ("0.8/text", "0.6/text
 lines.append("| *cost (ToMe)* | " + " | ".join(f"{share:.1%}" for share in shares) + " |")
 in_text = [recall.difference(main, f"pitome@{keep}/text", f"tome@{keep}/text") for keep in ("0.8", "0.6")]
 in_both = [recall.difference(main, f"pitome@{keep}/both", f"tome@{keep}/both") for keep in ("0.9", "0.8")]
-display(Markdown("\n".join(lines) + f"\n\nIn the text tower alone no difference between PiToMe and ToMe was found "
-                 f"({in_text[0].format(1)} at 0.8, {in_text[1].format(1)} at 0.6); in both towers it is that of the image tower "
-                 f"({in_both[0].format(1)}, {in_both[1].format(1)})."))
+blind = [recall.difference(main, f"pitome@{keep}/text", f"random-prune@{keep}/text") for keep in ("0.8", "0.6")]
+display(Markdown("\n".join(lines) + f"\n\nIn the text tower alone, PiToMe against ToMe: {verdict(in_text[0])} at 0.8, {verdict(in_text[1])} at "
+                 f"0.6; against random pruning: {verdict(blind[0])} at 0.8, {verdict(blind[1])} at 0.6. In both towers the difference to ToMe "
+                 f"is close to that of the image tower ({in_both[0].format(1)}, {in_both[1].format(1)})."))
 assert in_text[0].side == in_text[1].side == 0 and in_both[0].side == -1
 
 # %% tags=["hide-input"]
@@ -532,13 +578,15 @@ lines.append("| *could have been detected, PiToMe minus ToMe* | " + " | ".join(c
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
-# On the unseen styles recall is low to begin with, and little can be lost: no difference found there is no sign of a tie. The two photographs behind the drawings of the third set are the same in every picture, so that its intervals say nothing
-# about other photographs.
+# The order does not hold throughout: MCTF is level with ToMe on the twenty photographs and far below it on white and on cut-outs.
+# PiToMe minus ToMe has the same sign on all five sets; on three of them its interval contains zero, and *no difference found* is no
+# sign that there is none. No interval here resamples photographs: two or twenty, they are taken as they are.
 #
 # ## Beside the paper's own numbers
 #
 # For orientation only, quoted from Table 2 and not measured here: CLIP and BLIP, *retrained* with merging at r = 0.925. The
-# abstract's 0.3 and 4.5 are the text recalls of CLIP on Flickr30k. Off the shelf the paper has BLIP (Table 1: rsum 580.76 whole,
+# abstract's 0.3 and 4.5 are the text recalls of CLIP on Flickr30k; the image recalls of the same row fall by 4.6 and 5.0. Merging
+# saves a factor of 2.10 of the FLOPs of CLIP there; keep 0.9 here saves 1.76. Off the shelf the paper has BLIP (Table 1: rsum 580.76 whole,
 # 577.81 with PiToMe at r = 0.95). BLIP and ALBEF stay outside this suite: their scores come from a cross-encoder that reranks,
 # in code bases that no package here carries.
 
@@ -563,34 +611,39 @@ plt.show()
 
 # %% tags=["hide-input"]
 lines = ["| recipe | reads | rate, text rate | decay | dropped | epochs | batch | rsum on dev, best | at the end |", "|---" * 9 + "|"]
-for line in sorted((one for one in log if one["heads"].startswith("explore-")), key=lambda one: -max(one["dev"])):
+late = next(line for line in log if line["heads"] == "explore-decay-2-installed")
+tried = [line for line in log if line["heads"].startswith("explore-") and line is not late]
+for line in sorted(tried, key=lambda one: -max(one["dev"])):
     r = line["recipe"]
     reads = "class token" if r["pool"] == "token" else "mean patch"
     lines.append(f"| {line['heads'].removeprefix('explore-')} | {reads} | {r['rate']:g}, {r['text_rate']:g} | {r['decay']:g} | "
                  f"{r['drop']:g} | {r['epochs']} | {r['batch']} | {max(line['dev']):.1f} | {line['dev'][-1]:.1f} |")
 ridge = next(line["dev"] for line in log if line["heads"] == "ridge")
-seeds = ", ".join(f"{line['stored']:.0f}" for line in log if line["heads"] in ("head0.safetensors", "head1.safetensors", "head2.safetensors"))
+stored = ", ".join(f"{line['stored']:.0f}" for line in log if line["heads"] in ("head0.safetensors", "head1.safetensors", "head2.safetensors"))
 display(Markdown("\n".join(lines) + f"\n\nMean rsum over white, photographs and collection, of every fifth epoch. Kernel ridge: {ridge:.1f} "
-                 f"on the same. Taken: *decay-2*; its three seeds have {seeds}, so that the seed it was chosen with is the best of them. "
-                 "Before test was scored, eight cells were looked at on dev, to see that the code does what it should; PiToMe was far "
-                 "below ToMe there too. No arm was added or dropped after that; the primary task was changed before, from white to "
-                 "photographs, because a white ground is the easy case for any merging."))
+                 f"on the same. Taken: *decay-2*; *decay-1* is level with it at its best epoch and lower at the end. Its three seeds have "
+                 f"{stored}, so that the seed it was chosen with is the best of them. One more recipe was run after test had been scored, to see "
+                 f"what the collection's photographs are worth in training: *decay-2* on installed photographs alone has "
+                 f"{max(late['dev']):.1f}. Before test was scored, eight cells were looked at on dev (not recorded), to see that the code does what "
+                 "it should; PiToMe was far below ToMe there too. No arm was added or dropped after that. The primary task was changed before, "
+                 "from white to the twenty photographs, because a white ground is the easy case for any merging."))
 
 # %% tags=["hide-input"]
 saved = f"{1 - main.about(ours)['share']:.0%}"
 display(Markdown(
-    f"> **Takeaway.** With {saved} of the work saved, this dual encoder loses {-recall.difference(main, rival, 'whole').mean:.0f} of "
-    f"{recall.rsum(main, 'whole')[0]:.0f} points of rsum with ToMe and {-to_whole.mean:.0f} with PiToMe off the shelf, on drawings on "
-    f"photographs: PiToMe minus ToMe {to_tome.format(1)}. Retrained heads give PiToMe part of it back. Matching in the order of the "
-    f"energy, without protection, cannot be told from ToMe. And a picture of {small['pixels']} pixels costs less than either and "
-    f"loses {-recall.difference(main, smaller, 'whole').mean:.0f}."
+    f"> **Takeaway.** With {saved} of the multiply-accumulates gone, this dual encoder loses "
+    f"{-recall.difference(main, rival, 'whole').mean:.0f} of {recall.rsum(main, 'whole')[0]:.0f} points of rsum with ToMe and "
+    f"{-to_whole.mean:.0f} with PiToMe off the shelf, on drawings on photographs: PiToMe minus ToMe {to_tome.format(1)}. With proportional "
+    f"attention off for both no difference was found there (detectable {unweighted['collection'].detectable:.0f}), and none to random pruning in any "
+    f"set. Matching in the order of the energy, without protection: against ToMe {verdict(recall.difference(main, 'energy-sorted@0.9', rival))}. "
+    f"A picture of {small['pixels']} pixels costs about as much as either; against ToMe: {verdict(deeper)}. No time was measured."
 ))
 
 # %% [markdown]
 # | | |
 # |---|---|
-# | The paper claims | CLIP on Flickr30k, retrained with merging at r = 0.925: text recalls fall by 0.3 with PiToMe and by 4.5 with ToMe (Table 2); BLIP off the shelf falls by 3 at r = 0.95 (Table 1). |
-# | We saw | On a dual encoder with a DINOv2-style image tower: PiToMe below ToMe off the shelf at keep 0.9, and the gap smaller with retrained heads. |
+# | The paper claims | CLIP on Flickr30k, retrained with merging at r = 0.925: the sum of text recalls falls by 0.3 with PiToMe and by 4.5 with ToMe, that of image recalls by 4.6 and 5.0 (Table 2); BLIP off the shelf falls by 3 at r = 0.95 (Table 1). |
+# | We saw | On a dual encoder with a DINOv2-style image tower: PiToMe below ToMe off the shelf at keep 0.9; with retrained heads the gap narrows at 0.8, and at 0.9 that cannot be told. |
 # | What could overturn this | CLIP on Flickr30k: **not run**; the command is in [How to run it](../book/how_to_run.md). An image tower whose keys are not as parallel as this one's ([chapter 8](08_vision.ipynb)). Towers retrained with merging. |
 #
 # ## Exercises
@@ -600,10 +653,12 @@ display(Markdown(
 # %% tags=["hide-cell"]
 whole_, merged = (recall.table(main, key) for key in ("whole", ours))
 for kind in (recall.IMAGE, recall.TEXT):
-    print(f"{kind} queries:", ", ".join(f"R@{k} {merged[f'{kind}_r{k}'] / whole_[f'{kind}_r{k}'] - 1:+.0%}" for k in recall.AT))
+    pairs_ = [(k, whole_[f"{kind}_r{k}"], merged[f"{kind}_r{k}"]) for k in recall.AT]
+    print(f"{kind} queries:", ", ".join(f"R@{k} {a:.1f} to {b:.1f} ({b / a - 1:+.0%})" for k, a, b in pairs_))
 
 # %% [markdown]
-# **2.** Are names easier to find than keywords? Compare text queries with and without a comma, on the whole model and with PiToMe.
+# **2.** Are names easier to find than keywords? Compare text queries with and without a comma, on the whole model and with PiToMe
+# (a stand-in: a row of one keyword has no comma, and four names have one).
 
 # %% tags=["hide-cell"]
 rows_ = np.array(["," in text for text in main.items["says"]])[is_text]
