@@ -216,7 +216,7 @@ assert against["white"].side == -1
 # does not, for the reason in the next section, and one picture in four may differ with merged tokens.
 
 # %%
-two_photos, many = records["photographs"], 16 if quick else 48
+two_photos, many = records["photographs"], 10 if quick else 48
 heads = training.trained_heads()
 model, _, tokenizer = dual_encoder.dual_encoder(heads[0])
 views = list(pairs.views(test.things[:many], "photographs", "test"))

@@ -87,10 +87,11 @@ for kind in questions.TYPES:
     lines.append(f"| {kind} | {here.sum()} | {mean:.3f} [{low:.3f}, {high:.3f}] | {prior[kind]:.3f} | "
                  f"{on_dev['accuracy']:.3f} [{on_dev['low']:.3f}, {on_dev['high']:.3f}] |")
 overall = tasks.accuracy(main, "whole")
-apart = np.array([questions.scene("test", number).held_out for number in range(max(main.items["scene"]) + 1)])
-apart = apart[np.array(main.items["scene"])]
-several = np.array([len(questions.scene("test", n).placed) for n in range(max(main.items["scene"]) + 1)])[np.array(main.items["scene"])]
-unseen, seen = (main.outcome("whole", "correct")[mask & (several == 4)].mean() for mask in (apart, ~apart))
+place = np.array(main.items["scene"])
+layouts = [questions.scene("test", number) for number in range(max(place) + 1)]
+apart = np.array([layout.held_out for layout in layouts])[place]
+four = np.array([len(layout.placed) == 4 for layout in layouts])[place]
+unseen, seen = (main.outcome("whole", "correct")[mask & four].mean() for mask in (apart, ~apart))
 display(Markdown(
     "\n".join(lines) + f"\n\nAll nine types beat their prior on validation, where that was decided, so all are in the headline: "
     f"*micro* {overall['micro']:.3f}, *macro* {overall['macro']:.3f}. The hope was 0.85; it is missed, and the mix of types was not "
@@ -161,7 +162,7 @@ display(Markdown(
 
 # %%
 model = llava.llava()
-scenes = 5 if quick else 16
+scenes = 3 if quick else 16
 asked = list(questions.Questions("test", questions.PER_SCENE * scenes))
 pixels = llava.draw([("test", number) for number in range(scenes)], model.device)
 checked = (VqaCell("whole"), VqaCell("pitome", 0.9), VqaCell("tome", 0.9))
@@ -227,11 +228,11 @@ assert by["total"].side == 1 and rest.side == -1 and miscounted(main, ours) > 0.
 every = list(questions.Questions("test", len(main)))
 good = {key: main.outcome(key, "correct") == 1 for key in ("whole", ours, rival)}
 fits = np.array([bool(s.photograph) and len(s.placed) > 2
-                 for s in (questions.scene("test", q.scene) for q in every)])
+                 for s in (layouts[q.scene] for q in every)])
 rules = {"all right": good["whole"] & good[ours] & good[rival],
          "ToMe wrong": good["whole"] & good[ours] & ~good[rival],
          "a failure": good["whole"] & ~good[ours]}
-cards, place = {}, np.array(main.items["scene"])
+cards = {}
 for title, rule in rules.items():
     fresh = ~np.isin(place, place[list(cards.values())])
     cards[title] = int(np.flatnonzero(rule & fits & fresh)[0])
@@ -336,7 +337,7 @@ def stages(running, batch, words):
 
 # %% tags=["hide-input"]
 figures = {}
-for size, rounds in ((1, 3 if quick else 7), (2 if quick else 8, 2 if quick else 3)):
+for size, rounds in ((1, 2 if quick else 7), (2 if quick else 8, 1 if quick else 3)):
     batch = pixels[:size].to(model.device)
     words = [llava.prompt(asked[3 * i].text) for i in range(size)]
     found = {cell.key: [] for cell in checked[:2]}
@@ -421,8 +422,7 @@ for key in ("whole", ours, f"{ours}/released"):
 # **2.** Does a photograph behind the drawings make merging dearer? Compare the loss of PiToMe by background.
 
 # %% tags=["hide-cell"]
-backgrounds = np.array([questions.scene("test", number).background for number in range(max(main.items["scene"]) + 1)])
-backgrounds = backgrounds[np.array(main.items["scene"])]
+backgrounds = np.array([layout.background for layout in layouts])[place]
 for kind in questions.BACKGROUNDS:
     here = backgrounds == kind
     gap = (main.outcome(ours, "correct") - main.outcome("whole", "correct"))[here]
