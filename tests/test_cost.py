@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,16 @@ def test_the_share_of_the_steps_is_a_share(build_vit, images):
         assert 0 < cost.step_share(lambda: model(x)) < 1
         assert cost.step_share(lambda: pc.remove(model)(x)) == 0
     assert cost.LayerStep.merge is merge
+
+
+def test_the_operators_of_a_step_are_told(on_cpu, tmp_path):
+    path = tmp_path / "cost.json"
+    cost.main(arguments(*TINY, "--batch", "1", "--profile", "--output", str(path)))
+    (cell,) = json.loads(path.read_text())["cells"].values()
+    told = cell["variants"]["pitome"]["operators"]
+    layers = sum(a != b for a, b in pairwise(cell["tokens"]))
+    assert told["bmm"][1] == told["elu_"][1] == layers and "addmm" not in told, "layers that merge, and no MLP"
+    assert "elu_" not in cell["variants"]["tome"]["operators"] and "operators" not in cell["variants"]["free"]
 
 
 def test_an_estimate_grows_with_the_work(on_cpu, capsys):

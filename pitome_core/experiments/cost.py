@@ -21,7 +21,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -371,34 +371,64 @@ def rounded(schedule: Schedule, multiple: int) -> Schedule:
     return Schedule.from_removals(left[0] - schedule.prefix, remove, schedule.prefix)
 
 
-class TimedSteps:
-    """While open, `seconds` adds up the time spent in merge steps; on a CPU only, where calls return when they end."""
-
-    def __enter__(self) -> TimedSteps:
-        self.seconds, self._merge = 0.0, LayerStep.merge
-
-        def merge(step: LayerStep, *arguments: Any) -> Any:
-            start = time.perf_counter()
-            result = self._merge(step, *arguments)
-            self.seconds += time.perf_counter() - start
-            return result
-
+@contextmanager
+def around_steps(wrapped: Callable[[Callable[[], Any]], Any]) -> Iterator[None]:
+    """While open, every merge step runs as `wrapped(step)`, which has to call it and return what it returns."""
+    merge = LayerStep.merge
+    LayerStep.merge = lambda step, *arguments: wrapped(partial(merge, step, *arguments))
+    try:
+        yield
+    finally:
         LayerStep.merge = merge
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        LayerStep.merge = self._merge
 
 
 def step_share(call: Callable[[], Any], repeats: int = FEWEST) -> float:
-    """Share of a merged model's forward that is spent in merge steps (median of `repeats` calls on a CPU)."""
-    shares = []
-    for _ in range(repeats):
-        with TimedSteps() as steps:
+    """Share of a merged model's forward that is spent in merge steps: the median of `repeats` calls.
+
+    On a CPU only, where calls return when they end.
+    """
+    inside, shares = [], []
+
+    def timed(step: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = step()
+        inside.append(time.perf_counter() - start)
+        return result
+
+    with around_steps(timed):
+        for _ in range(repeats):
+            inside.clear()
             start = time.perf_counter()
             call()
-            shares.append(steps.seconds / (time.perf_counter() - start))
+            shares.append(sum(inside) / (time.perf_counter() - start))
     return round(statistics.median(shares), 4)
+
+
+def step_operators(call: Callable[[], Any], repeats: int = 3) -> dict[str, list[float]]:
+    """What the merge steps of one forward consist of: by operator its own milliseconds and calls, most time first."""
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    def named(step: Callable[[], Any]) -> Any:
+        with record_function("merge step"):
+            return step()
+
+    found: dict[str, list[float]] = {}
+
+    def note(event: Any) -> None:
+        for child in event.cpu_children:
+            entry = found.setdefault(child.name.removeprefix("aten::"), [0.0, 0.0])
+            entry[0] += child.self_cpu_time_total / 1e3 / repeats
+            entry[1] += 1 / repeats
+            note(child)
+
+    with around_steps(named), profile(activities=[ProfilerActivity.CPU]) as seen:
+        for _ in range(repeats):
+            call()
+    for event in seen.events():
+        if event.name == "merge step":
+            note(event)
+    ranked = sorted(found.items(), key=lambda item: -item[1][0])
+    return {name: [round(spent, 4), round(calls)] for name, (spent, calls) in ranked}
 
 
 @dataclass(frozen=True)
@@ -575,7 +605,9 @@ def _peak(call: Callable[[], Any], device: torch.device) -> dict[str, int]:
     return {"bytes_before": before, "bytes_peak": torch.cuda.max_memory_allocated(device)}
 
 
-def measure(cell: Cell, workshop: Workshop, *, repeats: int, seconds: float) -> dict[str, Any]:
+def measure(
+    cell: Cell, workshop: Workshop, *, repeats: int, seconds: float, profiled: bool = False
+) -> dict[str, Any]:
     """Measure a cell: its fields, the model's, `rounds`, and the variants as `summarize` tells them.
 
     A variant that does not fit into the device's memory has `out_of_memory` in place of numbers; if that is the whole
@@ -607,10 +639,12 @@ def measure(cell: Cell, workshop: Workshop, *, repeats: int, seconds: float) -> 
             samples, times = alternate(ready, timed, repeats=repeats, seconds=seconds, shortest=shortest)
         merged = [name for name in ready if name in workshop.methods and "whole" in variants.calls]
         observed = device.type == "cpu" and cell.mode == "eager"
-        shares = {name: step_share(ready[name]) for name in merged if observed}
+        inside = {name: {"step_share": step_share(ready[name])} for name in merged if observed}
+        if profiled:
+            inside = {name: {**told, "operators": step_operators(ready[name])} for name, told in inside.items()}
     summary = summarize(samples, variants.macs)
-    for name, share in shares.items():
-        summary[name]["step_share"] = share
+    for name, told in inside.items():
+        summary[name] |= told
     for name in summary:
         summary[name] |= {"calls": times[name], **(memory[name] if cell.mode == "eager" else {})}
     rounds = max(map(len, samples.values()), default=0)
@@ -736,6 +770,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tf32", action="store_true", help="allow TF32 in float32 products (default: exact float32)")
     parser.add_argument("--list", action="store_true", help="print the cells and measure nothing")
     parser.add_argument("--estimate", action="store_true", help="print how long the cells will take, measure nothing")
+    parser.add_argument("--profile", action="store_true", help="on a CPU: the operators of the merge steps as well")
     parser.add_argument("--note", default="", help="kept in the record beside the command")
     parser.add_argument("--output", type=Path,
                         help="record (default: results/gpu/cost.json on CUDA, _build/results/cost.json on a CPU)")
@@ -793,7 +828,7 @@ def main(args: argparse.Namespace) -> int:
             print(f"{len(todo) - number} cells not measured within {args.minutes:g} minutes; run it again to go on")
             break
         try:
-            measured = measure(cell, workshop, repeats=args.repeats, seconds=seconds)
+            measured = measure(cell, workshop, repeats=args.repeats, seconds=seconds, profiled=args.profile)
         except torch.cuda.OutOfMemoryError:
             measured = {"model": cell.model, "out_of_memory": ["all"]}
         except Exception as error:  # one cell that cannot be run should not take the others along
