@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Above this many tokens the (B, N, N) cosine matrix is never built; energies come from blocks of rows.
-MAX_DENSE_TOKENS = 4096
+# Above this many tokens the (B, N, N) cosine matrix is never built, energies come from blocks of rows: twice as many
+# tokens make a matrix of 64 MiB for each image, and with it a CPU takes twice as long as with blocks.
+MAX_DENSE_TOKENS = 2048
 _ROWS_PER_BLOCK = 1024
 
 

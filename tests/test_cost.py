@@ -157,7 +157,7 @@ def test_the_share_of_the_steps_is_a_share(build_vit, images):
 
 def test_the_operators_of_a_step_are_told(on_cpu, tmp_path):
     path = tmp_path / "cost.json"
-    cost.main(arguments(*TINY, "--batch", "1", "--profile", "--output", str(path)))
+    cost.main(arguments(*TINY, "--batch", "1", "--operators", "--output", str(path)))
     (cell,) = json.loads(path.read_text())["cells"].values()
     told = cell["variants"]["pitome"]["operators"]
     layers = sum(a != b for a, b in pairwise(cell["tokens"]))

@@ -770,7 +770,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tf32", action="store_true", help="allow TF32 in float32 products (default: exact float32)")
     parser.add_argument("--list", action="store_true", help="print the cells and measure nothing")
     parser.add_argument("--estimate", action="store_true", help="print how long the cells will take, measure nothing")
-    parser.add_argument("--profile", action="store_true", help="on a CPU: the operators of the merge steps as well")
+    parser.add_argument("--operators", action="store_true", help="on a CPU: the operators of the merge steps as well")
     parser.add_argument("--note", default="", help="kept in the record beside the command")
     parser.add_argument("--output", type=Path,
                         help="record (default: results/gpu/cost.json on CUDA, _build/results/cost.json on a CPU)")
@@ -828,7 +828,7 @@ def main(args: argparse.Namespace) -> int:
             print(f"{len(todo) - number} cells not measured within {args.minutes:g} minutes; run it again to go on")
             break
         try:
-            measured = measure(cell, workshop, repeats=args.repeats, seconds=seconds, profiled=args.profile)
+            measured = measure(cell, workshop, repeats=args.repeats, seconds=seconds, profiled=args.operators)
         except torch.cuda.OutOfMemoryError:
             measured = {"model": cell.model, "out_of_memory": ["all"]}
         except Exception as error:  # one cell that cannot be run should not take the others along
