@@ -21,7 +21,7 @@ STAGE := @tools/stage.sh
 HTML := _build/html
 TEST_HTML := _build/test/_build/html
 
-.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval test-all fuzz results text-weights retrieval-weights vqa-weights gpu lock clean
+.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval test-all fuzz results text-weights retrieval-weights vqa-weights bench gpu lock clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [VENV=path | PYTHON=interpreter]'
@@ -94,6 +94,10 @@ retrieval-weights: setup ## train the heads of the retrieval chapter that are mi
 # Minutes on a graphics card, hours on two cores: MINUTES=70 stops with a checkpoint, from which the same command goes on.
 vqa-weights: setup ## train projector and low-rank updates of the LLaVA of the chapter on questions (resumes)
 	$(PY) -m pitome_core.experiments vqa --train --minutes $(MINUTES) $(ARGS)
+
+# Cells that are measured stay; a killed run goes on. MINUTES=10 begins no cell after that time; ARGS=--estimate asks.
+bench: setup ## measure what merging costs on this CPU, on two threads; writes results/embedded/cost.json (half an hour)
+	env PITOME_DEVICE=cpu OMP_NUM_THREADS=2 $(PY) -m pitome_core.experiments cost --threads 2 --minutes $(MINUTES) --output results/embedded/cost.json $(ARGS)
 
 # No set-up here: it must run on a machine without a network.
 gpu: ## GPU tests, notebooks and costs on CUDA; writes results/gpu/

@@ -14,27 +14,21 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-# Above this many tokens the (B, N, N) cosine matrix is never built; energies come from blocks of rows.
-MAX_DENSE_TOKENS = 4096
+# Above this many tokens the (B, N, N) cosine matrix is never built, energies come from blocks of rows: twice as many
+# tokens make a matrix of 64 MiB for each image, and with it a CPU takes twice as long as with blocks.
+MAX_DENSE_TOKENS = 2048
 _ROWS_PER_BLOCK = 1024
 
 
-def _paper(cos: Tensor, margin: float, alpha: float) -> Tensor:
-    return torch.where(cos >= margin, cos, alpha * torch.expm1(cos - margin))
-
-
-def _elu(cos: Tensor, margin: float, alpha: float) -> Tensor:
-    return torch.where(cos >= margin, cos - margin, alpha * torch.expm1(cos - margin))
-
-
-def _gaussian(cos: Tensor, margin: float, alpha: float) -> Tensor:
+def _gaussian(cos: Tensor, margin: float) -> Tensor:
     sigma = 1.0 - margin
     return torch.exp(-0.5 * ((1.0 - cos) / sigma) ** 2) / (sigma * math.sqrt(2.0 * math.pi))
 
 
-KERNELS = {"paper": _paper, "elu": _elu, "gaussian": _gaussian}
+KERNELS = ("paper", "elu", "gaussian")
 
 
 def check_kernel(kernel: str, margin: float) -> None:
@@ -54,15 +48,20 @@ def check_mask(mask: Tensor | None, metric: Tensor) -> None:
         )
 
 
+def _wide(metric: Tensor) -> tuple[Tensor, Tensor]:
+    """In float32 at least, since cosines near 1 tie in half precision; and the largest entry of every token."""
+    metric = metric.float() if metric.dtype.itemsize < 4 else metric
+    return metric, metric.abs().amax(dim=-1, keepdim=True)
+
+
 def directions(metric: Tensor) -> Tensor:
     """Tokens scaled to length 1, `(B, N, C)`: a zero vector stays zero, one with NaN or infinity is NaN throughout.
 
-    The result is float32 (float64 for float64 input) whatever the autocast state: cosines near 1 tie in half precision.
+    The result is float32 (float64 for float64 input) whatever the autocast state.
     """
-    metric = metric.float() if metric.dtype.itemsize < 4 else metric
+    metric, largest = _wide(metric)
     tiny = torch.finfo(metric.dtype).tiny
-    # First to entries of at most 1, so that no square overflows.
-    metric = metric / metric.abs().amax(dim=-1, keepdim=True).clamp_min(tiny)
+    metric = metric / largest.clamp_min(tiny)  # first to entries of at most 1, so that no square overflows
     return metric / metric.norm(dim=-1, keepdim=True).clamp_min(tiny)
 
 
@@ -71,8 +70,10 @@ def unit_tokens(metric: Tensor) -> tuple[Tensor, Tensor]:
 
     A token with a NaN or an infinity becomes zero as well, so that its cosine to every token is 0, and is not usable.
     """
-    unit = directions(metric)
-    return unit.nan_to_num(0.0), ~unit[..., 0].isnan()
+    metric, largest = _wide(metric)
+    unit = metric / largest
+    unit = unit / unit.norm(dim=-1, keepdim=True)  # NaN for a zero vector too: fewer steps than keeping it apart
+    return unit.nan_to_num(0.0), largest[..., 0] < math.inf
 
 
 def cosine_graph(metric: Tensor) -> Tensor:
@@ -91,25 +92,29 @@ def energy_and_cosine(
     beyond `MAX_DENSE_TOKENS`. Padding and non-finite tokens get energy -inf: they rank behind every other token.
     """
     check_kernel(kernel, margin)
-    f = KERNELS[kernel]
 
-    def mean_over_tokens(rows: Tensor) -> Tensor:  # (B, n, N) -> (B, n)
-        value = f(rows, margin, alpha)
+    def mean(value: Tensor) -> Tensor:  # (B, n, N) -> (B, n)
         if mask is None:
             return value.mean(dim=-1)
         return value.masked_fill(~mask[:, None, :], 0.0).sum(dim=-1) / mask.sum(dim=-1, keepdim=True).clamp_min(1)
 
-    unit = directions(metric)
-    broken = unit[..., 0].isnan()
-    unit = unit.nan_to_num(0.0)
+    def mean_over_tokens(rows: Tensor) -> Tensor:
+        if kernel == "gaussian":
+            return mean(_gaussian(rows, margin))
+        energy = mean(F.elu(rows - margin, alpha, inplace=True))
+        if kernel == "paper":  # it is elu and a jump of m at the margin
+            # A comparison that writes floats is fast over all pairs, one that writes booleans to choose by is not.
+            energy = energy.add_(mean(torch.ge(rows.detach(), margin, out=torch.empty_like(rows))), alpha=margin)
+        return energy
+
+    unit, usable = unit_tokens(metric)
     if unit.shape[1] <= MAX_DENSE_TOKENS:
         cos = torch.bmm(unit, unit.mT)
         energy = mean_over_tokens(cos)
     else:
         cos = None
-        blocks = unit.split(_ROWS_PER_BLOCK, dim=1)
-        energy = torch.cat([mean_over_tokens(torch.bmm(rows, unit.mT)) for rows in blocks], dim=1)
-    return energy.masked_fill(broken if mask is None else broken | ~mask, -math.inf), unit, cos
+        energy = torch.cat([mean_over_tokens(torch.bmm(rows, unit.mT)) for rows in unit.split(_ROWS_PER_BLOCK, 1)], 1)
+    return torch.where(usable if mask is None else usable & mask, energy, -math.inf), unit, cos
 
 
 def pair_cosines(unit: Tensor, cos: Tensor | None, a: Tensor, b: Tensor) -> Tensor:

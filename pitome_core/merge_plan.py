@@ -14,9 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _rows(slot: Tensor, count: int) -> Tensor:
-    """Slots `(B, N)` of `count` per item as rows of `(B * count, C)`: what index_add and index_select are fast on."""
-    return torch.add(slot, torch.arange(len(slot), device=slot.device)[:, None], alpha=count).flatten()
+def _rows(slot: Tensor, count: int, prefix: int = 0) -> Tensor:
+    """Slots `(B, N)` of `count` per item as rows of `(B * count, C)`: what index_add and index_select are fast on.
+
+    With `prefix`, as many rows that are their own slots stand in front of each item's: `(B * (prefix + count), C)`.
+    """
+    grid = torch.arange(len(slot) * (prefix + count), device=slot.device).view(len(slot), prefix + count)
+    rows = slot + grid[:, prefix : prefix + 1]
+    return torch.cat([grid[:, :prefix], rows], dim=1).flatten() if prefix else rows.flatten()
+
+
+def _sum(part: Tensor, rows: Tensor, number: int) -> Tensor:
+    """Sums of `part (R, ...)` over the tokens that share a row: `(number, ...)`."""
+    return part.new_zeros(number, *part.shape[1:]).index_add_(0, rows, part)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,64 +139,60 @@ class MergePlan:
                 f"{tuple(x.shape)}; prefix tokens are not part of a plan (see with_prefix)"
             )
 
-    def _slots(self) -> tuple[Tensor, int]:
-        """Slot of every token `(B, N)`, and how many there are: one spare at the end takes what is dropped."""
-        if not self.drops:
-            return self.assignment, self.num_tokens
-        return torch.where(self.assignment < 0, self.num_tokens, self.assignment), self.num_tokens + 1
+    def _shares(self, size: Tensor | None = None, prefix: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Share of every token in its slot's mean `(B N,)`, size of every slot `(B, M)`, row of every token `(B N,)`.
 
-    def _sum(self, part: Tensor) -> Tensor:
-        """Sum `(B, N)` over the tokens of each slot, the spare one included."""
-        slot, count = self._slots()
-        return part.new_zeros(len(part), count).scatter_add_(1, slot, part)
-
-    def _shares(self, size: Tensor, total: Tensor | None = None) -> Tensor:
-        """Share of every token in its slot's mean, `(B, N)`; the shares of a slot sum to 1, a lone token's is 1.
-
-        `total` is the sum of the sizes of each slot, if it is known.
+        The shares of a slot sum to 1, a lone token's is 1. A spare slot at the end of each item takes what is dropped.
         """
+        slot, count = self.assignment, self.num_tokens
+        if self.drops:
+            slot, count = torch.where(slot < 0, count, slot), count + 1
+        size = torch.ones(slot.shape, device=slot.device) if size is None else size
+        rows, part = _rows(slot, count, prefix), size.flatten()
+        total = whole = _sum(part, rows, len(slot) * (prefix + count))
         if self.weight is not None:
-            size, total = size * self.weight, None
-        total = self._sum(size) if total is None else total
-        return (size / total.gather(1, self._slots()[0])).nan_to_num(0.0)  # of nothing, nothing
+            part = part * self.weight.flatten()
+            whole = _sum(part, rows, len(total))
+        share = (part / whole.index_select(0, rows)).nan_to_num(0.0)  # of nothing, nothing
+        return share, total.view(len(slot), prefix + count), rows
 
-    def merge(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def merge(self, x: Tensor, size: Tensor | None = None, *, prefix: int = 0) -> tuple[Tensor, Tensor]:
         """Merge tokens by their size-weighted mean: `x_b <- sum s_i x_i / sum s_i` over the group.
 
         Args:
             x: `(B, N, C)` of any dtype; sums run in float32 at least. A token that stays alone passes unchanged.
-            size: `(B, N)` how many original tokens each one stands for; None = 1 each.
+            size: `(B, N)` how many original tokens each one stands for; None = 1 each. 0 is for padding.
+            prefix: tokens in front of the plan's, in x and size, that stay as they are.
 
         Returns:
-            `(B, M, C)` in the dtype of x, and the new sizes `(B, M)`, float32 (0 in padded slots).
+            `(B, M, C)` in the dtype of x, and the new sizes `(B, M)`, float32 (0 in padded slots); prefix in front.
 
         Raises:
             ValueError: x or size does not have the plan's number of items and tokens.
         """
-        self._check(x, self.assignment.shape[1], "x")
+        self._check(x, prefix + self.assignment.shape[1], "x")
         if self.reduce == "stepwise":
             raise ValueError("a composition with mlerp is no single reduction: merge with one plan after the other")
-        if size is None:
-            size = torch.ones(self.assignment.shape, device=x.device)
-        elif size.shape != self.assignment.shape:
-            raise ValueError(f"size has shape {tuple(size.shape)}, the plan {tuple(self.assignment.shape)}")
+        size = torch.ones(x.shape[:2], device=x.device) if size is None else size
+        if size.shape != x.shape[:2]:
+            raise ValueError(f"size has shape {tuple(size.shape)}, the tokens {tuple(x.shape[:2])}")
+        if prefix and (self.weight is not None or self.reduce != "mean"):
+            return self.with_prefix(prefix).merge(x, size)
         size = size.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-        total = self._sum(size)
-        slot, count = self._slots()
-        shared = (x * self._shares(size, total)[..., None]).flatten(0, 1)  # as wide as the shares
-        out = shared.new_zeros(len(x) * count, x.shape[2]).index_add_(0, _rows(slot, count), shared)
-        out = out.view(len(x), count, x.shape[2])[:, : self.num_tokens]
+        share, total, rows = self._shares(size, prefix)
+        shared = x.flatten(0, 1) * share[:, None]  # as wide as the shares
+        out = _sum(shared, rows, total.numel()).view(*total.shape, x.shape[2])[:, : prefix + self.num_tokens]
         if self.reduce == "mlerp":
             out = self._rescale(out, x.to(out.dtype))
-        return out.to(x.dtype), total[:, : self.num_tokens].float()
+        return out.to(x.dtype), total[:, : prefix + self.num_tokens].float()
 
     def _rescale(self, mean: Tensor, x: Tensor) -> Tensor:
         """MLERP: keep the direction of each group's mean, take the largest norm in the group; lone tokens stay."""
-        slot, count = self._slots()
-        longest = x.new_zeros(len(x), count).scatter_reduce(1, slot, x.norm(dim=-1), "amax")
+        _, total, rows = self._shares()
+        longest = x.new_zeros(total.numel()).scatter_reduce(0, rows, x.norm(dim=-1).flatten(), "amax")
+        longest, number = (value.view_as(total)[:, : self.num_tokens, None] for value in (longest, total))
         norm = mean.norm(dim=-1, keepdim=True)
-        scaled = torch.where(norm > 0, mean * (longest[:, : self.num_tokens, None] / norm), mean)
-        return torch.where(self.sizes[..., None] > 1, scaled, mean)
+        return torch.where((norm > 0) & (number > 1), mean * (longest / norm), mean)
 
     def unmerge(self, y: Tensor) -> Tensor:
         """Give every input token the value of its slot: `(B, M, C) -> (B, N, C)`; zeros for dropped tokens."""
@@ -198,7 +204,7 @@ class MergePlan:
     @property
     def sizes(self) -> Tensor:
         """`(B, M)` float32: how many input tokens joined each slot."""
-        return self._sum(torch.ones(self.assignment.shape, device=self.assignment.device))[:, : self.num_tokens]
+        return self._shares()[1][:, : self.num_tokens]
 
     def then(self, other: MergePlan | LinearPlan) -> MergePlan | LinearPlan:
         """This plan followed by `other`, as one plan from this one's inputs to the other's slots.
@@ -217,8 +223,8 @@ class MergePlan:
             assignment = assignment.masked_fill(self.assignment < 0, -1)
         weight = None
         if self.weight is not None or other.weight is not None:
-            ones = torch.ones(self.assignment.shape, device=self.assignment.device)
-            weight = self._shares(ones) * self.unmerge(other._shares(self.sizes)[..., None])[..., 0]
+            weight = other._shares(self.sizes)[0].view(len(slot), self.num_tokens, 1)
+            weight = self._shares()[0].view_as(slot) * self.unmerge(weight)[..., 0]
         reduce = "mean" if self.reduce == other.reduce == "mean" else "stepwise"
         return replace(other, assignment=assignment, anchored=anchored, weight=weight, reduce=reduce, drops=drops,
                        energy=None)
@@ -227,8 +233,7 @@ class MergePlan:
         """The averaging matrix `(B, M, N)` for unit sizes: rows of used slots sum to 1, `merge(x) = matrix() @ x`."""
         if self.reduce != "mean":
             raise ValueError(f"a plan with reduce={self.reduce!r} is not linear and has no matrix")
-        ones = torch.ones(self.assignment.shape, device=self.assignment.device)
-        share = self._shares(ones)[:, None, :]
+        share = self._shares()[0].view_as(self.assignment)[:, None, :]
         slots = torch.arange(self.num_tokens, device=self.assignment.device)[None, :, None]
         return torch.where(self.assignment[:, None, :] == slots, share, torch.zeros_like(share))
 
@@ -289,9 +294,9 @@ class LinearPlan:
         with torch.autocast(x.device.type, enabled=False):
             return (matrix.to(wide.dtype) @ wide).to(x.dtype)
 
-    def merge(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """`(B, N, C) -> (B, M, C)` and sizes of one `(B, M)`; `size` is accepted and ignored."""
-        out = self._apply(self.forward, x)
+    def merge(self, x: Tensor, size: Tensor | None = None, *, prefix: int = 0) -> tuple[Tensor, Tensor]:
+        """`(B, N, C) -> (B, M, C)` and sizes of one `(B, M)`; `size` is accepted and ignored; prefix tokens stay."""
+        out = self._apply(self.with_prefix(prefix).forward, x)
         return out, torch.ones(out.shape[:2], device=x.device)
 
     def unmerge(self, y: Tensor) -> Tensor:

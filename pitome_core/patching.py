@@ -119,14 +119,8 @@ class LayerStep:
         if self.remove == 0:
             return x, size, None
         row, prefix, mask = self.row, self.prefix, self.mergeable
-        context = {
-            "margin": row.margin,
-            "size": None,
-            "mask": mask,
-            "layer": self.layer,
-            "num_layers": len(self.patch.rows),
-            "positions": self.positions,
-        }
+        context = {"margin": row.margin, "size": None, "mask": mask, "layer": self.layer,
+                   "num_layers": len(self.patch.rows), "positions": self.positions}
         if size is not None and "size" in self.patch.method.needs:
             context["size"] = size[:, prefix:].clamp_min(1)  # of padding: any size will do
         if attention_map is not None:
@@ -142,10 +136,9 @@ class LayerStep:
         plan = make_plan(self.patch.method, metric, self.remove if mask is None else self.counts, context, row.options)
         if mask is not None:
             plan = plan.keeping((size > 0) & ~mask)
-        full = plan.with_prefix(prefix)
-        merged, new_size = full.merge(x, size)
+        merged, new_size = plan.merge(x, size, prefix=prefix)
         if not row.sized and size is not None:  # plain means; sizes are still counted
-            merged, _ = full.merge(x)
+            merged, _ = plan.merge(x, prefix=prefix)
         return merged, new_size, plan
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -96,13 +97,87 @@ def test_the_shapes_are_supported(name):
     assert pc.flops(pc.apply(model, "pitome", 0.9, restore=shape.restore)).total < 0.8 * whole
 
 
-def test_cells_are_named_apart_and_known():
+@pytest.mark.parametrize("cells", [cost.gpu_cells(), cost.cpu_cells()], ids=["gpu", "cpu"])
+def test_cells_are_named_apart(cells):
+    assert len({cell.key for cell in cells}) == len(cells) == len(set(cells))
+
+
+def test_every_shape_is_measured_where_it_belongs():
+    assert {cell.model for cell in cost.gpu_cells()} == set(cost.SHAPES)
+    assert set(cost.STEPS) <= {cell.model for cell in cost.cpu_cells()}
+    assert all(cell.mode != "graph" for cell in cost.cpu_cells())
+
+
+def test_what_says_most_comes_first_on_a_gpu():
+    """A lent device may be gone after a minute: every shape once at the paper's ratio, then the grid."""
     cells = cost.gpu_cells()
-    assert len({cell.key for cell in cells}) == len(cells)
-    assert {cell.model for cell in cells} == set(cost.SHAPES)
-    built = [(cell.model, cell.dtype) for cell in cells]
-    changes = sum(a != b for a, b in zip(built, built[1:], strict=False))
-    assert changes == len(set(built)) - 1, "each model is built once per dtype"
+    first = cells[:14]
+    assert {cell.model for cell in first} == set(cost.SHAPES) and {cell.keep for cell in first} == {0.9}
+    assert first[0] == cost.Cell("deit_s", 1, "bfloat16", 0.9)
+    for part in (first, cells[14:]):
+        built = [(cell.model, cell.dtype) for cell in part]
+        changes = sum(a != b for a, b in zip(built, built[1:], strict=False))
+        assert changes == len(set(built)) - 1, "each model is built once per dtype"
+
+
+# --- rounded counts, steps alone, the share of the steps
+
+
+def test_rounded_schedules_have_round_counts(build_vit):
+    schedule = pc.schedule(build_vit(img_size=112), keep=0.8)
+    even = cost.rounded(schedule, 8)
+    assert cost.rounded(schedule, 1) is schedule
+    assert even.tokens[0] == schedule.tokens[0] and even.prefix == 1 and sum(even.remove) > 0
+    for tokens, wanted in zip(even.tokens[1:], schedule.tokens[1:], strict=True):
+        assert wanted <= tokens < wanted + 8 and (tokens % 8 == 0 or tokens == even.tokens[0])
+
+
+def test_a_rounded_cell_rounds_for_every_variant():
+    cell = cost.Cell("vit_tiny_patch16_224", 1, "float32", 0.9, multiple=8)
+    tokens = cost.Workshop(torch.device("cpu")).variants(cell).about["tokens"]
+    assert tokens[0] == 197 and tokens[-1] < 100 and all(count % 8 == 0 for count in tokens[1:])
+    assert "multiples of 8" in cell.key
+
+
+def test_a_step_is_measured_alone():
+    workshop = cost.Workshop(torch.device("cpu"), shapes={"step": cost.Step(16, 24, 2)})
+    measured = cost.measure(cost.Cell("step", 2, "bfloat16", 0.75), workshop, repeats=5, seconds=0.01)
+    assert measured["tokens"] == [17, 13] and set(measured["variants"]) == {"pitome", "tome"}
+    assert measured["variants"]["pitome"]["macs"] == 16**2 * 12 + 17 * 24
+    assert all("speedup" not in variant for variant in measured["variants"].values())
+
+
+def test_the_share_of_the_steps_is_a_share(build_vit, images):
+    model, x, merge = pc.apply(build_vit(), keep=0.7), images(1), cost.LayerStep.merge
+    with torch.no_grad():
+        assert 0 < cost.step_share(lambda: model(x)) < 1
+        assert cost.step_share(lambda: pc.remove(model)(x)) == 0
+    assert cost.LayerStep.merge is merge
+
+
+def test_the_operators_of_a_step_are_told(on_cpu, tmp_path):
+    path = tmp_path / "cost.json"
+    cost.main(arguments(*TINY, "--batch", "1", "--operators", "--output", str(path)))
+    (cell,) = json.loads(path.read_text())["cells"].values()
+    told = cell["variants"]["pitome"]["operators"]
+    layers = sum(a != b for a, b in pairwise(cell["tokens"]))
+    assert told["bmm"][1] == told["elu_"][1] == layers and "addmm" not in told, "layers that merge, and no MLP"
+    assert "elu_" not in cell["variants"]["tome"]["operators"] and "operators" not in cell["variants"]["free"]
+
+
+def test_an_estimate_grows_with_the_work(on_cpu, capsys):
+    cells = [cost.Cell("vit_tiny_patch16_224", batch, "float32", 0.9, mode) for batch in (1, 64)
+             for mode in ("eager", "compile")]
+    one, compiled, many, _ = cost.estimate(cells, torch.device("cpu"), seconds=1, repeats=5)
+    assert one < many and one + 100 < compiled
+    assert cost.main(arguments(*TINY, "--estimate")) == 0
+    assert "minutes in all" in capsys.readouterr().out
+
+
+def test_a_note_is_kept(on_cpu, tmp_path):
+    path = tmp_path / "cost.json"
+    cost.main(arguments(*TINY, "--batch", "1", "--note", "a noisy machine", "--output", str(path)))
+    assert [run["note"] for run in json.loads(path.read_text())["runs"]] == ["a noisy machine"]
 
 
 # --- prefill

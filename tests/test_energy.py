@@ -190,7 +190,7 @@ def test_energy_errors_name_the_remedy():
 
 
 def test_energy_in_blocks_equals_energy_at_once():
-    """Beyond 4,096 tokens, where the similarity is built in blocks, duplicates of one set keep that set's energies."""
+    """Beyond 2,048 tokens, where the similarity is built in blocks, duplicates of one set keep that set's energies."""
     metric = gaussian_tokens(1, 600, 4, 2, torch.float32)
     few = pc.energy_score(metric.double(), 0.5)
     many = pc.energy_score(metric.repeat(1, 7, 1), 0.5)  # 4,200 tokens: every mean is over 7 copies of the same values

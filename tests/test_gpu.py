@@ -209,7 +209,7 @@ def test_training_step_on_the_device(build_vit, images):
 
 
 def test_many_tokens_go_in_blocks():
-    """Beyond 4,096 tokens the device plans in bounded memory, like the CPU (exact ties included)."""
+    """Beyond 2,048 tokens the device plans in bounded memory, like the CPU (exact ties included)."""
     metric = one_hot_tokens(4200, 16, 0)
     assert same_plan(pc.plan(metric.to(DEVICE), 500, margin=-1.0), pc.plan(metric, 500, margin=-1.0))
 

@@ -397,3 +397,11 @@ def test_the_checker_catches_a_wrong_plan(fault):
     oracle.check_partition(sound, 4, 2)
     with pytest.raises(AssertionError):
         oracle.check_partition(BROKEN[fault](sound), 4, 2)
+
+
+def test_tokens_of_size_zero_merge_to_nothing():
+    """Padding of size 0 in a group of its own: zeros and size 0, never NaN, whatever the other groups are."""
+    plan = pc.MergePlan.from_roots(torch.tensor([[0, 0, 2, 2]]))
+    x = torch.ones(1, 4, 3)
+    merged, size = plan.merge(x, torch.tensor([[1.0, 2.0, 0.0, 0.0]]))
+    assert merged.tolist() == [[[1.0] * 3, [0.0] * 3]] and size.tolist() == [[3.0, 0.0]]

@@ -21,8 +21,8 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ from torch import Tensor, nn
 
 import pitome_core as pc
 from pitome_core.experiments import results, settings
+from pitome_core.mergers import Method, find_method, make_plan
 from pitome_core.patching import ForwardState, LayerStep, find_patch
-from pitome_core.schedules import Schedule, keep_schedule
+from pitome_core.schedules import Schedule, keep_schedule, tokens_removed
 
 FORMAT = 1  # of the file; raise it when the layout changes
 WARM_UP = 3  # calls of every variant before anything is timed: kernels are chosen and memory is taken
@@ -92,6 +93,20 @@ class Prefill:
         return self.layers * (tokens * linear + attention) + self.hidden * self.vocabulary
 
 
+@dataclass(frozen=True)
+class Step:
+    """One merge step alone, with no model around it: from the keys of a layer to merged tokens and sizes.
+
+    Attributes:
+        tokens: patch tokens, N; one class token stands in front.
+        channels, heads: of the layer (ViT-S's by default).
+    """
+
+    tokens: int
+    channels: int = 384
+    heads: int = 6
+
+
 # Shapes in use; any other name is one of timm's. MAE's classifiers average the patches. LLaVA-1.5 reads what the last
 # but one of 24 blocks leaves, without a head, and takes merged tokens as they are.
 SHAPES: dict[str, Tower | Prefill] = {
@@ -102,6 +117,7 @@ SHAPES: dict[str, Tower | Prefill] = {
     "llava15_tower": Tower("vit_large_patch14_clip_336", {"depth": 23, "num_classes": 0, "global_pool": ""}, False),
     "llama_7b_prefill": Prefill(),
 }
+STEPS = {f"step_{tokens}": Step(tokens) for tokens in (64, 128, 256, 512, 1024, 2048, 4096)}
 
 
 @dataclass(frozen=True)
@@ -116,6 +132,7 @@ class Cell:
         mode: `eager`, `graph` (a captured CUDA graph) or `compile` (torch.compile).
         proportional: `preset`, `on` or `off`, for all methods.
         size: side of the image in pixels; None = the architecture's own.
+        multiple: token counts (prefix included) are rounded up to multiples of this behind every layer that merges.
     """
 
     model: str
@@ -125,6 +142,7 @@ class Cell:
     mode: str = "eager"
     proportional: str = "preset"
     size: int | None = None
+    multiple: int = 1
 
     @property
     def key(self) -> str:
@@ -132,29 +150,78 @@ class Cell:
         parts = [self.model, f"batch {self.batch}", self.dtype, f"keep {self.keep:g}", self.mode]
         parts += [f"proportional {self.proportional}"] if self.proportional != "preset" else []
         parts += [f"{self.size} px"] if self.size else []
+        parts += [f"multiples of {self.multiple}"] if self.multiple > 1 else []
         return ", ".join(parts)
 
 
-def gpu_cells() -> list[Cell]:
-    """The cells of `make gpu`: model by model and dtype by dtype, so that each is built once."""
-    def grid(model: str, batches: Iterable[int], keeps: Iterable[float], **fields: Any) -> list[Cell]:
-        dtype = fields.pop("dtype", "bfloat16")
-        return [Cell(model, batch, dtype, keep, **fields) for batch in batches for keep in keeps]
+def _grid(model: str, batches: Iterable[int], keeps: Iterable[float], **fields: Any) -> list[Cell]:
+    dtype = fields.pop("dtype", "bfloat16")
+    return [Cell(model, batch, dtype, keep, **fields) for batch in batches for keep in keeps]
 
+
+def gpu_cells() -> list[Cell]:
+    """The cells of `make gpu`: first those that say most, since a lent GPU may go before the rest; then the grid. In
+    both parts the cells of a model and dtype follow one another, so that each is built once."""
+    telling = [
+        *(Cell("deit_s", batch, "bfloat16", 0.9, mode) for batch in (1, 64) for mode in ("eager", "graph")),
+        *(Cell("vit_l_mae", batch, "bfloat16", 0.9, mode) for batch in (1, 64) for mode in ("eager", "graph")),
+        Cell("llava15_tower", 16, "bfloat16", 0.9),
+        *(Cell("clip_l_336", 64, "bfloat16", 0.9, mode) for mode in ("eager", "graph")),
+        *(Cell("vit_h_mae", 64, "bfloat16", 0.9, mode) for mode in ("eager", "graph")),
+        Cell("llama_7b_prefill", 16, "bfloat16", 0.9),
+    ]
+    rest = [
+        *_grid("deit_s", (1, 16, 64, 256), (0.925, 0.9)),
+        *_grid("deit_s", (16,), (0.9,), mode="graph"),
+        *_grid("deit_s", (64,), (0.9,), dtype="float32"),
+        *_grid("vit_l_mae", (1, 16, 64, 256), (0.925, 0.9)),
+        *_grid("vit_l_mae", (16, 64), (0.975,)),
+        *_grid("vit_l_mae", (1, 16, 64, 256), (0.9,), proportional="off"),
+        *_grid("vit_l_mae", (16,), (0.9,), mode="graph"),
+        *_grid("vit_l_mae", (16, 64), (0.9,), dtype="float32"),
+        *_grid("vit_h_mae", (1, 16, 64, 256), (0.925, 0.9)),
+        *_grid("clip_l_336", (1, 16, 64, 256), (0.925, 0.9)),
+        *_grid("clip_l_336", (1, 16), (0.9,), mode="graph"),
+        *_grid("llava15_tower", (1, 4, 16, 64), (0.95, 0.9, 0.85)),
+        *_grid("llama_7b_prefill", (1, 4, 16), (0.95, 0.9, 0.85)),
+    ]
+    return list(dict.fromkeys([*telling, *rest]))
+
+
+def cpu_cells() -> list[Cell]:
+    """The cells of `make bench`, those first that targets are set for. Map: ViT-S over tokens and batch."""
+    tiny, small, base = (f"vit_{size}_patch16_224" for size in ("tiny", "small", "base"))
+    clip, dino = "vit_base_patch16_clip_224", "vit_small_patch14_dinov2"  # the latter at 518 px
+    types = ("float32", "bfloat16")
     return [
-        *grid("deit_s", (1, 16, 64, 256), (0.925, 0.9)),
-        *grid("deit_s", (1, 16), (0.9,), mode="graph"),
-        *grid("deit_s", (64,), (0.9,), dtype="float32"),
-        *grid("vit_l_mae", (1, 16, 64, 256), (0.925, 0.9)),
-        *grid("vit_l_mae", (16, 64), (0.975,)),
-        *grid("vit_l_mae", (1, 16, 64, 256), (0.9,), proportional="off"),
-        *grid("vit_l_mae", (1, 16), (0.9,), mode="graph"),
-        *grid("vit_l_mae", (16, 64), (0.9,), dtype="float32"),
-        *grid("vit_h_mae", (1, 16, 64, 256), (0.925, 0.9)),
-        *grid("clip_l_336", (1, 16, 64, 256), (0.925, 0.9)),
-        *grid("clip_l_336", (1, 16), (0.9,), mode="graph"),
-        *grid("llava15_tower", (1, 4, 16, 64), (0.95, 0.9, 0.85)),
-        *grid("llama_7b_prefill", (1, 4, 16), (0.95, 0.9, 0.85)),
+        *(cell for dtype in types for cell in _grid(small, (16, 1), (0.9,), dtype=dtype)),
+        *(cell for dtype in types for cell in _grid(small, (4,), (0.9,), dtype=dtype, size=384)),
+        *(Cell(name, 1, "float32", 0.9) for name in STEPS),
+        *_grid(small, (1, 16), (0.9,), dtype="float32", size=112),
+        *_grid(small, (1,), (0.9,), dtype="float32", size=384),
+        *_grid(dino, (1,), (0.9,), dtype="float32"),
+        *_grid(tiny, (1, 16), (0.9,), dtype="float32"),
+        *(cell for dtype in types for cell in _grid(base, (8,), (0.9,), dtype=dtype)),
+        *_grid(clip, (8,), (0.9,), dtype="float32"),
+        *(cell for dtype in types for cell in _grid(base, (2,), (0.9,), dtype=dtype, size=384)),
+        *(cell for dtype in types for cell in _grid(small, (16,), (0.8,), dtype=dtype)),
+        *(cell for dtype in types for cell in _grid(small, (4,), (0.8,), dtype=dtype, size=384)),
+        *(cell for dtype in types for cell in _grid(base, (8,), (0.8,), dtype=dtype)),
+        *_grid(small, (4, 64), (0.9,), dtype="float32", size=112),
+        *_grid(small, (4, 64), (0.9,), dtype="float32"),
+        *_grid(small, (16,), (0.9,), dtype="float32", size=384),
+        *_grid(dino, (4,), (0.9,), dtype="float32"),
+        *_grid(small, (1, 16), (0.9,), size=112),
+        *_grid(dino, (1,), (0.9,)),
+        *(cell for dtype in types for cell in _grid(small, (16,), (0.9,), dtype=dtype, proportional="off")),
+        *_grid(small, (4,), (0.9,), size=384, proportional="off"),
+        *(cell for many in (8, 16) for cell in _grid(small, (16,), (0.9,), multiple=many)),
+        *_grid(small, (4,), (0.9,), size=384, multiple=16),
+        *_grid(small, (16,), (0.9,), dtype="bfloat16-autocast"),
+        *_grid(small, (4,), (0.9,), dtype="bfloat16-autocast", size=384),
+        *_grid(tiny, (16,), (0.9,)),
+        *_grid(clip, (8,), (0.9,)),
+        *_grid(tiny, (4,), (0.9,), dtype="float32", mode="compile"),
     ]
 
 
@@ -289,6 +356,81 @@ def summarize(samples: Mapping[str, Sequence[float]], macs: Mapping[str, int]) -
 # --- models and their variants
 
 
+def rounded(schedule: Schedule, multiple: int) -> Schedule:
+    """The schedule with every token count behind a merge rounded up to a multiple (prefix included).
+
+    Where a layer would have to lose more than half of its patch tokens for that, it loses none.
+    """
+    if multiple == 1:
+        return schedule
+    left = [schedule.tokens[0]]
+    for tokens in schedule.tokens[1:]:
+        now, wanted = left[-1], multiple * math.ceil(tokens / multiple)
+        left.append(wanted if 0 <= now - wanted <= (now - schedule.prefix) // 2 else now)
+    remove = [before - after for before, after in itertools.pairwise(left)]
+    return Schedule.from_removals(left[0] - schedule.prefix, remove, schedule.prefix)
+
+
+@contextmanager
+def around_steps(wrapped: Callable[[Callable[[], Any]], Any]) -> Iterator[None]:
+    """While open, every merge step runs as `wrapped(step)`, which has to call it and return what it returns."""
+    merge = LayerStep.merge
+    LayerStep.merge = lambda step, *arguments: wrapped(partial(merge, step, *arguments))
+    try:
+        yield
+    finally:
+        LayerStep.merge = merge
+
+
+def step_share(call: Callable[[], Any], repeats: int = FEWEST) -> float:
+    """Share of a merged model's forward that is spent in merge steps: the median of `repeats` calls.
+
+    On a CPU only, where calls return when they end.
+    """
+    inside, shares = [], []
+
+    def timed(step: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = step()
+        inside.append(time.perf_counter() - start)
+        return result
+
+    with around_steps(timed):
+        for _ in range(repeats):
+            inside.clear()
+            start = time.perf_counter()
+            call()
+            shares.append(sum(inside) / (time.perf_counter() - start))
+    return round(statistics.median(shares), 4)
+
+
+def step_operators(call: Callable[[], Any], repeats: int = 3) -> dict[str, list[float]]:
+    """What the merge steps of one forward consist of: by operator its own milliseconds and calls, most time first."""
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    def named(step: Callable[[], Any]) -> Any:
+        with record_function("merge step"):
+            return step()
+
+    found: dict[str, list[float]] = {}
+
+    def note(event: Any) -> None:
+        for child in event.cpu_children:
+            entry = found.setdefault(child.name.removeprefix("aten::"), [0.0, 0.0])
+            entry[0] += child.self_cpu_time_total / 1e3 / repeats
+            entry[1] += 1 / repeats
+            note(child)
+
+    with around_steps(named), profile(activities=[ProfilerActivity.CPU]) as seen:
+        for _ in range(repeats):
+            call()
+    for event in seen.events():
+        if event.name == "merge step":
+            note(event)
+    ranked = sorted(found.items(), key=lambda item: -item[1][0])
+    return {name: [round(spent, 4), round(calls)] for name, (spent, calls) in ranked}
+
+
 @dataclass(frozen=True)
 class Variants:
     """What a cell runs.
@@ -307,7 +449,8 @@ class Variants:
 class Workshop:
     """Builds models, one at a time: the last one is kept, since cells follow one another model by model."""
 
-    def __init__(self, device: torch.device, methods: Sequence[str] = METHODS, shapes: Mapping[str, Any] = SHAPES):
+    def __init__(self, device: torch.device, methods: Sequence[str] = METHODS,
+                 shapes: Mapping[str, Any] = SHAPES | STEPS):
         self.device, self.methods, self.shapes = device, tuple(methods), shapes
         self._built: tuple[Any, nn.Module] | None = None
 
@@ -316,7 +459,17 @@ class Workshop:
         shape = self.shapes.get(cell.model, Tower(cell.model))
         if isinstance(shape, Prefill):
             return self._prefill(cell, shape)
+        if isinstance(shape, Step):
+            return self._step(cell, shape)
         return self._tower(cell, shape)
+
+    def macs(self, cell: Cell) -> dict[str, int]:
+        """Multiply-accumulates of one image (prompt) by variant, without running or loading anything: for `meta`."""
+        shape = self.shapes.get(cell.model, Tower(cell.model))
+        if isinstance(shape, Prefill):
+            tokens = {"whole": shape.image, "merged": shape.image_tokens(cell.keep)}
+            return {name: shape.macs(image + shape.text) for name, image in tokens.items()}
+        return self.variants(replace(cell, batch=1)).macs
 
     def forget(self) -> None:
         """Let go of the model."""
@@ -350,10 +503,11 @@ class Workshop:
         model = self._model((cell.model, cell.dtype, cell.size), lambda: make().to(dtype), torch.float32).to(dtype)
         height, width = model.patch_embed.img_size
         x = _normal((cell.batch, 3, height, width), dtype, self.device)
-        models = {"whole": model, "free": free_merge(twin(model), cell.keep, shape.restore)}
+        keep = cell.keep if cell.multiple == 1 else rounded(pc.schedule(model, keep=cell.keep), cell.multiple)
+        models = {"whole": model, "free": free_merge(twin(model), keep, shape.restore)}
         options = {"proportional": PROPORTIONAL[cell.proportional], "restore": shape.restore}
         for method in self.methods:
-            models[method] = pc.apply(twin(model), method, cell.keep, **options)
+            models[method] = pc.apply(twin(model), method, keep, **options)
         counts = {name: pc.flops(part) for name, part in models.items()}
         macs = {name: count.total for name, count in counts.items()}
         macs["free"] -= sum(layer.merge for layer in counts["free"].layers)
@@ -385,7 +539,30 @@ class Workshop:
         return Variants(calls, {name: shape.macs(count) for name, count in tokens.items()}, about)
 
 
+    def _step(self, cell: Cell, shape: Step) -> Variants:
+        dtype, (heads, width) = DTYPES[cell.dtype], (shape.heads, shape.channels // shape.heads)
+        # As attention makes them: queries, keys and values of all heads in one product, heads in front by a view.
+        projected = _normal((cell.batch, shape.tokens + 1, 3, heads, width), dtype, self.device)
+        keys = projected[:, :, 1].transpose(1, 2)[:, :, 1:]
+        x = _normal((cell.batch, shape.tokens + 1, shape.channels), dtype, self.device)
+        size = torch.ones(x.shape[:2], device=self.device)
+        remove = tokens_removed(shape.tokens, cell.keep)
+
+        def run(method: Method) -> Tensor:
+            plan = make_plan(method, keys.mean(dim=1, dtype=torch.float32), remove, {"margin": 0.9, "layer": 0}, {})
+            return plan.merge(x, size, prefix=1)[0]
+
+        chosen = {name: find_method(name) for name in self.methods}
+        macs = {name: method.cost(shape.tokens, remove, width)[0] + (shape.tokens + 1) * shape.channels
+                for name, method in chosen.items() if method.cost is not None}
+        tokens = [shape.tokens + 1, shape.tokens + 1 - remove]
+        about = {"tokens": tokens, "channels": shape.channels, "heads": heads}
+        return Variants({name: partial(run, chosen[name]) for name in macs}, macs, about)
+
+
 def _normal(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type == "meta":
+        return torch.empty(shape, dtype=dtype, device=device)
     generator = torch.Generator(device).manual_seed(0)
     return torch.randn(shape, generator=generator, device=device).to(dtype)
 
@@ -428,7 +605,9 @@ def _peak(call: Callable[[], Any], device: torch.device) -> dict[str, int]:
     return {"bytes_before": before, "bytes_peak": torch.cuda.max_memory_allocated(device)}
 
 
-def measure(cell: Cell, workshop: Workshop, *, repeats: int, seconds: float) -> dict[str, Any]:
+def measure(
+    cell: Cell, workshop: Workshop, *, repeats: int, seconds: float, profiled: bool = False
+) -> dict[str, Any]:
     """Measure a cell: its fields, the model's, `rounds`, and the variants as `summarize` tells them.
 
     A variant that does not fit into the device's memory has `out_of_memory` in place of numbers; if that is the whole
@@ -436,7 +615,7 @@ def measure(cell: Cell, workshop: Workshop, *, repeats: int, seconds: float) -> 
     """
     device = workshop.device
     result: dict[str, Any] = {"model": cell.model, "batch": cell.batch, "dtype": cell.dtype, "keep": cell.keep,
-                              "mode": cell.mode, "proportional": cell.proportional}
+                              "mode": cell.mode, "proportional": cell.proportional, "multiple": cell.multiple}
     # A shortest timing of 20 ms is hundreds of times the clock's resolution and hides no slow call.
     shortest = 0.02
     cast = torch.autocast(device.type, torch.bfloat16) if cell.dtype.endswith("autocast") else nullcontext()
@@ -458,12 +637,44 @@ def measure(cell: Cell, workshop: Workshop, *, repeats: int, seconds: float) -> 
         if ready:
             timed = stopwatch(device)
             samples, times = alternate(ready, timed, repeats=repeats, seconds=seconds, shortest=shortest)
+        merged = [name for name in ready if name in workshop.methods and "whole" in variants.calls]
+        observed = device.type == "cpu" and cell.mode == "eager"
+        inside = {name: {"step_share": step_share(ready[name])} for name in merged if observed}
+        if profiled:
+            inside = {name: {**told, "operators": step_operators(ready[name])} for name, told in inside.items()}
     summary = summarize(samples, variants.macs)
+    for name, told in inside.items():
+        summary[name] |= told
     for name in summary:
         summary[name] |= {"calls": times[name], **(memory[name] if cell.mode == "eager" else {})}
     rounds = max(map(len, samples.values()), default=0)
     result |= {**variants.about, "rounds": rounds, "variants": summary}
     return {**result, "out_of_memory": missing} if missing else result
+
+
+def rate(dtype: str, device: torch.device, seconds: float = 0.3) -> float:
+    """Multiply-accumulates per second of a product of matrices in that type, for estimates."""
+    kind = torch.bfloat16 if dtype.endswith("autocast") else DTYPES[dtype]
+    a, timed = _normal((1024, 1024), kind, device), stopwatch(device)
+    timed(lambda: a @ a, 3)
+    return 1024**3 / timed(lambda: a @ a, max(1, int(seconds / max(timed(lambda: a @ a, 1), 1e-6))))
+
+
+# A model is slower than its products alone: by that much in float32 and in half precision on a CPU. For estimates only.
+_SLOWER = {"float32": 1.4, "bfloat16": 2.0, "float16": 2.0, "bfloat16-autocast": 2.2}
+_COMPILING = 60.0  # seconds a variant; inductor sees another shape in every layer
+
+
+def estimate(cells: Sequence[Cell], device: torch.device, *, seconds: float, repeats: int) -> list[float]:
+    """Seconds that each cell will take, roughly: exact counts over the speed of a product, and what compiling takes."""
+    rates = {dtype: rate(dtype, device) / _SLOWER[dtype] for dtype in {cell.dtype for cell in cells}}
+    counts, found = Workshop(torch.device("meta")), []
+    for cell in cells:
+        once = [max(0.02, cell.batch * macs / rates[cell.dtype]) for macs in counts.macs(cell).values()]
+        rounds = WARM_UP + 1 + min(repeats, max(FEWEST, int(seconds / sum(once))))
+        start = 1.0 + _COMPILING * len(once) * (cell.mode == "compile")
+        found.append(start + rounds * sum(once) + FEWEST * sum(once[2:]))
+    return found
 
 
 # --- the record
@@ -476,7 +687,7 @@ class CostRecord:
     number of threads or another TF32 setting are not taken over: they are measured again.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, note: str = ""):
         self.path, self.runs, self.cells = Path(path), [], {}
         self._run: int | None = None
         if self.path.exists():
@@ -484,7 +695,7 @@ class CostRecord:
             if found.get("format") != FORMAT or found.get("experiment") != "cost":
                 raise results.RecordError(f"{path} is no record of costs in format {FORMAT}: choose another --output")
             self.runs, self.cells = found["runs"], found["cells"]
-        self.now = results.provenance(0) | {"torch_cuda": torch.version.cuda}
+        self.now = results.provenance(0) | {"torch_cuda": torch.version.cuda} | ({"note": note} if note else {})
 
     def has(self, key: str) -> bool:
         """Whether the cell was measured by this code under these circumstances."""
@@ -524,7 +735,8 @@ class CostRecord:
 EXAMPLES = """examples:
   python -m pitome_core.experiments cost
       on CUDA: the shapes of DeiT-S, ViT-L and ViT-H (MAE), CLIP-L/14@336, LLaVA-1.5's tower and prefill (`make gpu`);
-      on a CPU: ViT-S at batch 1 and 16
+      on a CPU: the grid of `make bench`, half an hour on two cores
+  python -m pitome_core.experiments cost --estimate
   python -m pitome_core.experiments cost --models vit_tiny_patch16_224 --batch 1 8 --keep 0.9 --dtype float32
   python -m pitome_core.experiments cost --models vit_small_patch16_224 --size 384 --batch 4 --threads 2
   python -m pitome_core.experiments cost --models clip_l_336 --batch 1 16 --mode eager graph
@@ -542,6 +754,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", nargs="+", type=float, metavar="R", help="keep ratios (default 0.9)")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="default: bfloat16 on CUDA, else float32")
     parser.add_argument("--size", nargs="+", type=int, metavar="PX", help="image sides (default: the model's own)")
+    parser.add_argument("--multiple", nargs="+", type=int, default=[1], metavar="M",
+                        help="round token counts behind a merge up to multiples of M (default 1)")
     parser.add_argument("--mode", nargs="+", choices=MODES, default=["eager"],
                         help="as it is, as a captured CUDA graph, or through torch.compile (slow to start)")
     parser.add_argument("--proportional", nargs="+", choices=PROPORTIONAL, default=["preset"],
@@ -549,12 +763,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="methods beside the whole and free model")
     parser.add_argument("--repeats", type=int, default=25, help="rounds of a cell at most (default 25)")
     parser.add_argument("--seconds", type=float, default=None,
-                        help=f"of a cell's rounds, though {FEWEST} at least (default 1.5 on CUDA, 10 on a CPU)")
+                        help=f"of a cell's rounds, though {FEWEST} at least (default 0.5 on CUDA, 6 on a CPU)")
     parser.add_argument("--minutes", type=float, default=math.inf,
                         help="begin no cell after that time; the same command goes on with the rest")
     parser.add_argument("--threads", type=int, help="threads of the CPU (default: as torch has them)")
     parser.add_argument("--tf32", action="store_true", help="allow TF32 in float32 products (default: exact float32)")
     parser.add_argument("--list", action="store_true", help="print the cells and measure nothing")
+    parser.add_argument("--estimate", action="store_true", help="print how long the cells will take, measure nothing")
+    parser.add_argument("--operators", action="store_true", help="on a CPU: the operators of the merge steps as well")
+    parser.add_argument("--note", default="", help="kept in the record beside the command")
     parser.add_argument("--output", type=Path,
                         help="record (default: results/gpu/cost.json on CUDA, _build/results/cost.json on a CPU)")
 
@@ -562,16 +779,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def cells_of(args: argparse.Namespace, device: torch.device) -> list[Cell]:
     """The cells that the arguments ask for."""
     named = (args.models, args.batch, args.keep, args.dtype, args.size)
-    if device.type == "cuda" and named == (None,) * 5 and args.mode == ["eager"] and args.proportional == ["preset"]:
-        return gpu_cells()
+    plain = args.mode == ["eager"] and args.proportional == ["preset"] and args.multiple == [1]
+    if named == (None,) * 5 and plain:
+        return gpu_cells() if device.type == "cuda" else cpu_cells()
     axes = (
         args.models or (["vit_l_mae"] if device.type == "cuda" else ["vit_small_patch16_224"]),
         args.dtype or (["bfloat16"] if device.type == "cuda" else ["float32"]),
-        args.size or [None], args.batch or [1, 16], args.keep or [0.9], args.mode, args.proportional,
+        args.size or [None], args.batch or [1, 16], args.keep or [0.9], args.mode, args.proportional, args.multiple,
     )
     return [
-        Cell(model, batch, dtype, keep, mode, proportional, size)
-        for model, dtype, size, batch, keep, mode, proportional in itertools.product(*axes)
+        Cell(model, batch, dtype, keep, mode, proportional, size, multiple)
+        for model, dtype, size, batch, keep, mode, proportional, multiple in itertools.product(*axes)
     ]
 
 
@@ -588,23 +806,29 @@ def main(args: argparse.Namespace) -> int:
         raise SystemExit(f"--mode graph captures CUDA graphs, the device is {device}: choose eager or compile")
     on_gpu = device.type == "cuda"
     default = results.writable(on_gpu) / ("gpu" if on_gpu else "") / "cost.json"
-    record = CostRecord(args.output or default)
+    record = CostRecord(args.output or default, args.note)
     todo = [cell for cell in cells if not record.has(cell.key)]
     now = record.now
     where = f"torch {now['packages'].get('torch')}, {now['threads']} threads, TF32 {'on' if now['tf32'] else 'off'}"
     print(f"{now['device']}, {where}", flush=True)
     print(f"{len(todo)} cells to measure, {len(cells) - len(todo)} measured before", flush=True)
+    seconds = args.seconds or (0.5 if device.type == "cuda" else 6.0)
+    if args.estimate:
+        spans = estimate(todo, device, seconds=seconds, repeats=args.repeats)
+        for cell, span in zip(todo, spans, strict=True):
+            print(f"{span:6.0f} s  {cell.key}")
+        print(f"about {sum(spans) / 60:.0f} minutes in all, if nothing else runs")
+        return 0
     if args.list:
         print("\n".join(("- " if cell in todo else "x ") + cell.key for cell in cells))
         return 0
-    seconds = args.seconds or (1.5 if device.type == "cuda" else 10.0)
     workshop, begun, failed = Workshop(device, args.methods), time.monotonic(), 0
     for number, cell in enumerate(todo):
         if time.monotonic() - begun > 60 * args.minutes:
             print(f"{len(todo) - number} cells not measured within {args.minutes:g} minutes; run it again to go on")
             break
         try:
-            measured = measure(cell, workshop, repeats=args.repeats, seconds=seconds)
+            measured = measure(cell, workshop, repeats=args.repeats, seconds=seconds, profiled=args.operators)
         except torch.cuda.OutOfMemoryError:
             measured = {"model": cell.model, "out_of_memory": ["all"]}
         except Exception as error:  # one cell that cannot be run should not take the others along
@@ -636,6 +860,8 @@ def _lines(cell: Cell, measured: Mapping[str, Any]) -> Iterator[str]:
             line += f", efficiency {variant['efficiency']:.3f}"
         if "of_free" in variant:
             line += f", of free {variant['of_free']:.3f}"
+        if "step_share" in variant:
+            line += f", steps {variant['step_share']:.1%}"
         if "bytes_peak" in variant:
             line += f", peak {variant['bytes_peak'] / 2**30:.2f} GiB"
         yield line

@@ -13,7 +13,7 @@ from .hashing import hash_tokens, random_order
 from .registry import active_pairs
 
 CHOICES = {
-    "kernel": tuple(KERNELS),
+    "kernel": KERNELS,
     "score": ("energy", "attention", "shuffled"),
     "split": ("alternate", "high_low", "position", "random"),
     "edges": ("all", "best"),

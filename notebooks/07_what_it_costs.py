@@ -1,0 +1,508 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What it costs, and when it does not help
+#
+# Merging saves arithmetic. Users ask for time, and their second most frequent complaint about token merging is that there was
+# no speed-up. So this chapter predicts, measures, and explains the difference. The prediction is the ratio of exact
+# multiply-accumulates. The measurement is a clock, in one process, the variants taking turns. Between the two stands a third
+# number that is rarely reported: the same model with a *free merge*, which drops as many tokens in each layer by a slice and
+# decides nothing. No method can be faster than that, and whatever the free merge loses against the counts is not the
+# method's fault.
+#
+# *Reading time: 20 minutes. Figures marked* recorded *come from `make bench` (CPU) and `make gpu` (CUDA); cells marked* live
+# *compute on a CPU, and those marked* computed *are counts on paper. Weights are random, which a clock cannot see.*
+
+# %% tags=["remove-cell"]
+import sys
+
+if "google.colab" in sys.modules:  # beside Colab's own torch and numpy, which stay as they are
+    import subprocess
+
+    package = "pitome-core[experiments] @ git+https://github.com/OWNER/pitome-companion@v0.1.0"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+
+# %%
+import json
+from statistics import median
+
+import matplotlib.pyplot as plt
+import numpy as np
+import timm
+import torch
+from IPython.display import Markdown, display
+
+import pitome_core as pc
+from pitome_core.experiments import cost, plots, results
+from pitome_core.experiments.settings import profile
+
+plots.use_style()
+quick = profile() == "smoke"
+
+
+def load(file):
+    """The cells of a record that have numbers, each with the run that measured it; none where nothing was run."""
+    path = results.folder() / file
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cells": {}, "runs": []}
+    return [{**cell, "run": found["runs"][cell["run"]]} for cell in found["cells"].values() if cell.get("variants")]
+
+
+def pick(cells, **wanted):
+    """The cells whose fields have these values."""
+    return [cell for cell in cells if all(cell.get(name) == value for name, value in wanted.items())]
+
+
+recorded, gpu = load("embedded/cost.json"), load("gpu/cost.json")
+towers = [cell for cell in recorded if "whole" in cell["variants"]]
+plain = [cell for cell in towers if cell["mode"] == "eager" and cell["proportional"] == "preset" and cell["multiple"] == 1]
+
+# %% [markdown]
+# ## Three numbers
+#
+# Each row below is one model at one batch size, type and resolution. The hollow mark is what the counts promise, the bar
+# ends where the free merge gets, and the two filled marks are PiToMe and ToMe.
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Speed-up over the whole model at keep 0.9 in every layer: implied by the counts (hollow), free merge (grey bar), ToMe and PiToMe with quartiles. Left of the line at 1 a merged model is slower than the whole one. *Recorded on a CPU.*", "name": "fig-cost-three"}, "image": {"alt": "Horizontal bars for the free merge, one per cell, with marks for the implied speed-up to the right of the bar and for the two methods at its end."}}
+NAMES = {"vit_small_patch16_224": "ViT-S", "vit_base_patch16_224": "ViT-B", "vit_tiny_patch16_224": "ViT-Ti",
+         "vit_base_patch16_clip_224": "CLIP-B/16", "vit_small_patch14_dinov2": "DINOv2-S/14"}
+TYPES = {"float32": "fp32", "bfloat16": "bf16", "bfloat16-autocast": "bf16 autocast", "float16": "fp16"}
+
+
+def name(cell):
+    """A cell in a few words."""
+    model, dtype = NAMES.get(cell["model"], cell["model"]), TYPES[cell["dtype"]]
+    return f"{model}, {cell.get('size', '')} px, batch {cell['batch']}, {dtype}"
+
+
+shown = sorted(pick(plain, keep=0.9), key=lambda cell: (cell["dtype"] != "float32", cell["model"], cell["tokens"][0], cell["batch"]))
+figure, ax = plt.subplots(figsize=(8, 1 + 0.32 * len(shown)))
+for y, cell in enumerate(shown):
+    variants = cell["variants"]
+    ax.barh(y, variants["free"]["speedup"][1], color="0.85", label=None if y else "free merge")
+    ax.plot(variants["pitome"]["implied"], y, "o", color="0.3", markerfacecolor="none", label=None if y else "counts imply (PiToMe)")
+    for shift, method, marker in ((0.18, "tome", "s"), (-0.18, "pitome", "o")):
+        low, middle, high = variants[method]["speedup"]
+        ax.errorbar(middle, y + shift, xerr=[[middle - low], [high - middle]], fmt=marker, markersize=5,
+                    color=plots.COLOURS[method], label=None if y else {"tome": "ToMe", "pitome": "PiToMe"}[method])
+ax.axvline(1, color="black", linewidth=0.8)
+ax.set(yticks=range(len(shown)), yticklabels=[name(cell) for cell in shown], xlabel="speed-up over the whole model")
+ax.invert_yaxis()
+figure.legend(fontsize=8, loc="outside lower center", ncols=4)
+plt.show()
+
+# %% tags=["hide-input"]
+runs = {json.dumps(cell["run"], sort_keys=True): cell["run"] for cell in recorded}
+lines = [f"- {run['device']}, {run['threads']} thread{'s' if run['threads'] > 1 else ''}, torch {run['packages']['torch']}, "
+         f"{run['date'][:10]}, commit {(run['commit'] or '?')[:7]}{' and later changes' if run['modified'] else ''}"
+         + (f" ({run['note']})" if run.get("note") else "") for run in runs.values()]
+slower = [name(cell) for cell in plain if cell["variants"]["pitome"]["speedup"][1] < 1]
+efficiency = [cell["variants"]["pitome"]["efficiency"] for cell in pick(plain, keep=0.9)]
+display(Markdown(
+    f"{len(recorded)} cells were recorded:\n\n" + "\n".join(dict.fromkeys(lines)) + f"\n\nAt keep 0.9 PiToMe reaches {min(efficiency):.0%} to "
+    f"{max(efficiency):.0%} of the speed-up that the counts imply, the median cell {median(efficiency):.0%}. "
+    + (f"**Slower than the whole model** with PiToMe: {'; '.join(slower)}." if slower else
+       "In none of these cells is PiToMe slower than the whole model.")
+))
+
+# %% [markdown]
+# ## Predict
+#
+# The prediction needs no clock. `pc.flops` counts every matrix product and convolution from the shapes, those of the merge
+# included: all cosines ($N^2$ times the width of a head), and one multiplication per channel to average.
+
+# %%
+whole = timm.create_model("vit_small_patch16_224").eval()
+before = pc.flops(whole)
+merged = pc.apply(cost.twin(whole), "pitome", keep=0.9)
+after = pc.flops(merged)
+steps = sum(layer.merge for layer in after.layers)
+
+# %% tags=["nbval-check-output"]
+print(f"whole {before.total / 1e9:.2f} GMAC, merged {after.total / 1e9:.2f}, implied speed-up {before.total / after.total:.2f}")
+print(f"merge steps: {steps / after.total:.2%} of the merged model, and {after.other_ops / 1e6:.1f} million exponentials and the like")
+
+# %% [markdown]
+# On paper the merge is next to free. In a merged model it takes part of the time all the same, because a clock counts what
+# the multiply-accumulates leave out: memory that is read and written, exponentials, sorting, and the start of some forty
+# small operators in every layer.
+
+# %% [markdown]
+# ## Measure
+#
+# A live cell, small enough for this page: the four variants take turns, so that whatever drifts drifts for all of them.
+
+# %%
+workshop = cost.Workshop(torch.device("cpu"))
+cell = cost.Cell("vit_tiny_patch16_224", 1 if quick else 4, "float32", 0.9, size=112 if quick else 224)
+with torch.random.fork_rng():
+    live = cost.measure(cell, workshop, repeats=7, seconds=2)
+for variant, told in live["variants"].items():
+    print(f"{variant:7s} {1e3 * told['seconds'][1]:7.2f} ms", *[f"speed-up {told['speedup'][1]:.2f} of {told['implied']:.2f}"
+                                                                for _ in range("speedup" in told)])
+assert live["variants"]["pitome"]["implied"] < live["variants"]["tome"]["implied"] < live["variants"]["free"]["implied"]
+
+# %% [markdown]
+# *Live*, and on whatever machine built this page, with other work beside it: look at the order, not at the digits.
+#
+# ## From counts to the clock
+#
+# Where does the rest go? The time of the whole model is 1. If time followed the counts, the merged model would take the first
+# part of each bar. The second part is what the *free* merge needs beyond that: normalisation, casts, additions and the patch
+# embedding do not shrink with the counts, and small matrices run less well than large ones. The third part is spent in
+# the merge steps themselves, and the last is everything else that the method adds: the mask of sizes in attention, mostly.
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Time of the model with PiToMe at keep 0.9, as a share of the whole model's: what the counts imply, what the free merge takes beyond that, the merge steps, and the rest. A bar that passes 1 is a merge that does not pay. *Recorded on a CPU.*", "name": "fig-cost-waterfall"}, "image": {"alt": "Stacked horizontal bars, one per cell, in four parts; the first part is the largest, the merge steps are a small part except at batch 1."}}
+def parts(cell, method="pitome"):
+    """Shares of the whole model's time: counts, free beyond counts, steps, rest; the parts add up to the method's time."""
+    told, free = cell["variants"][method], cell["variants"]["free"]
+    taken, ideal, ceiling = 1 / told["speedup"][1], 1 / told["implied"], 1 / free["speedup"][1]
+    inside = told.get("step_share", 0.0) * taken
+    return np.array([ideal, ceiling - ideal, inside, taken - ceiling - inside])
+
+
+colours = ("#999999", "#CCBB44", plots.COLOURS["pitome"], plots.COLOURS["accent"])
+labels = ("counts imply", "free merge, beyond the counts", "merge steps", "the rest (mask of sizes)")
+figure, ax = plt.subplots(figsize=(8, 1 + 0.32 * len(shown)))
+for y, cell in enumerate(shown):
+    left = 0.0
+    for part, colour, label in zip(parts(cell), colours, labels, strict=True):
+        ax.barh(y, max(part, 0), left=left, color=colour, label=None if y else label)
+        left += max(part, 0)
+ax.axvline(1, color="black", linewidth=0.8)
+ax.set(yticks=range(len(shown)), yticklabels=[name(cell) for cell in shown], xlabel="share of the whole model's time")
+ax.invert_yaxis()
+figure.legend(fontsize=8, loc="outside lower center", ncols=2)
+plt.show()
+
+# %% tags=["hide-input"]
+table = np.array([parts(cell) for cell in shown])
+most = [labels[1:][i] for i in table[:, 1:].argmax(axis=1)]
+counted = {label: most.count(label) for label in labels[1:]}
+display(Markdown(
+    "What keeps a cell from its implied speed-up most: " + ", ".join(f"{label} in {n}" for label, n in counted.items() if n)
+    + f" of {len(shown)} cells. The merge steps take {table[:, 2].min():.1%} to {table[:, 2].max():.1%} of the whole model's time. "
+    "(Parts are differences of medians; a rest below zero, which noise can make, is drawn as none.)"
+))
+
+# %% [markdown]
+# ## The merge step
+#
+# A step compares all tokens with each other, so its arithmetic grows with $N^2$. The step alone, with keys made up and no model
+# around it, over 64 to 4,096 tokens:
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: time of one merge step (one image, 384 channels, six heads, keep 0.9) over the number of tokens; the grey line grows with the square of the tokens. Right: PiToMe's step over ToMe's, whose similarities are a quarter; dashed: the target. *Recorded on a CPU.*", "name": "fig-cost-step"}, "image": {"alt": "Left: two rising curves on log axes that are flat for few tokens and approach a slope of two. Right: their ratio, which rises with the number of tokens."}}
+alone = sorted((cell for cell in recorded if cell["model"] in cost.STEPS), key=lambda cell: cell["tokens"][0])
+count = np.array([cell["tokens"][0] - 1 for cell in alone])
+took = {method: np.array([cell["variants"][method]["seconds"][1] for cell in alone]) for method in ("pitome", "tome")}
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+for method, label in (("pitome", "PiToMe"), ("tome", "ToMe")):
+    axes[0].plot(count, 1e3 * took[method], "o-", color=plots.COLOURS[method], label=label)
+if len(count):
+    axes[0].plot(count, 1e3 * took["pitome"][-1] * (count / count[-1]) ** 2, color="0.6", linewidth=1, label="square")
+    axes[1].plot(count, took["pitome"] / took["tome"], "o-", color="0.3")
+axes[0].set(xscale="log", yscale="log", xlabel="tokens", ylabel="milliseconds")
+axes[1].set(xscale="log", xlabel="tokens", ylabel="PiToMe's step over ToMe's")
+axes[1].axhline(5, color="0.6", linewidth=1, linestyle="--")
+axes[1].set_ylim(bottom=0)
+axes[0].legend(fontsize=8)
+plt.show()
+
+# %% tags=["hide-input"]
+if len(count):
+    ratio, growth = took["pitome"] / took["tome"], took["pitome"][-1] / took["pitome"][0]
+    text = (f"From {count[0]} to {count[-1]:,} tokens the square grows by {(count[-1] / count[0]) ** 2:,.0f}, PiToMe's step by "
+            f"{growth:,.0f}. Against ToMe's step it costs {ratio.min():.1f} to {ratio.max():.1f} times as much.")
+else:
+    text = "The steps were **not run**."
+display(Markdown(text))
+
+# %% [markdown]
+# What does it spend its time on? The operators inside the steps of one forward, by the profiler, before this package's step
+# was reworked for this chapter and after it.
+
+# %% tags=["hide-input"]
+older = load("embedded/cost-before.json")
+WORDS = {"expm1": "exponentials", "elu_": "exponentials", "elu": "exponentials", "where": "choosing by booleans", "ge": "comparing with the margin",
+         "sum": "means over heads and over tokens", "bmm": "cosines", "mul": "scaling tokens by shares", "scatter_add_": "adding up groups",
+         "index_add_": "adding up groups", "fill_": "zeroed memory", "sort": "sorting", "copy_": "casts and copies"}
+
+
+def grouped(cell):
+    """Milliseconds by what the operators are for."""
+    told = {}
+    for operator, (spent, _) in cell["variants"]["pitome"]["operators"].items():
+        told[WORDS.get(operator, "all others")] = told.get(WORDS.get(operator, "all others"), 0.0) + spent
+    return told
+
+
+profiled = [(new, old) for new in plain if "operators" in new["variants"]["pitome"]
+            for old in pick(older, model=new["model"], batch=new["batch"], dtype=new["dtype"], keep=new["keep"], size=new["size"])]
+for new, old in profiled[:2]:
+    now, then = grouped(new), grouped(old)
+    lines = [f"| {name(new)}: milliseconds in the steps of a forward | before | after |", "|---|---|---|"]
+    for words in sorted({*now, *then}, key=lambda words: -then.get(words, 0)):
+        lines.append(f"| {words} | {then.get(words, 0):.1f} | {now.get(words, 0):.1f} |")
+    lines.append(f"| *all* | {sum(then.values()):.1f} | {sum(now.values()):.1f} |")
+    display(Markdown("\n".join(lines)))
+if not profiled:
+    display(Markdown("There is no pair of profiles in the record: **not run**."))
+
+# %% [markdown]
+# Two lessons generalise. *Choosing* between two values by a matrix of booleans costs nearly as much on a CPU as the exponentials
+# that it chooses from, so eq. 4 is computed as `F.elu` plus $m$ times the share of tokens within the margin, which is the same
+# function in passes that write floats only. And much of a step is moving tokens, not deciding: the mean over heads reads all keys,
+# averaging reads and writes all tokens. ToMe pays for these as well, which is why its step is not much cheaper than PiToMe's at
+# 197 tokens. With more tokens the squares rule, and PiToMe's four times as many cosines show.
+#
+# ## Where is break-even?
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Speed-up of PiToMe at keep 0.9 over the whole model, by tokens and batch (ViT-S in float32; 1,370 tokens: DINOv2's ViT-S/14 at 518 px). The bold line is break-even: below 1 on its one side. Empty: not measured. *Recorded on a CPU.*", "name": "fig-cost-crossover"}, "image": {"alt": "A grid of numbers over tokens and batch size, light for speed-ups near one and dark for higher ones, with a bold line around the cells below one, if there are any."}}
+ground = [cell for cell in pick(plain, keep=0.9, dtype="float32") if "small" in cell["model"]]
+tokens, batches = (sorted({value(cell) for cell in ground}) for value in (lambda c: c["tokens"][0], lambda c: c["batch"]))
+speed = np.full((len(batches), len(tokens)), np.nan)
+for cell in ground:
+    speed[batches.index(cell["batch"]), tokens.index(cell["tokens"][0])] = cell["variants"]["pitome"]["speedup"][1]
+figure, ax = plt.subplots(figsize=(6.4, 2.8))
+ax.imshow(speed, cmap="cividis_r", vmin=0.8, vmax=2, aspect="auto")
+for (y, x), value in np.ndenumerate(speed):
+    if np.isfinite(value):
+        ax.text(x, y, f"{value:.2f}", ha="center", va="center", color="white" if value > 1.4 else "black")
+    for dy, dx in ((0, 1), (1, 0)):
+        beside = speed[y + dy, x + dx] if y + dy < len(batches) and x + dx < len(tokens) else np.nan
+        if (value - 1) * (beside - 1) < 0:  # False where one is missing
+            ends = ([x + 0.5] * 2, [y - 0.5, y + 0.5]) if dx else ([x - 0.5, x + 0.5], [y + 0.5] * 2)
+            ax.plot(*ends, color="black", linewidth=3)
+ax.set(xticks=range(len(tokens)), xticklabels=[f"{n:,}" for n in tokens], yticks=range(len(batches)), yticklabels=batches,
+       xlabel="tokens of the whole model", ylabel="batch")
+ax.invert_yaxis()
+plt.show()
+
+# %% tags=["hide-input"]
+def sentence(cells):
+    """Where a group of cells lies."""
+    values = [cell["variants"]["pitome"]["speedup"][1] for cell in cells]
+    return f"{min(values):.2f} to {max(values):.2f}" if values else "not measured"
+
+
+few, many = [c for c in ground if c["tokens"][0] < 100], [c for c in ground if c["tokens"][0] > 500]
+ones = [c for c in ground if c["batch"] == 1]
+display(Markdown(
+    f"The more tokens, the larger the gain: under 100 tokens {sentence(few)}, above 500 {sentence(many)}. At batch 1 it is "
+    f"{sentence(ones)} over all lengths: the step has a price per layer that does not shrink with the batch."
+))
+
+# %% [markdown]
+# ## Targets, met and missed
+#
+# For this package's own step some targets were set beforehand: at keep 0.9 and 0.8 PiToMe should reach 0.95 of the free
+# merge's speed-up in float32, 0.90 in bfloat16 and 0.85 at batch 1; at 224 px its steps should take at most 3 % of the whole
+# model's time in float32 and 8 % in bfloat16; and the step at most five times ToMe's.
+
+# %% tags=["hide-input"]
+lines = ["| cell | keep | implied | free merge | ToMe | PiToMe | of free (target) | steps, share of the whole model's time (target) |", "|---" * 8 + "|"]
+missed = []
+for cell in plain:
+    told, half = cell["variants"], cell["dtype"] != "float32"
+    goal, most = (0.85 if cell["batch"] == 1 else 0.90 if half else 0.95), (0.08 if half else 0.03)
+    reached, inside = told["pitome"]["of_free"], told["pitome"].get("step_share", np.nan) / told["pitome"]["speedup"][1]
+    applies = cell["size"] == 224
+    if reached < goal or (applies and inside > most):
+        missed.append(cell)
+    speeds = [f"{told['pitome']['implied']:.2f}", *(f"{told[v]['speedup'][1]:.2f}" for v in ("free", "tome", "pitome"))]
+    lines.append(f"| {name(cell)} | {cell['keep']:g} | {' | '.join(speeds)} | {'' if reached >= goal else '**'}{reached:.2f}"
+                 f"{'' if reached >= goal else '**'} ({goal:.2f}) | {inside:.1%}{f' ({most:.0%})' if applies else ''} |")
+display(Markdown("\n".join(lines) + f"\n\nBold: missed. {len(missed)} of {len(plain)} cells miss one of the two."))
+
+# %% [markdown]
+# Why a cell misses can be read off the bars above: what is left between the free merge and PiToMe are the steps and the mask,
+# and of the steps a good part is reading keys and moving tokens, which ToMe has to do too. Nothing of that gets smaller
+# by deciding faster. In a small model at batch 1 it is the number of operators. The share also depends on how fast the rest is: on a processor with faster matrix products the same
+# steps are a larger part.
+#
+# ## Raising the ceiling
+#
+# Some of the distance is not about merging at all, and helps the free merge as much: weights in bfloat16 instead of a cast in
+# every forward, token counts that kernels like, attention without the mask of sizes.
+
+# %% tags=["hide-input"]
+def against(changed, **fields):
+    """Rows that compare a changed cell with the plain one of the same shape: seconds of whole, free and PiToMe."""
+    rows = []
+    for cell in changed:
+        same = {field: cell[field] for field in ("model", "batch", "keep", "size")} | {"dtype": cell["dtype"]} | fields
+        for base in pick(plain, **same):
+            row = [cell["variants"][v]["seconds"][1] / base["variants"][v]["seconds"][1] for v in ("whole", "free", "pitome")]
+            rows.append(f"| {name(cell)} | " + " | ".join(f"{value:.2f}" for value in row) + " |")
+    return rows
+
+
+eager = [cell for cell in towers if cell["mode"] == "eager"]
+groups = {
+    "cast in every forward (autocast) over weights in bfloat16": against(pick(eager, dtype="bfloat16-autocast"), dtype="bfloat16"),
+    "token counts rounded up to multiples of 8 or 16": against([c for c in eager if c["multiple"] > 1]),
+    "no mask of sizes (proportional attention off)": against(pick(eager, proportional="off")),
+    "bfloat16 over float32": against(pick(plain, dtype="bfloat16"), dtype="float32"),
+}
+lines = ["| time over that of the plain cell | whole | free merge | PiToMe |", "|---|---|---|---|"]
+for title, rows in groups.items():
+    lines += [f"| **{title}**{'' if rows else ': not run'} | | | |", *rows]
+display(Markdown("\n".join(lines) + "\n\nOne row per cell; below 1 is faster. *Recorded on a CPU.* Half precision is not faster as "
+                 "such: it needs a processor that multiplies it."))
+
+# %% [markdown]
+# ## On a GPU
+#
+# There a new cost enters: every small operator has to be launched. In *eager* mode the processor that launches is the
+# bottleneck of a small model; a captured CUDA *graph* takes it out.
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Speed-up over the whole model on a GPU at keep 0.9: implied by the counts (hollow), free merge (grey bar), ToMe and PiToMe. *Recorded; device, date and commit below.*", "name": "fig-cost-gpu"}, "image": {"alt": "Horizontal bars for the free merge on a GPU, with marks for the implied speed-up and for both methods; in eager mode the marks lie far left of the line at one."}}
+drawn = [cell for cell in pick(gpu, keep=0.9) if "speedup" in cell["variants"].get("pitome", {})]
+figure, ax = plt.subplots(figsize=(8, 1.2 + 0.32 * max(len(drawn), 1)))
+for y, cell in enumerate(drawn):
+    told = cell["variants"]
+    ax.barh(y, told["free"]["speedup"][1], color="0.85", label=None if y else "free merge")
+    ax.plot(told["pitome"]["implied"], y, "o", color="0.3", markerfacecolor="none", label=None if y else "counts imply (PiToMe)")
+    for method, marker, label in (("tome", "s", "ToMe"), ("pitome", "o", "PiToMe")):
+        ax.plot(told[method]["speedup"][1], y, marker, color=plots.COLOURS[method], label=None if y else label)
+ax.axvline(1, color="black", linewidth=0.8)
+words = [f"{cell['model']}, batch {cell['batch']}, {TYPES[cell['dtype']]}, {cell['mode']}" for cell in drawn]
+ax.set(yticks=range(len(drawn)), yticklabels=words, xlabel="speed-up over the whole model")
+ax.set_title("" if drawn else "not run: `make gpu` on a machine with CUDA")
+ax.invert_yaxis()
+if drawn:
+    figure.legend(fontsize=8, loc="outside lower center", ncols=4)
+plt.show()
+
+# %% tags=["hide-input"]
+ours = results.provenance(None)["code"]
+lines = []
+for run in {json.dumps(cell["run"], sort_keys=True): cell["run"] for cell in gpu}.values():
+    state = "this code" if run.get("code") == ours else "**an earlier or later state of the code**"
+    lines.append(f"- {run['device']}, torch {run['packages']['torch']}, {run['date'][:10]}, commit {(run['commit'] or '?')[:7]}: {state}")
+prefill = [f"a prompt of {c['tokens'][0]} tokens against one of {c['tokens'][1]} (batch {c['batch']}): {c['variants']['merged']['speedup'][1]:.2f} "
+           f"of {c['variants']['merged']['implied']:.2f} implied" for c in gpu if "merged" in c["variants"]]
+slow = sum(cell["variants"]["pitome"]["speedup"][1] < 1 for cell in drawn)
+display(Markdown(
+    ("\n".join(dict.fromkeys(lines)) + f"\n\nPiToMe is slower than the whole model in {slow} of {len(drawn)} cells. "
+     + (f"Prefill of a language model of 7 billion weights behind a merged tower: {'; '.join(prefill)}. There the merge was done "
+        "before, by the tower, and the language model only sees fewer tokens." if prefill else "")) if gpu else
+    "**Not run.** `make gpu` on a machine with CUDA measures it, with nothing to download."
+))
+
+# %% [markdown]
+# ## When it does not help
+#
+# What a practitioner can take from the cells, as a rule. Its numbers come from the records as they are on this page.
+
+# %% tags=["hide-input"]
+def typical(cells, method="pitome"):
+    """Median speed-up and how many cells that is."""
+    values = [cell["variants"][method]["speedup"][1] for cell in cells if "speedup" in cell["variants"].get(method, {})]
+    return f"{median(values):.2f} ({len(values)} cell{'s' if len(values) > 1 else ''})" if values else "not measured"
+
+
+rules = [
+    ("a GPU in eager mode, a small model or a small batch", "Launching costs more than is saved. Capture a graph, compile, or do not merge.",
+     typical([c for c in drawn if c["mode"] == "eager" and c["batch"] <= 64])),
+    ("the same with a captured graph", "Pays only where the batch fills the device.", typical([c for c in drawn if c["mode"] == "graph"])),
+    ("under 100 tokens on a CPU", "Little to gain: linear maps rule, and the step has a fixed price.", typical(few)),
+    ("about 200 tokens on a CPU, batch 1", "Helps a little; the smaller the model, the less.",
+     typical([c for c in pick(plain, keep=0.9, batch=1) if 100 <= c["tokens"][0] < 500])),
+    ("about 200 tokens on a CPU, larger batches", "Helps.",
+     typical([c for c in pick(plain, keep=0.9) if 100 <= c["tokens"][0] < 500 and c["batch"] > 1])),
+    ("more than 500 tokens on a CPU", "Helps most: attention is a larger part, and it shrinks with the square.",
+     typical([c for c in pick(plain, keep=0.9) if c["tokens"][0] > 500])),
+    ("a language model behind a merged tower", "Prefill follows the counts; decoding does not get shorter by it.",
+     typical([c for c in gpu if "merged" in c["variants"]], "merged")),
+]
+lines = ["| if you have | expect | measured speed-up, keep 0.9, median |", "|---|---|---|"]
+display(Markdown("\n".join(lines + [f"| {case} | {rule} | {number} |" for case, rule, number in rules])))
+
+# %% [markdown]
+# ## Larger models, on paper
+#
+# What was not measured can be counted. Two shapes: ViT-H/14 at 518 px, and LLaVA-1.5, whose tower hands 576 tokens to a
+# language model of 7 billion weights. *Computed, not measured.*
+
+# %%
+with torch.device("meta"):
+    huge = timm.create_model("vit_huge_patch14_224", img_size=518)
+    tower = timm.create_model("vit_large_patch14_clip_336", depth=23, num_classes=0, global_pool="")
+prompt = cost.Prefill()
+paper = {}
+for keep in (1.0, 0.95, 0.9):
+    paper[keep] = [pc.flops(pc.apply(model, "pitome", keep, restore=model is huge)) for model in (huge, tower)]
+
+# %% tags=["nbval-check-output"]
+for keep, (image, seen) in paper.items():
+    left = prompt.image_tokens(keep)
+    together = seen.total + prompt.macs(left + prompt.text)
+    print(f"keep {keep:g}: ViT-H at 518 px {image.total / 1e9:.0f} GMAC, {image.tokens[-1]} tokens leave; "
+          f"LLaVA-1.5 {left} image tokens, tower and prefill {together / 1e12:.2f} TMAC")
+
+# %% tags=["hide-input"]
+totals = {keep: (image.total, seen.total + prompt.macs(prompt.image_tokens(keep) + prompt.text)) for keep, (image, seen) in paper.items()}
+gains = [totals[1.0][i] / totals[0.9][i] for i in (0, 1)]
+merging = sum(layer.merge for layer in paper[0.9][0].layers) / paper[0.9][0].total
+share = prompt.macs(prompt.image + prompt.text) / totals[1.0][1]
+display(Markdown(
+    f"At keep 0.9 the counts imply {gains[0]:.2f} for ViT-H and {gains[1]:.2f} for LLaVA-1.5, of whose work the language model does "
+    f"{share:.0%}. The merge steps are {merging:.2%} of the merged ViT-H. These are the first of the three numbers; the second and the "
+    "third need the machine."
+))
+assert gains[0] > before.total / after.total, "with more tokens and layers the same ratio saves more"
+
+# %% tags=["hide-input"]
+free = [cell["variants"]["free"]["efficiency"] for cell in pick(plain, keep=0.9)]
+kept = [cell["variants"]["pitome"]["of_free"] for cell in pick(plain, keep=0.9)]
+launched = [cell["variants"]["pitome"]["speedup"][1] for cell in drawn if cell["mode"] == "eager"]
+display(Markdown(
+    f"> **Takeaway.** The counts are a promise that no method can keep: on the CPU of the record a merge that costs nothing reaches "
+    f"{median(free):.0%} of the implied speed-up in the median cell, and PiToMe {median(kept):.0%} of what that one reaches "
+    f"({min(kept):.2f} to {max(kept):.2f}). On a GPU in eager mode launches decide: of the {len(launched)} such cells in the "
+    f"record PiToMe is slower than the whole model in {sum(speed < 1 for speed in launched)}. Measure your own cell before you merge: `python -m pitome_core.experiments cost --models ...`."
+))
+
+# %% [markdown]
+# | | |
+# |---|---|
+# | The paper claims | 40 to 60 % of the FLOPs of the base models are saved (abstract). |
+# | We saw | The counts agree with two independent counters. On a CPU, gains that grow with tokens, batch and model, and none for a small model or few tokens at batch 1. On a GPU, losses in eager mode in the cells that were run. |
+# | What could overturn this | Another processor: faster matrix products make the same steps a larger part. A step in one fused kernel would make the loss of launches vanish; none was written here. The GPU cells of this code's last state, where the list above says that they are of another: `make gpu`. |
+#
+# ## Exercises
+#
+# **1.** Which part of a ViT-S block's work shrinks with the square of the tokens, and from how many tokens on is it half?
+
+# %% tags=["hide-cell"]
+width = 384
+n = 12 * width**2 / (2 * width)
+print(f"attention: 2 N^2 C of 12 N C^2 + 2 N^2 C; half at N = 6 C = {n:.0f} tokens")
+
+# %% [markdown]
+# **2.** By the counts alone, what does a merge step itself cost as a share of its block, at 197 and at 1,370 tokens?
+
+# %% tags=["hide-cell"]
+for name_, size in (("vit_small_patch16_224", 224), ("vit_small_patch14_dinov2", 518)):
+    with torch.device("meta"):
+        model = timm.create_model(name_, img_size=size)
+    counts = pc.flops(pc.apply(model, "pitome", 0.9))
+    layer = counts.layers[0]
+    print(f"{counts.tokens[0]} tokens: {layer.merge / layer.total:.2%} of the first block")
+
+# %% [markdown]
+# **3.** A schedule may save the steps that pay least. Merge only in the first half of ViT-S's layers, twice as many tokens
+# each, so that as many leave: does that cost more or less arithmetic than merging everywhere?
+
+# %% tags=["hide-cell"]
+last = after.tokens[-1]
+half = pc.schedule(whole, keep=[(last / after.tokens[0]) ** (1 / 6)] * 6 + [1.0] * 6)
+early = pc.flops(pc.apply(cost.twin(whole), "pitome", half))
+print(f"everywhere {after.total / 1e9:.2f} GMAC with {after.tokens[-1]} tokens left; first half {early.total / 1e9:.2f} with {early.tokens[-1]}")
+assert early.total < after.total, "tokens that leave earlier are saved for longer; what it does to accuracy is another question"
