@@ -15,8 +15,8 @@
 #
 # Neither fits here. What fits is a real LLaVA, small enough to run anywhere: transformers' own class, the ViT-S/14 of the last
 # chapters as its tower, SmolLM2 with 135 million parameters as its language model. The projector between them and low-rank updates
-# of the language model were trained here, on generated questions about pictures whose every detail is known. The tower takes 15 %
-# of the work, reading the picture nearly all the rest.
+# of the language model were trained here, on generated questions about pictures whose every detail is known. Up to the first word
+# of an answer the tower takes 16 % of the work, reading the picture 75 %.
 #
 # Two questions: what can the language model still tell when the tower has merged, and does it matter *in which order and at which
 # position* it reads what is left?
@@ -50,7 +50,7 @@ from pitome_core.experiments import vqa_tasks as tasks
 from pitome_core.experiments import vqa_training as training
 from pitome_core.experiments.published import TABLE_3
 from pitome_core.experiments.settings import profile
-from pitome_core.experiments.statistics import bootstrap_mean
+from pitome_core.experiments.statistics import bootstrap_mean, paired_difference
 from pitome_core.experiments.vqa_grid import LABELS, VqaCell
 
 plots.use_style()
@@ -63,8 +63,8 @@ random_merge = "random-merge@0.9/seed0"
 # ## What is asked
 #
 # A scene has one to four OpenMoji drawings of 64 classes, on a plain colour, a texture or a photograph, and three questions. Nine
-# types of question come equally often. The answer must be right to the letter. What can be guessed is stated beside every figure:
-# the *blind prior* is the accuracy of whoever gives the most frequent answer to the same words without looking. Photographs and
+# types of question come equally often. The answer must match exactly. What can be guessed stands beside accuracies in the
+# tables: the *blind prior* is the accuracy of whoever gives the most frequent answer to the same words without looking. Photographs and
 # layouts of the test stream are not those of training, and a tenth of the pairs of classes never came together there.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The first three scenes of the test stream with four drawings, with their questions and answers. Emoji: OpenMoji 17, CC BY-SA 4.0; photographs, where there are any: Stefan van der Walt (CC0), SpaceX (public domain); this figure is CC BY-SA 4.0. *Live.*", "name": "fig-vqa-scenes"}, "image": {"alt": "Three pictures with four emoji each on different backgrounds; below each, three questions with their answers."}}
@@ -91,12 +91,31 @@ place = np.array(main.items["scene"])
 layouts = [questions.scene("test", number) for number in range(max(place) + 1)]
 apart = np.array([layout.held_out for layout in layouts])[place]
 four = np.array([len(layout.placed) == 4 for layout in layouts])[place]
-unseen, seen = (main.outcome("whole", "correct")[mask & four].mean() for mask in (apart, ~apart))
+right = main.outcome("whole", "correct")
+
+
+def unpaired(first, second):
+    """Difference of two groups of questions, with a bootstrap interval over their scenes, as a text."""
+    draws = []
+    for mask in (first, second):
+        sums, counts = (np.bincount(place[mask], weights=w) for w in (right[mask], np.ones(mask.sum())))
+        sums, counts = sums[counts > 0], counts[counts > 0]
+        drawn = np.random.default_rng(0).integers(len(sums), size=(2000, len(sums)))
+        draws.append(sums[drawn].sum(1) / counts[drawn].sum(1))
+    low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
+    return f"{right[first].mean() - right[second].mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+size = np.array([len(layout.placed) for layout in layouts])[place]
+listed = {n: unpaired(apart & (types == "list") & (size == n), ~apart & (types == "list") & (size == n)) for n in (2, 3)}
+guess = np.mean([prior[kind] for kind in types])
 display(Markdown(
     "\n".join(lines) + f"\n\nAll nine types beat their prior on validation, where that was decided, so all are in the headline: "
-    f"*micro* {overall['micro']:.3f}, *macro* {overall['macro']:.3f}. The hope was 0.85; it is missed, and the mix of types was not "
-    f"touched to reach it. Hard are lists, positions and counts. In scenes of four drawings the model gets {unseen:.3f} of the questions where two classes meet that "
-    f"never met in training, and {seen:.3f} of the others."
+    f"*micro* {overall['micro']:.3f}, *macro* {overall['macro']:.3f}, blind prior over all {guess:.3f}. Hard are lists, positions and "
+    f"counts. Each stream has photographs of its own, the test stream just two (a cat, a rocket), validation two others; nothing here "
+    f"generalises over photographs. Where two classes meet that never met in training, in scenes of four drawings, the accuracy differs by "
+    f"{unpaired(apart & four, ~apart & four)}; in lists of three by {listed[3]}, in lists of two by {listed[2]} (not separated from the "
+    f"number of different classes)."
 ))
 assert sheet["headline"] == list(questions.TYPES) == main.header["headline"]
 
@@ -104,9 +123,11 @@ assert sheet["headline"] == list(questions.TYPES) == main.header["headline"]
 # ## The comparison
 #
 # Tokens merge in all twelve layers of the tower; the language model reads what is left, each token at the place of the middle of
-# its patches (the next but one section asks why). Nothing is trained again. At keep 0.9 it reads 45 tokens instead of 144.
+# its patches (the section on order shows what that is worth). Nothing is trained again. At keep 0.9 it reads 45 tokens instead of
+# 144. *PiToMe (released, LLaVA)* is the preset of the released code: its PiToMe begins in the fourteenth layer of a tower, so that on
+# these twelve it is ToMe's matching, on hidden states, behind each layer and with plain means: no PiToMe at all.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy on the first 2,000 test questions minus the whole model's. Left: against the tokens that enter the language model; right: against the multiply-accumulates of tower and prefill. Bands for PiToMe and ToMe: 95 % bootstrap intervals of the paired difference, scenes resampled. *Recorded.*", "name": "fig-vqa-cost"}, "image": {"alt": "Two panels of falling curves. PiToMe, energy-sorted, ToMe and ToFu lie together; random merging lies far below; lower resolution starts above them and falls below at the fewest tokens."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy on the first 2,000 test questions minus the whole model's. Left: against the tokens that enter the language model; right: against the multiply-accumulates of tower and prefill. Bands for PiToMe and ToMe: 95 % bootstrap intervals of the paired difference, scenes resampled. Random arms: mean of two patterns. *Recorded.*", "name": "fig-vqa-cost"}, "image": {"alt": "Two panels of falling curves. PiToMe, energy-sorted, ToMe and ToFu lie together; random merging lies far below; lower resolution is level with them, or at equal cost above, and falls below at the fewest tokens."}}
 shown = ["pitome", "pitome-released-llava", "energy-sorted", "tome", "tofu", "random-merge", "random-prune", "lower-resolution"]
 figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.4), sharey=True)
 plots.against_cost(axes[0], full, "correct", shown, cost="image_tokens")
@@ -131,7 +152,16 @@ for label, other, found in (("ToMe", rival, to_tome), ("the whole model", "whole
     first, second, p = tasks.only_one_right(main, ours, other)
     lines.append(f"| PiToMe minus {label} | {found} | {found.detectable:.3f} | {first}, {second} | {'< 0.001' if p < 0.001 else f'{p:.2g}'} |")
 lost, lost_tome = -to_whole.mean, -tasks.difference(main, rival, "whole").mean
-display(Markdown("\n".join(lines)))
+half = len(full)
+told = [np.array(tasks.said(main, ours)[:half]), np.array(tasks.said(full, ours))]
+turned = int((main.outcome(ours, "correct")[:half] != full.outcome(ours, "correct")).sum())
+display(Markdown(
+    "\n".join(lines) + f"\n\n(McNemar's test takes questions as independent; three share a scene. The interval does not.) An advantage of "
+    f"PiToMe over ToMe of more than {max(100 * to_tome.high, 0):.1f} answers in a hundred does not fit the interval, a disadvantage of up to "
+    f"{-100 * to_tome.low:.1f} does. PiToMe's cell was scored on a CPU and the others on a GPU, because the memory of the graphics card had run "
+    f"out; of the first {half:,} questions, answered on both, {int((told[0] != told[1]).sum())} answers differ, and {turned} of them change from "
+    f"right to wrong or back."
+))
 
 # %% tags=["hide-input"]
 def verdict(found):
@@ -141,14 +171,34 @@ def verdict(found):
 
 
 ladder = "; ".join(f"keep {keep:g}: {verdict(tasks.difference(full, f'pitome@{keep:g}', f'tome@{keep:g}'))}" for keep in grid.KEEPS)
-pruned = {keep: verdict(tasks.difference(full, f"pitome@{keep:g}", f"random-prune@{keep:g}")) for keep in grid.KEEPS}
+pruned = "; ".join(f"keep {keep:g}: " + " and ".join(str(tasks.difference(full, f"pitome@{keep:g}", f"random-prune@{keep:g}/seed{i}"))
+                                                       for i in (0, 1)) for keep in grid.KEEPS)
+
+
+def at_equal_cost(key):
+    """Accuracy per question of smaller pictures of the cost of a cell: a mixture of the two next to it."""
+    sizes = sorted((cell["share"], name) for name, cell in full.cells.items() if cell["arm"] in ("whole", "lower-resolution"))
+    share = full.about(key)["share"]
+    (low, first), (high, second) = next(pair for pair in zip(sizes, sizes[1:]) if pair[0][0] <= share <= pair[1][0])
+    weight = (share - low) / (high - low)
+    return (1 - weight) * full.outcome(first, "correct") + weight * full.outcome(second, "correct")
+
+
+small = {keep: paired_difference(at_equal_cost(f"pitome@{keep:g}"), full.outcome(f"pitome@{keep:g}", "correct"), full.items["scene"])
+         for keep in grid.KEEPS}
+sorted_ = {keep: tasks.difference(full, f"pitome@{keep:g}", f"energy-sorted@{keep:g}") for keep in grid.KEEPS}
 display(Markdown(
     f"PiToMe against ToMe on all questions: {verdict(to_tome)}. On the first 2,000: {ladder}. Both lose much: "
     f"{100 * lost:.1f} and {100 * lost_tome:.1f} answers in a hundred, for {1 - share:.0%} less work.\n\n"
-    f"*Random pruning*, which drops tokens without looking, is no weak rival with mild budgets. PiToMe against it, keep 0.95: "
-    f"{pruned[0.95]}; 0.9: {pruned[0.9]}; 0.85: {pruned[0.85]}. Training had left out up to 40 % of the tokens at random, so that the "
-    f"language model is used to tokens that are missing and not to tokens that are means."
+    f"*A smaller picture*, which needs no merging, at equal cost (between two sizes, interpolated) minus PiToMe: "
+    + "; ".join(f"keep {keep:g}: {found}" for keep, found in small.items())
+    + ". *Energy-sorted matching*, PiToMe minus it: " + "; ".join(f"keep {keep:g}: {found}" for keep, found in sorted_.items())
+    + f".\n\n*Random pruning* is a strong rival when little is removed. The random arms use one fixed pattern for all pictures; two "
+    f"patterns were run (one in the headline) and differ by up to 4 answers in a hundred, which the intervals leave out. PiToMe minus random "
+    f"pruning, by pattern: {pruned}. Training left out up to 40 % of the tokens at random, about what keep 0.95 leaves out. That may favour "
+    f"pruning; it was not tested."
 ))
+assert small[0.85].side == -1
 
 # %% [markdown]
 # These two differences were named beforehand. All others on this page are secondary and not corrected for their number: some would
@@ -156,9 +206,8 @@ display(Markdown(
 #
 # ### Does the record hold?
 #
-# The record was made on a GPU, but for one cell. Three cells are computed again here, on the first scenes; of the whole model's
-# answers at most one in a hundred, or one, may differ. With merged tokens two, or one in ten, may: a plan hangs on the last digit
-# ([chapter 10](10_retrieval.ipynb)).
+# The record was made on a GPU, but for one cell. Three cells are computed again here, on the first scenes; at most one answer in a
+# hundred, or one, may differ.
 
 # %%
 model = llava.llava()
@@ -170,8 +219,8 @@ for cell in checked:
     with cell.applied(model) as running:
         given = llava.ask(running, pixels, [q.text for q in asked], [q.scene for q in asked])
     off = sum(a != b for a, b in zip(given, tasks.said(full, cell.key), strict=False))
-    allowed = max(1, len(asked) // 100) if cell.arm == "whole" else max(2, len(asked) // 10)
-    assert off <= allowed, f"{cell.key}: {off} of {len(asked)} answers are others than recorded"
+    print(f"{cell.key}: {off} of {len(asked)} answers differ")
+    assert off <= max(1, len(asked) // 100)
 
 # %% tags=["nbval-check-output"]
 print("agree with the record:", ", ".join(cell.key for cell in checked))
@@ -179,7 +228,7 @@ print("agree with the record:", ", ".join(cell.key for cell in checked))
 # %% [markdown]
 # ### What is lost?
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy by type at keep 0.9 minus the whole model's, all 10,000 questions, with 95 % bootstrap intervals, scenes resampled. *Recorded.*", "name": "fig-vqa-types"}, "image": {"alt": "Nine rows of three intervals each, for PiToMe, ToMe and random merging. Lists and totals lose most; existence, relation and single objects least. PiToMe lies right of ToMe for totals and left of it for most others."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy by type at keep 0.9 minus the whole model's, all 10,000 questions, with 95 % bootstrap intervals, scenes resampled. *Recorded.*", "name": "fig-vqa-types"}, "image": {"alt": "Nine rows of three intervals each, for PiToMe, ToMe and random merging. With PiToMe and ToMe lists and totals lose most; existence, relation and single objects least. PiToMe lies right of ToMe for totals and left of it for most others."}}
 figure, ax = plt.subplots(figsize=(7.5, 4.6))
 for shift, key in zip((-0.22, 0, 0.22), (ours, rival, random_merge), strict=True):
     colour, _, marker = plots.ARMS[key.split("@")[0]]
@@ -205,39 +254,45 @@ by = {kind: tasks.difference(main, ours, rival, [kind]) for kind in questions.TY
 better, worse, level = (", ".join(f"{kind} {found}" if side else kind for kind, found in by.items() if found.side == side)
                         for side in (1, -1, 0))
 rest = tasks.difference(main, ours, rival, [kind for kind in questions.TYPES if kind != "total"])
-counts = {LABELS[k.split("@")[0]]: miscounted(r, k)
-          for k, r in (("whole", main), (ours, main), (rival, main), ("random-prune@0.9/seed0", full))}
-counts = ", ".join(f"{name} {value:+.2f}" for name, value in counts.items())
+cells = {"whole model": ["whole"], "PiToMe": [ours], "ToMe": [rival], "a picture of 98 pixels": ["lower-resolution@98px"],
+         "random pruning": [f"random-prune@0.9/seed{i}" for i in (0, 1)],
+         "random merging": [f"random-merge@0.9/seed{i}" for i in (0, 1)], "PiToMe at keep 0.85": ["pitome@0.85"]}
+counts = ", ".join(f"{label} {np.mean([miscounted(full, key) for key in keys]):+.2f}" for label, keys in cells.items())
+whole_by, ours_by = tasks.by_type(main, "whole"), tasks.by_type(main, ours)
+share_lost = {kind: (whole_by[kind] - ours_by[kind]) / (whole_by[kind] - prior[kind]) for kind in questions.TYPES}
+ranked = ", ".join(f"{kind} {share_lost[kind]:.0%}" for kind in sorted(share_lost, key=lambda k: -share_lost[k]))
 display(Markdown(
-    f"Below the level overall lie two things. PiToMe is above ToMe in {better or 'no type'}; below it in {worse or 'none'}; no difference was "
-    f"found in {level}. Without *total*, PiToMe minus ToMe is {rest}: looked at because the figure suggested it, so a hint and no test. In "
-    f"*total*, the number of objects, the errors have a direction. Answer minus truth on average: {counts}. Merged tokens are counted as "
-    f"*more* objects than there are. Why was not tested; the shorter prefix itself may have a part in it, though random pruning, which leaves as "
-    f"few tokens, errs the other way."
+    f"Of what lay above the blind prior PiToMe loses: {ranked}.\n\nThe level overall hides opposite differences between PiToMe and ToMe, by "
+    f"type: above in {better or 'no type'}; below in {worse or 'none'}; no difference found in {level}. Widened for nine types, the interval "
+    f"of *total* alone stays clear of zero. Without *total*, PiToMe minus ToMe is {rest}: looked at because the figure suggested it, so a hint "
+    f"and no test.\n\nIn *total*, the number of objects, the errors have a direction, and not the same everywhere. Answer minus truth on "
+    f"average, first 2,000 questions: {counts}. At keep 0.9 PiToMe and ToMe count too many, and so does the model on a smaller picture, where "
+    f"nothing is merged; random merging counts too few, and PiToMe at keep 0.85 does as well. Merging by itself is therefore no "
+    f"explanation; none was tested."
 ))
-assert by["total"].side == 1 and rest.side == -1 and miscounted(main, ours) > 0.3
+assert by["total"].side == 1
 
 # %% [markdown]
 # ## Three cards
 #
-# The rule: among the scenes on photographs, in the order of the record, the first question about three or more drawings that the
-# whole model, PiToMe and ToMe all get right; the first that PiToMe gets right and ToMe wrong; and the first failure, right on the
-# whole model and wrong with PiToMe; each of another scene.
+# The rule (ours, and not in the protocol): among the scenes on photographs with three or more drawings, in the order of the record,
+# the first question that the whole model gets right and ToMe alone wrong; that PiToMe alone gets wrong; and that both get wrong; each
+# of another scene.
 
 # %%
 every = list(questions.Questions("test", len(main)))
 good = {key: main.outcome(key, "correct") == 1 for key in ("whole", ours, rival)}
 fits = np.array([bool(s.photograph) and len(s.placed) > 2
                  for s in (layouts[q.scene] for q in every)])
-rules = {"all right": good["whole"] & good[ours] & good[rival],
-         "ToMe wrong": good["whole"] & good[ours] & ~good[rival],
-         "a failure": good["whole"] & ~good[ours]}
+rules = {"ToMe wrong": good["whole"] & good[ours] & ~good[rival],
+         "PiToMe wrong": good["whole"] & ~good[ours] & good[rival],
+         "both wrong": good["whole"] & ~good[ours] & ~good[rival]}
 cards = {}
 for title, rule in rules.items():
     fresh = ~np.isin(place, place[list(cards.values())])
     cards[title] = int(np.flatnonzero(rule & fits & fresh)[0])
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Three questions, chosen by the rule above: the picture, and the 45 tokens that PiToMe and ToMe leave at keep 0.9. Answers as recorded, token maps live. Emoji: OpenMoji 17, CC BY-SA 4.0; photographs: Stefan van der Walt (CC0), SpaceX (public domain); this figure is CC BY-SA 4.0.", "name": "fig-vqa-cards"}, "image": {"alt": "Three rows: a picture with several emoji on a photograph, and token maps of PiToMe and ToMe; above each row the question with the answers of the three models."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Three questions, chosen by the rule above: the picture, and the 45 tokens that PiToMe and ToMe leave at keep 0.9. Answers as recorded, token maps live. Emoji: OpenMoji 17, CC BY-SA 4.0; photographs: Stefan van der Walt (CC0), SpaceX (public domain); this figure is CC BY-SA 4.0. Patches of one token share its mean colour; a token may lie in several pieces.", "name": "fig-vqa-cards"}, "image": {"alt": "Three rows: a picture with several emoji on a photograph, and token maps of PiToMe and ToMe; above each row the question with the answers of the three models."}}
 @torch.no_grad()
 def tokens_of(cell, image):
     """`(12, 12)`: the token of every patch."""
@@ -255,20 +310,40 @@ for row, (title, item) in zip(axes, cards.items(), strict=True):
     for ax, cell in zip(row[1:], checked[1:], strict=True):
         plots.token_map(ax, view, tokens_of(cell, image))
         ax.set_title(f"{LABELS[cell.arm]}: {tasks.said(main, cell.key)[item]}", fontsize=9)
-    row[0].set_title(f"{title}: {question.text}\nwhole model: {tasks.said(main, 'whole')[item]}", fontsize=9, loc="left")
+    row[0].set_title(f"{title}: {question.text}\nwhole model, rightly: {question.answer}", fontsize=9, loc="left")
 plt.show()
+
+# %% tags=["hide-input"]
+often = ", ".join(f"{title} {int((rule & fits).sum())}" for title, rule in rules.items())
+display(Markdown(f"Of {int((good['whole'] & fits).sum())} such questions that the whole model gets right: {often}."))
 
 # %% [markdown]
 # ## In which order?
 #
 # Merged tokens come out of a tower in *some* order, and a language model reads them one after the other, each with a position.
-# The released code leaves them as its matching does: those of the one side first, then those of the other, layer after layer, so that
-# neighbours end up far apart, numbered from first to last. The paper says nothing about it. Three ways to read the same tokens:
+# The released code leaves them as its matching does: with ToMe the tokens of the one side that stayed alone and then those of the
+# other, with PiToMe the protected ones by falling energy and then the other side, layer after layer, so that neighbours end up far
+# apart, numbered from first to last. We found nothing about it in the paper. Three ways to read the same tokens:
 #
-# - *raster-centroid*, our default for every method: in raster order of the tokens' places, each with the position of the patch
-#   that is nearest to the middle of its patches, and the text behind the full grid;
+# - *raster-centroid*, our default for every method: in raster order of the patches that received the others (the anchors), each with
+#   the position of the patch that is nearest to the middle of all its patches, and the text behind the full grid;
 # - *raster-compact*: the same order, positions without gaps;
-# - *released*: the order of the released code, positions without gaps.
+# - *released*: the order of the released code, positions without gaps (the order alone: the released matching also splits by it).
+#
+# The positions of the first need not rise: a token's middle can lie before that of its predecessor.
+
+# %%
+def positions(cell):
+    """Steps back, and repeated positions, per picture."""
+    with cell.applied(model) as running, torch.no_grad():
+        found = answering.image_tokens(running, llava.normalised(pixels.to(model.device))).positions
+    back = (found.diff(dim=1) < 0).sum() / len(found)
+    twice = np.mean([len(row) - len(row.unique()) for row in found])
+    return f"{back:.1f} of {found.shape[1] - 1} steps go back, {twice:.1f} tokens share a position"
+
+
+for cell in checked[1:]:
+    print(f"{LABELS[cell.arm]}: {positions(cell)}")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy on 2,000 test questions at keep 0.9 by the order and the positions in which the same tokens are read, with 95 % bootstrap intervals, scenes resampled. *Recorded.*", "name": "fig-vqa-order"}, "image": {"alt": "Three groups of three intervals. For every method raster-centroid is highest, raster-compact lower, released lowest; the methods lie close together within each order."}}
 figure, ax = plt.subplots(figsize=(7, 3.4))
@@ -297,19 +372,38 @@ for order in orders:
     found = tasks.by_type(full, ours + ("" if order == orders[0] else f"/{order}"))
     lines.append(f"| {order} | " + " | ".join(f"{found[kind]:.2f}" for kind in kinds) + " |")
 lines.append("| *blind prior* | " + " | ".join(f"{full.header['prior'][kind]:.2f}" for kind in kinds) + " |")
-worth = [-tasks.difference(full, f"{arm}@0.9/released", f"{arm}@0.9").mean for arm in ("pitome", "tome")]
+def parts(arm):
+    """Answers in a hundred that are lost: together, by the positions, by the order."""
+    base, compact, released = f"{arm}@0.9", f"{arm}@0.9/raster-compact", f"{arm}@0.9/released"
+    pairs_ = ((released, base), (compact, base), (released, compact))
+    return [-100 * tasks.difference(full, a, b).mean for a, b in pairs_]
+
+
+def of_type(key, kind):
+    here = np.array(full.items["type"]) == kind
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*bootstrap_mean(full.outcome(key, "correct")[here], np.array(full.items["scene"])[here]))
+
+
+worth = {arm: parts(arm) for arm in ("pitome", "tome")}
+where = [given for given, kind in zip(tasks.said(full, f"{ours}/released"), full.items["type"], strict=True) if kind == "position"]
+(corner, times), *_ = Counter(where).most_common()
 display(Markdown(
-    "\n".join(lines) + f"\n\n**Order and positions are worth more than the method**: {100 * worth[0]:.0f} and {100 * worth[1]:.0f} answers in "
-    f"a hundred, where between PiToMe and ToMe, read alike, no difference was found. Without positions on the grid *position* falls to "
-    f"its prior; without the raster order *relation* does too."
+    "\n".join(lines) + f"\n\n**For this model, order and positions matter more than the choice between PiToMe and ToMe**: together "
+    f"{worth['pitome'][0]:.0f} and {worth['tome'][0]:.0f} answers in a hundred, of which {worth['pitome'][1]:.0f} and "
+    f"{worth['tome'][1]:.0f} go with the positions and {worth['pitome'][2]:.0f} and {worth['tome'][2]:.0f} with the order. Without "
+    f"positions on the grid, *position* with PiToMe is {of_type(f'{ours}/raster-compact', 'position')} against a prior of "
+    f"{full.header['prior']['position']:.2f}; with the raster order gone as well, *relation* is {of_type(f'{ours}/released', 'relation')} "
+    f"with PiToMe and {of_type(f'{rival}/released', 'relation')} with ToMe, prior {full.header['prior']['relation']:.2f}. Asked for a "
+    f"place, the model then says *{corner}* {times} times of {len(where)}."
 ))
 assert all(tasks.difference(full, f"{arm}@0.9/released", f"{arm}@0.9").side == -1 for arm in grid.ORDERED)
 
 # %% [markdown]
 # Fair warning: this language model was trained with every token at its place on the grid, some left out. Positions without gaps are
-# new to it in a way that they might not be to a LLaVA-1.5, which was trained on full grids and off the shelf meets gaps or new
-# numbers for the first time either way. What the finding says is to look: whoever hands merged tokens to a language model chooses
-# an order and positions, and can choose well at no cost.
+# new to it; so are positions that go back. A LLaVA-1.5 was trained on full grids: gaps are new to it, and so is a picture that takes
+# fewer positions. Which it bears better was not tested. Sorting by the middle of the patches, or giving each token the position of its
+# anchor, was not tried. What the finding says is to look: whoever hands merged tokens to a language model chooses an order and
+# positions. On this model the choice costs nothing and matters.
 #
 # ## Where the time goes
 
@@ -362,11 +456,10 @@ display(Markdown("\n".join(lines) + f"\n\n*Live*, {torch.get_num_threads()} thre
 # %% [markdown]
 # ## Beside the paper's own numbers
 #
-# For orientation only, quoted from Table 3 and not measured here: LLaVA-1.5-7B, r = 0.9, off the shelf. The tower has 24 layers
-# and 576 patches, and PiToMe in the released code begins in the fourteenth, ToMe standing in before. On the twelve layers of our tower
-# that preset is ToMe throughout.
+# For orientation only, quoted from Table 3 and not measured here: LLaVA-1.5-7B, r = 0.9, off the shelf. That is a deeper cut than
+# ours: over more than twenty layers it leaves about a tenth of 576 tokens, and keep 0.9 here leaves 31 % of 144.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Quoted from Table 3 of the paper: score minus the whole model's, LLaVA-1.5-7B, r = 0.9, off the shelf. Hollow: not measured here. *Quoted.*", "name": "fig-vqa-quoted"}, "image": {"alt": "Hollow markers for PiToMe, ToMe, ToFu, DCT and DiffRate on five benchmarks. PiToMe and ToMe lie within two points of each other, DCT and DiffRate far below on TextVQA."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Quoted from Table 3 of the paper: score minus the whole model's, LLaVA-1.5-7B, r = 0.9, off the shelf. MME, on another scale, is left out. Hollow: not measured here. *Quoted.*", "name": "fig-vqa-quoted"}, "image": {"alt": "Hollow markers for PiToMe, ToMe, ToFu, DCT and DiffRate on five benchmarks. PiToMe and ToMe lie within two points of each other, DCT and DiffRate far below on TextVQA."}}
 figure, ax = plt.subplots(figsize=(7, 3))
 looks = {"PiToMe": "pitome", "ToMe": "tome", "ToFu": "tofu", "DCT": "dct", "DiffRate": "diffrate"}
 for y, scores in enumerate(TABLE_3.values()):
@@ -385,41 +478,46 @@ plt.show()
 # %% tags=["hide-input"]
 recipe, losses = sheet["recipe"], sheet["losses"]
 display(Markdown(
-    f"One recipe, one seed, chosen among no others: {recipe['align_steps']} steps in which the projector alone learns the words for "
-    f"what patches show, then {recipe['steps']} steps of tuning (rank {recipe['rank']}, rate {recipe['rate']:g}), {sheet['scenes']:,} scenes in "
-    f"all, none twice, in two and a half minutes on {sheet['made']['device']}. The loss per token fell from {losses[3][1]:.2f} (steps 150 to "
-    f"200) to {losses[-1][1]:.2f}. The number of steps was set by the time that was left on that machine, before anything was scored. "
-    f"Generator, mix of types and grid were fixed before training; no cell was scored on validation but the whole model. One cell of the "
-    f"headline, {LABELS['pitome']} at keep 0.9, was scored on a CPU, because the memory of the graphics card had run out."
+    f"One recipe, one seed, nothing chosen on validation: {recipe['align_steps']} steps in which the projector alone learns the words for what "
+    f"patches show, then {recipe['steps']} steps of tuning (rank {recipe['rank']}, rate {recipe['rate']:g}), {sheet['scenes']:,} scenes in all, "
+    f"none twice, in about two minutes on {sheet['made']['device']}. Planned were 2,600 steps of tuning; the number was cut to the time that was "
+    f"left on that machine, before anything was scored. The loss per token fell from {losses[3][1]:.2f} (steps 150 to 200) to "
+    f"{losses[-1][1]:.2f}, the rate from its peak to nothing, which says nothing about longer training. An earlier trial with other weights "
+    f"and questions (not recorded) had shown the same ranking of the three orders; the default order, and leaving out tokens in training, come "
+    f"from it. Generator, mix of types and grid were fixed before training; on validation no cell was scored but the whole model."
 ))
 
 # %% tags=["hide-input"]
 display(Markdown(
     f"> **Takeaway.** A small LLaVA that reads 45 tokens of 144 loses {100 * lost:.0f} answers in a hundred with PiToMe and "
-    f"{100 * lost_tome:.0f} with ToMe, for {1 - share:.0%} less work; PiToMe against ToMe: {verdict(to_tome)}. Reading the same tokens in the "
-    f"released order costs another {100 * worth[0]:.0f}. Most is lost where things must be counted or listed, least where one thing is "
-    f"to be named. Energy-sorted matching, ToFu and smaller pictures lie close by; random merging far below."
+    f"{100 * lost_tome:.0f} with ToMe, for {1 - share:.0%} less work; PiToMe against ToMe: {verdict(to_tome)}. Read in the released order and "
+    f"without gaps in the positions, the same tokens cost another {worth['pitome'][0]:.0f}: {worth['pitome'][1]:.0f} for the positions, "
+    f"{worth['pitome'][2]:.0f} for the order. Most is lost in lists, totals and counts, more than half of what lay above the prior; least in "
+    f"whether a thing is there, and in naming a single object. A smaller picture of the same cost is no worse than PiToMe at keep 0.95 and 0.9, "
+    f"as far as can be seen, and far worse at 0.85."
 ))
+assert min(share_lost[kind] for kind in ("list", "total", "count")) > 0.5 and small[0.95].side >= 0 and small[0.9].side >= 0
 
 # %% [markdown]
 # | | |
 # |---|---|
 # | The paper claims | LLaVA-1.5-7B merged at r = 0.9 off the shelf loses 1.2 points on VQAv2 and 2.1 on GQA with PiToMe, 1.4 and 2.5 with ToMe (Table 3). |
-# | We saw | On a LLaVA of 135 + 22 million parameters a loss ten times as large, alike for both, and an effect of order and positions that exceeds every difference between them. |
+# | We saw | On a LLaVA of 135 + 22 million parameters a loss five to twelve times as large, alike for both (and from a milder cut), and an effect of order and positions that exceeds every difference between them. |
 # | What could overturn this | LLaVA-1.5 on VQAv2 and GQA: **not run**; the command is in [How to run it](../book/how_to_run.md). A larger language model; one that was never trained with tokens left out; other trainings than this one. |
 #
 # ## Exercises
 #
-# **1.** What do wrong answers to *Where is the ...?* look like when the order is the released one: any corner, or one?
+# **1.** What do answers to *Where is the ...?* look like when the order is the released one: any corner, or one? (One.)
 
 # %% tags=["hide-cell"]
-where = [i for i, kind in enumerate(full.items["type"]) if kind == "position"]
+at = [i for i, kind in enumerate(full.items["type"]) if kind == "position"]
 for key in ("whole", ours, f"{ours}/released"):
     given = tasks.said(full, key)
-    print(key, Counter(given[i] for i in where).most_common(4))
+    print(key, Counter(given[i] for i in at).most_common(4))
 
 # %% [markdown]
-# **2.** Does a photograph behind the drawings make merging dearer? Compare the loss of PiToMe by background.
+# **2.** Does a photograph behind the drawings make merging dearer? Compare the loss of PiToMe by background. (In points less dear,
+# from a lower start, and with two photographs only.)
 
 # %% tags=["hide-cell"]
 backgrounds = np.array([layout.background for layout in layouts])[place]
@@ -430,7 +528,8 @@ for kind in questions.BACKGROUNDS:
     print(f"{kind}: {mean:+.3f} [{low:+.3f}, {high:+.3f}], whole model {main.outcome('whole', 'correct')[here].mean():.3f}")
 
 # %% [markdown]
-# **3.** At equal tokens into the language model, is a smaller picture better than a merged one? Where do the curves cross?
+# **3.** At about equal tokens into the language model, is a smaller picture better than a merged one? (Level at about 82 and 47
+# tokens; the curves cross between 47 and 24.)
 
 # %% tags=["hide-cell"]
 for small, merged in (("lower-resolution@126px", "pitome@0.95"), ("lower-resolution@98px", ours), ("lower-resolution@70px", "pitome@0.85")):
