@@ -36,6 +36,7 @@ if "google.colab" in sys.modules:  # beside Colab's own torch and numpy, which s
 # %%
 import time
 from collections import Counter
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -179,7 +180,7 @@ def at_equal_cost(key):
     """Accuracy per question of smaller pictures of the cost of a cell: a mixture of the two next to it."""
     sizes = sorted((cell["share"], name) for name, cell in full.cells.items() if cell["arm"] in ("whole", "lower-resolution"))
     share = full.about(key)["share"]
-    (low, first), (high, second) = next(pair for pair in zip(sizes, sizes[1:]) if pair[0][0] <= share <= pair[1][0])
+    (low, first), (high, second) = next(pair for pair in pairwise(sizes) if pair[0][0] <= share <= pair[1][0])
     weight = (share - low) / (high - low)
     return (1 - weight) * full.outcome(first, "correct") + weight * full.outcome(second, "correct")
 

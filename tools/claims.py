@@ -199,10 +199,12 @@ def _same_strength(record: Record, pointer: dict) -> None:
 def _computed(path: str, changed: int, asked: str) -> tuple[Difference, McNemar | None, Record]:
     record, pointer = Record.load(path), json.loads(asked)
     pair, outcome, skip = (pointer["first"], pointer["second"]), pointer["outcome"], pointer.get("skip_missing", False)
-    _same_strength(record, pointer)
     if outcome in RSUM:  # not a mean of ranks: a sum of recalls
-        return recall.difference(record, *pair, RSUM[outcome]), None, record
+        found = recall.difference(record, *pair, RSUM[outcome])
+        _same_strength(record, pointer)
+        return found, None, record
     columns = [record.per_item(key, outcome) for key in pair]
+    _same_strength(record, pointer)
     found, here = record.difference(*pair, outcome, skip_missing=skip), ~np.isnan(columns).any(axis=0)
     binary = np.isin(np.array(columns)[:, here], (0, 1)).all()
     return found, mcnemar(*(column[here] for column in columns)) if binary else None, record
