@@ -202,8 +202,8 @@ display(Markdown(
 assert small[0.85].side == -1
 
 # %% [markdown]
-# These two differences were named beforehand. All others on this page are secondary and not corrected for their number: some would
-# exclude zero by chance. There is one training: intervals resample scenes, and say nothing about another.
+# The two primary differences were named beforehand. All others on this page are secondary and not corrected for their number: some
+# would exclude zero by chance. There is one training: intervals resample scenes, and say nothing about another.
 #
 # ### Does the record hold?
 #
@@ -336,11 +336,13 @@ display(Markdown(f"Of {int((good['whole'] & fits).sum())} such questions that th
 # %%
 def positions(cell):
     """Steps back, and repeated positions, per picture."""
+    batch = llava.normalised(pixels.to(model.device))
     with cell.applied(model) as running, torch.no_grad():
-        found = answering.image_tokens(running, llava.normalised(pixels.to(model.device))).positions
+        found = answering.image_tokens(running, batch).positions
     back = (found.diff(dim=1) < 0).sum() / len(found)
     twice = np.mean([len(row) - len(row.unique()) for row in found])
-    return f"{back:.1f} of {found.shape[1] - 1} steps go back, {twice:.1f} tokens share a position"
+    steps = found.shape[1] - 1
+    return f"{back:.1f} of {steps} steps go back, {twice:.1f} tokens share a position"
 
 
 for cell in checked[1:]:
