@@ -72,3 +72,21 @@ def test_a_relative_cache_survives_a_change_of_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PITOME_CACHE", "cache")
     assert settings.cache_dir() == tmp_path / "cache"
+
+
+def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
+    """An experiment whose package is not installed says which extra brings it; any other failure stays what it is."""
+    from pitome_core.experiments import __main__ as command
+
+    def without(package):
+        def import_module(name):
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+        monkeypatch.setattr(command.importlib, "import_module", import_module)
+
+    without("transformers.models")
+    with pytest.raises(SystemExit, match=r"vqa needs transformers.models: pip install 'pitome-core\[transformers\]'"):
+        command.main(["vqa", "--help"])
+    without("nonsense")
+    with pytest.raises(ModuleNotFoundError, match="nonsense"):
+        command.main(["vqa", "--help"])

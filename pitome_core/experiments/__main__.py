@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+from types import ModuleType
 
 # Each module has configure(parser) and main(args) -> exit status. Imported when asked for: they load torch and more.
 EXPERIMENTS = {
@@ -18,6 +19,21 @@ EXPERIMENTS = {
 }
 
 
+# Packages that an experiment imports at its top and that no extra of the experiments brings, with the extra that does.
+EXTRAS = {"timm": "timm", "open_clip": "open-clip", "transformers": "transformers"}
+
+
+def _imported(name: str) -> ModuleType:
+    """The module of an experiment; `SystemExit` with the remedy where a package of `EXTRAS` is missing."""
+    try:
+        return importlib.import_module(f"pitome_core.experiments.{name}")
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        raise SystemExit(f"{name} needs {error.name}: pip install 'pitome-core[{extra}]'") from error
+
+
 def main(argv: list[str] | None = None) -> int:
     """Parse, run, return the exit status."""
     argv = sys.argv[1:] if argv is None else argv
@@ -27,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, summary in EXPERIMENTS.items():
         command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name == asked:
-            module = importlib.import_module(f"pitome_core.experiments.{name}")
+            module = _imported(name)
             command.description = module.__doc__
             module.configure(command)
     args = parser.parse_args(argv)
