@@ -295,7 +295,7 @@ display(Markdown(
     f"{', '.join(map(str, touched[ours]))} ({'one draw' if quick else 'three draws'} of noise). The sum of these pictures' three recalls is "
     f"{calm[ours]:.1f} with PiToMe undisturbed, {', '.join(f'{v:.1f}' for v in recalls[ours])} with noise ({calm[rival]:.1f} with ToMe): "
     f"a scatter that no interval on this page contains. Keys of this tower are nearly parallel in the first layers "
-    f"([Vision](08_vision.ipynb)); then all tokens have almost the same energy, and which of them are protected hangs on little. That "
+    f"(chapter *Vision, off the shelf*); then all tokens have almost the same energy, and which of them are protected hangs on little. That "
     f"is a guess at the cause; the count is not. Two runs of one picture on two machines need not agree."
 ))
 assert quick or touched[ours][0] > touched[rival][0]
