@@ -48,7 +48,7 @@ from pitome_core.experiments.grid import ARMS, LABELS
 from pitome_core.experiments.published import TABLE_2
 from pitome_core.experiments.retrieval_grid import RETRAINED, TEXT_ARMS, RetrievalCell
 from pitome_core.experiments.settings import profile
-from pitome_core.experiments.statistics import paired_difference
+from pitome_core.experiments.statistics import Difference, paired_difference
 
 plots.use_style()
 quick = profile() == "smoke"
@@ -60,6 +60,7 @@ TITLES = {
 records = {name: results.load(f"retrieval-{name}") for name in TITLES}
 main, white = records["collection"], records["white"]
 ours, rival = "pitome@0.9", "tome@0.9"
+in_words = partial(Difference.in_words, digits=1)
 SHORT = {"whole": "whole model", ours: "PiToMe", rival: "ToMe"}
 
 # %% [markdown]
@@ -93,12 +94,6 @@ plt.show()
 # ridge regression from image features to the sentence encoder's space.
 
 # %% tags=["hide-input"]
-def verdict(found, digits=1):
-    """A difference in words, by its interval."""
-    word = {1: "above", -1: "below", 0: "no difference found"}[found.side]
-    return f"{word}, {found.format(digits)}" + (f" (detectable {found.detectable:.{digits}f})" if not found.side else "")
-
-
 def chance(record):
     """rsum of a random order: a query with m right answers of n finds one among the first k by luck."""
     sizes = {kind: record.items["query"].count(kind) for kind in (recall.IMAGE, recall.TEXT)}
@@ -195,14 +190,14 @@ against = {name: recall.difference(record, ours, rival) for name, record in reco
 by_head = [recall.contributions(main.outcome(ours, "rank")[:, h], main.items["query"]).mean()
            - recall.contributions(main.outcome(rival, "rank")[:, h], main.items["query"]).mean() for h in range(3)]
 unweighted = {n: recall.difference(records[n], f"{ours}/off", f"{rival}/off") for n in ("collection", "white")}
-said = "; ".join(f"{TITLES[name]}: {verdict(found)}" for name, found in against.items() if name != "collection")
-mae = {n: verdict(recall.difference(r, "pitome-released-mae@0.9", rival)) for n, r in records.items()}
+said = "; ".join(f"{TITLES[name]}: {in_words(found)}" for name, found in against.items() if name != "collection")
+mae = {n: in_words(recall.difference(r, "pitome-released-mae@0.9", rival)) for n, r in records.items()}
 display(Markdown(
     f"**PiToMe as the paper writes it is below ToMe here**, and both are below the whole model. How firm is that? The interval resamples "
     f"{len(set(main.items['identity']))} identities. One of them, *{largest}*, has {often} of the {len(main)} queries; without it the "
     f"difference is {without(main, ours, rival, largest).format(1)}. By pair of heads it is {', '.join(f'{v:+.1f}' for v in by_head)}. "
     f"The twenty photographs are taken as they are. And it hangs on proportional attention: with that switched off for both, PiToMe "
-    f"against ToMe is: {verdict(unweighted['collection'])} on the twenty photographs; {verdict(unweighted['white'])} on white.\n\n"
+    f"against ToMe is: {in_words(unweighted['collection'])} on the twenty photographs; {in_words(unweighted['white'])} on white.\n\n"
     f"PiToMe against ToMe on the other sets: {said}. The form in the released code for MAE, which was not named beforehand, against "
     f"ToMe: {mae['collection']} on the twenty photographs, {mae['white']} on white."
 ))
@@ -331,15 +326,15 @@ assert all(found.side == 0 for found in pruned.values())
 display(Markdown(
     f"On twenty photographs {sides(main)}. On white {sides(white)}.\n\n"
     f"**No harm was found from energy as an order.** Energy-sorted matching has the same energy, without protection and with the best "
-    f"edges only. To ToMe: {verdict(recall.difference(main, 'energy-sorted@0.9', rival))}; to PiToMe: "
-    f"{verdict(recall.difference(main, 'energy-sorted@0.9', ours))}. The two differ in two switches, protection and edges; which of them "
+    f"edges only. To ToMe: {in_words(recall.difference(main, 'energy-sorted@0.9', rival))}; to PiToMe: "
+    f"{in_words(recall.difference(main, 'energy-sorted@0.9', ours))}. The two differ in two switches, protection and edges; which of them "
     f"matters, or whether both do, was not run. PiToMe on hidden states minus PiToMe on keys: {by_hidden['collection', 'pitome']} on the "
     f"photographs, {by_hidden['white', 'pitome']} on white; ToMe likewise: {by_hidden['collection', 'tome']} and {by_hidden['white', 'tome']}.\n\n"
     f"**No difference to random pruning was found**, which drops tokens without looking. PiToMe minus random pruning: "
     + ", ".join(f"{found.format(1)} ({TITLES[n]})" for n, found in pruned.items()) + ".\n\n"
     f"**A smaller picture does as well.** The same tower at {small['pixels']} pixels does {small['share']:.0%} of the work, ToMe at keep 0.9 "
-    f"{main.about(rival)['share']:.0%}. Against ToMe: {verdict(deeper)}; against PiToMe: "
-    f"{verdict(recall.difference(main, smaller, ours))}. The objects here are large; how small ones fare was not tested."
+    f"{main.about(rival)['share']:.0%}. Against ToMe: {in_words(deeper)}; against PiToMe: "
+    f"{in_words(recall.difference(main, smaller, ours))}. The objects here are large; how small ones fare was not tested."
 ))
 
 # %% [markdown]
@@ -355,9 +350,9 @@ for arm in ARMS:
     lines.append(f"| {LABELS[arm]} | " + " | ".join(f"{recall.rsum(main, key)[0]:.0f}" for key in cells_) + f" | {last} |")
 lines.append("| *cost (ToMe)* | " + " | ".join(f"{main.about(f'tome@{keep:g}')['share']:.0%}" for keep in keeps) + " | |")
 mild = recall.difference(main, "pitome@0.95", "tome@0.95")
-display(Markdown("\n".join(lines) + f"\n\nPiToMe against ToMe at keep 0.95: {verdict(mild)}; at 0.85: "
-                 f"{verdict(recall.difference(main, 'pitome@0.85', 'tome@0.85'))}; at 0.8: "
-                 f"{verdict(recall.difference(main, 'pitome@0.8', 'tome@0.8'))}. Switching proportional attention off, at 0.9: PiToMe "
+display(Markdown("\n".join(lines) + f"\n\nPiToMe against ToMe at keep 0.95: {in_words(mild)}; at 0.85: "
+                 f"{in_words(recall.difference(main, 'pitome@0.85', 'tome@0.85'))}; at 0.8: "
+                 f"{in_words(recall.difference(main, 'pitome@0.8', 'tome@0.8'))}. Switching proportional attention off, at 0.9: PiToMe "
                  f"{recall.difference(main, f'{ours}/off', ours).format(1)}, ToMe {recall.difference(main, f'{rival}/off', rival).format(1)}."))
 
 # %% [markdown]
@@ -529,8 +524,8 @@ display(Markdown(
     f"Is the gap smaller when both are retrained? What retraining adds to PiToMe minus what it adds to ToMe: "
     f"{more['collection', 0.9].format(1)} at keep 0.9 and {more['collection', 0.8].format(1)} at 0.8 on the photographs, "
     f"{more['white', 0.9].format(1)} and {more['white', 0.8].format(1)} on white. So at 0.8 it closes part of the gap; at 0.9 that cannot "
-    f"be told. PiToMe against ToMe, both retrained: {verdict(again['collection', 0.9])} and {verdict(again['collection', 0.8])} on the "
-    f"photographs, {verdict(again['white', 0.9])} and {verdict(again['white', 0.8])} on white. On dev, where the epochs were chosen, the "
+    f"be told. PiToMe against ToMe, both retrained: {in_words(again['collection', 0.9])} and {in_words(again['collection', 0.8])} on the "
+    f"photographs, {in_words(again['white', 0.9])} and {in_words(again['white', 0.8])} on white. On dev, where the epochs were chosen, the "
     f"same heads have {on_dev['pitome@0.9']:.0f} with PiToMe and {on_dev['tome@0.9']:.0f} with ToMe at 0.9, {on_dev['pitome@0.8']:.0f} and "
     f"{on_dev['tome@0.8']:.0f} at 0.8. Three trainings each: the intervals know queries, not trainings.\n\nOne seed of random pruning "
     f"is not like another: the five have an rsum of {', '.join(f'{v:.0f}' for v in seeds)} at 0.8, off the shelf."
@@ -556,8 +551,8 @@ lines.append("| *cost (ToMe)* | " + " | ".join(f"{share:.1%}" for share in share
 in_text = [recall.difference(main, f"pitome@{keep}/text", f"tome@{keep}/text") for keep in ("0.8", "0.6")]
 in_both = [recall.difference(main, f"pitome@{keep}/both", f"tome@{keep}/both") for keep in ("0.9", "0.8")]
 blind = [recall.difference(main, f"pitome@{keep}/text", f"random-prune@{keep}/text") for keep in ("0.8", "0.6")]
-display(Markdown("\n".join(lines) + f"\n\nIn the text tower alone, PiToMe against ToMe: {verdict(in_text[0])} at 0.8, {verdict(in_text[1])} at "
-                 f"0.6; against random pruning: {verdict(blind[0])} at 0.8, {verdict(blind[1])} at 0.6. In both towers the difference to ToMe "
+display(Markdown("\n".join(lines) + f"\n\nIn the text tower alone, PiToMe against ToMe: {in_words(in_text[0])} at 0.8, {in_words(in_text[1])} at "
+                 f"0.6; against random pruning: {in_words(blind[0])} at 0.8, {in_words(blind[1])} at 0.6. In both towers the difference to ToMe "
                  f"is close to that of the image tower ({in_both[0].format(1)}, {in_both[1].format(1)})."))
 assert in_text[0].side == in_text[1].side == 0 and in_both[0].side == -1
 
@@ -639,8 +634,8 @@ display(Markdown(
     f"{-recall.difference(main, rival, 'whole').mean:.0f} of {recall.rsum(main, 'whole')[0]:.0f} points of rsum with ToMe and "
     f"{-to_whole.mean:.0f} with PiToMe off the shelf, on drawings on photographs: PiToMe minus ToMe {to_tome.format(1)}. With proportional "
     f"attention off for both no difference was found there (detectable {unweighted['collection'].detectable:.0f}), and none to random pruning in any "
-    f"set. Matching in the order of the energy, without protection: against ToMe {verdict(recall.difference(main, 'energy-sorted@0.9', rival))}. "
-    f"A picture of {small['pixels']} pixels costs about as much as either; against ToMe: {verdict(deeper)}. No time was measured."
+    f"set. Matching in the order of the energy, without protection: against ToMe {in_words(recall.difference(main, 'energy-sorted@0.9', rival))}. "
+    f"A picture of {small['pixels']} pixels costs about as much as either; against ToMe: {in_words(deeper)}. No time was measured."
 ))
 
 # %% [markdown]

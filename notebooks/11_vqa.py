@@ -165,13 +165,7 @@ display(Markdown(
 ))
 
 # %% tags=["hide-input"]
-def verdict(found):
-    """A difference in words, by its interval."""
-    word = {1: "above", -1: "below", 0: "no difference found"}[found.side]
-    return f"{word} ({found}" + (f"; detectable {found.detectable:.3f})" if not found.side else ")")
-
-
-ladder = "; ".join(f"keep {keep:g}: {verdict(tasks.difference(full, f'pitome@{keep:g}', f'tome@{keep:g}'))}" for keep in grid.KEEPS)
+ladder = "; ".join(f"keep {keep:g}: {tasks.difference(full, f'pitome@{keep:g}', f'tome@{keep:g}').in_words()}" for keep in grid.KEEPS)
 pruned = "; ".join(f"keep {keep:g}: " + " and ".join(str(tasks.difference(full, f"pitome@{keep:g}", f"random-prune@{keep:g}/seed{i}"))
                                                        for i in (0, 1)) for keep in grid.KEEPS)
 
@@ -189,7 +183,7 @@ small = {keep: paired_difference(at_equal_cost(f"pitome@{keep:g}"), full.outcome
          for keep in grid.KEEPS}
 sorted_ = {keep: tasks.difference(full, f"pitome@{keep:g}", f"energy-sorted@{keep:g}") for keep in grid.KEEPS}
 display(Markdown(
-    f"PiToMe against ToMe on all questions: {verdict(to_tome)}. On the first 2,000: {ladder}. Both lose much: "
+    f"PiToMe against ToMe on all questions: {to_tome.in_words()}. On the first 2,000: {ladder}. Both lose much: "
     f"{100 * lost:.1f} and {100 * lost_tome:.1f} answers in a hundred, for {1 - share:.0%} less work.\n\n"
     f"*A smaller picture*, which needs no merging, at equal cost (between two sizes, interpolated) minus PiToMe: "
     + "; ".join(f"keep {keep:g}: {found}" for keep, found in small.items())
@@ -493,7 +487,7 @@ display(Markdown(
 # %% tags=["hide-input"]
 display(Markdown(
     f"> **Takeaway.** A small LLaVA that reads 45 tokens of 144 loses {100 * lost:.0f} answers in a hundred with PiToMe and "
-    f"{100 * lost_tome:.0f} with ToMe, for {1 - share:.0%} less work; PiToMe against ToMe: {verdict(to_tome)}. Read in the released order and "
+    f"{100 * lost_tome:.0f} with ToMe, for {1 - share:.0%} less work; PiToMe against ToMe: {to_tome.in_words()}. Read in the released order and "
     f"without gaps in the positions, the same tokens cost another {worth['pitome'][0]:.0f}: {worth['pitome'][1]:.0f} for the positions, "
     f"{worth['pitome'][2]:.0f} for the order. Most is lost in lists, totals and counts, more than half of what lay above the prior; least in "
     f"whether a thing is there, and in naming a single object. A smaller picture of the same cost is no worse than PiToMe at keep 0.95 and 0.9, "

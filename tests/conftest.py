@@ -55,6 +55,30 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model
 
 
+@pytest.fixture(scope="module")
+def on_the_processor():
+    """Models run on the CPU; a module asks for it with `usefixtures`, before any model of its own is made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PITOME_DEVICE", "cpu")
+        yield
+
+
+def shorten_language_model(patch: pytest.MonkeyPatch) -> None:
+    """`llava.assemble` gives the real parts, but of the language model the first two layers alone."""
+    from pitome_core.experiments import llava
+
+    whole = llava.assemble
+
+    def assemble(seed=0, device=None):
+        model = whole(seed, device)
+        language = model.model.language_model
+        language.layers = language.layers[:2]
+        language.config.num_hidden_layers = 2
+        return model
+
+    patch.setattr(llava, "assemble", assemble)
+
+
 @pytest.fixture(scope="session")
 def build_vit():
     """build_vit(name="vit_tiny_patch16_224", **overrides) -> a small timm ViT in eval mode with random weights."""

@@ -17,14 +17,8 @@ import pitome_core.experiments.baselines
 from pitome_core.experiments import assets, dual_encoder, pairs, text_towers, towers
 
 pytest.importorskip("open_clip")
+pytestmark = pytest.mark.usefixtures("on_the_processor")
 POOL = {"token": 0, "avg": 1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_processor():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PITOME_DEVICE", "cpu")
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from filelock import FileLock
@@ -169,21 +170,10 @@ def _watched(monkeypatch) -> list:
     return seen
 
 
-def _command(launcher: list[str], words: list[str]) -> dict:
-    return dict(
-        args=[sys.executable, *launcher, "-m", "pitome_core.experiments", *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parents[1], text=True,
-    )
-
-
 @pytest.mark.slow
 def test_two_processes_give_the_record_of_one(words, tmp_path, whole_run):
-    # --multi_gpu is accelerate's word for several processes on one machine; PITOME_DEVICE puts them on the CPU.
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    done = subprocess.run(**_command(launcher, words()), capture_output=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "20 of 20 shards to score in 2 processes" in done.stdout and done.stdout.count("minus whole model") == 1
+    printed = processes.in_two_processes(words())
+    assert "20 of 20 shards to score in 2 processes" in printed and printed.count("minus whole model") == 1
     record = _record(tmp_path / "out")
     assert _outcomes(record) == _outcomes(whole_run) and record.header == whole_run.header
     assert list(record.cells) == list(whole_run.cells) and len(record.runs) == 1
@@ -192,7 +182,7 @@ def test_two_processes_give_the_record_of_one(words, tmp_path, whole_run):
 @pytest.mark.slow
 def test_a_killed_run_loses_and_repeats_no_image(words, tmp_path, whole_run, monkeypatch, capsys):
     command = words("--shard", "1")
-    process = subprocess.Popen(**_command([], command), start_new_session=True, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(**processes.command(command), start_new_session=True, stdout=subprocess.DEVNULL)
     parts, deadline = tmp_path / "out" / "vision-imagenet-tiny.parts", time.monotonic() + 240
     while len(list(parts.glob("*/*/shard-*.json"))) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)

@@ -5,17 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pitome_core.experiments import llava, questions, results, towers, vqa_answers
+from pitome_core.experiments import llava, questions, results, towers, vqa_answers, weight_files
 from pitome_core.experiments.baselines.lower_resolution import lower_resolution
 
 pytest.importorskip("transformers", minversion="5.23")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_processor():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PITOME_DEVICE", "cpu")
-        yield
+pytestmark = pytest.mark.usefixtures("on_the_processor")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +77,7 @@ def test_updates_survive_storage(model, tmp_path):
         value.copy_((value + 0.02 * torch.randn(value.shape, generator=draw)).half().float())
     path = tmp_path / "weights" / "vqa.safetensors"
     llava.save(llava.ours(adapted), path)
-    assert path.stat().st_size < 6e6 and len(llava.digest(path)) == 12
+    assert path.stat().st_size < 6e6 and len(weight_files.digest(path)) == 12
     loaded = llava.llava(path)
     after = adapted(**texts).logits
     assert (after - before).abs().max() > 0.1

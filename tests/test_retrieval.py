@@ -29,15 +29,9 @@ from pitome_core.experiments import (
 from pitome_core.experiments.retrieval_grid import RetrievalCell
 
 pytest.importorskip("open_clip")
+pytestmark = pytest.mark.usefixtures("on_the_processor")
 FEW = 5  # pictures
 QUICK = retrieval_training.Recipe(views=retrieval_training.INSTALLED[:2], epochs=3, batch=4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_processor():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PITOME_DEVICE", "cpu")
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from filelock import FileLock
@@ -305,15 +303,7 @@ def test_one_run_at_a_time(words, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_processes_give_the_record_of_one(words, tmp_path, whole_run):
-    # --multi_gpu is accelerate's word for several processes on one machine; PITOME_DEVICE puts them on the CPU.
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "pitome_core.experiments", *words()], capture_output=True, timeout=300,
-        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parents[1],
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("rsum minus ToMe's") == 1
+    assert processes.in_two_processes(words()).count("rsum minus ToMe's") == 1
     record = load(tmp_path / "out")
     assert outcomes(record) == outcomes(whole_run) and record.header == whole_run.header
 

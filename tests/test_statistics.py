@@ -73,6 +73,15 @@ def test_the_side_of_zero(low, high, side):
     assert Difference(0.0, low, high, 4, (4,), 0.1).side == side
 
 
+@pytest.mark.parametrize("low, high, said", [
+    (0.1, 0.2, "above, +0.1 [+0.1, +0.2]"), (-0.2, -0.1, "below, +0.1 [-0.2, -0.1]"),
+    (-0.1, 0.1, "no difference found, +0.1 [-0.1, +0.1] (detectable 0.3)"),
+])
+def test_in_words(low, high, said):
+    """A difference that was not found is said with the one that would have been."""
+    assert Difference(0.1, low, high, 4, (4,), 0.3).in_words(1) == said
+
+
 def test_no_minus_before_a_rounded_zero():
     assert str(Difference(-0.00001, -0.0004, 0.0123, 4, (4,), 0.1)) == "+0.000 [+0.000, +0.012]"
 

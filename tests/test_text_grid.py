@@ -27,6 +27,7 @@ from pitome_core.experiments import (
 )
 from pitome_core.experiments.text_grid import TextCell
 
+pytestmark = pytest.mark.usefixtures("on_the_processor")
 SENTENCES = [
     "A gorgeous, witty, seductive movie.",
     "It is long, loud and dull, and nobody asked for the second half of it.",
@@ -36,13 +37,6 @@ SENTENCES = [
     "Not bad at all, but not as good as the book that it was made from, which was very good.",
 ]
 EVERY = [TextCell(name, 0.6, seed=0 if arm.seeds > 1 else None) for name, arm in text_grid.ARMS.items()]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_processor():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PITOME_DEVICE", "cpu")
-        yield
 
 
 @pytest.fixture(scope="module")

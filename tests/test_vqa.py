@@ -7,8 +7,19 @@ import pytest
 import torch
 
 import pitome_core as pc
+from conftest import shorten_language_model
 from pitome_core.experiments import __main__ as command
-from pitome_core.experiments import grid, llava, questions, results, vqa, vqa_grid, vqa_tasks, vqa_training
+from pitome_core.experiments import (
+    grid,
+    llava,
+    questions,
+    results,
+    vqa,
+    vqa_grid,
+    vqa_tasks,
+    vqa_training,
+    weight_files,
+)
 from pitome_core.experiments.vqa_grid import VqaCell
 from pitome_core.families.hf_llava import image_token_count
 
@@ -18,19 +29,10 @@ pytest.importorskip("transformers", minversion="5.23")
 @pytest.fixture(scope="module", autouse=True)
 def small_language_model(tmp_path_factory):
     """The real parts with two layers of the language model, and weights that say something: random ones."""
-    whole = llava.assemble
-
-    def assemble(seed=0, device=None):
-        model = whole(seed, device)
-        language = model.model.language_model
-        language.layers = language.layers[:2]
-        language.config.num_hidden_layers = 2
-        return model
-
     path = tmp_path_factory.mktemp("weights") / "vqa.safetensors"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PITOME_DEVICE", "cpu")
-        patch.setattr(llava, "assemble", assemble)
+        shorten_language_model(patch)
         patch.setattr(llava, "weights_path", lambda: path)
         patch.setattr(vqa_training, "KNOWN", 90)
         patch.setattr(vqa_training, "headline", lambda rows: ["exist", "single"])
@@ -151,7 +153,8 @@ def test_the_command_records_and_resumes(tmp_path, capsys, monkeypatch):
     record = results.Record.load(tmp_path / "vqa-grid-dev.json")
     orders = {f"tome@0.9{order}" for order in ("", "/released", "/raster-compact")}
     assert set(record.cells) == {"whole", "lower-resolution@112px"} | orders
-    assert record.header["weights"] == llava.digest(llava.weights_path()) and record.header["stream"] == "validation"
+    assert record.header["weights"] == weight_files.digest(llava.weights_path())
+    assert record.header["stream"] == "validation"
     assert record.header["protocol"] == vqa.PROTOCOL and record.header["headline"] == ["exist", "single"]
     assert set(record.header["prior"]) == set(record.items["type"])
     asked = list(questions.Questions("validation", 8))

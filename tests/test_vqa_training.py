@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pitome_core.experiments import llava, questions, results, vqa_answers, vqa_training
+from conftest import shorten_language_model
+from pitome_core.experiments import llava, questions, results, vqa_answers, vqa_training, weight_files
 from pitome_core.experiments.vqa_training import Recipe
 
 pytest.importorskip("transformers", minversion="5.23")
@@ -20,18 +21,9 @@ QUICK = Recipe(batch=2, align_steps=2, steps=2)
 @pytest.fixture(scope="module", autouse=True)
 def small_language_model():
     """All parts are the real ones, but the language model has its first two layers alone."""
-    whole = llava.assemble
-
-    def assemble(seed=0, device=None):
-        model = whole(seed, device)
-        language = model.model.language_model
-        language.layers = language.layers[:2]
-        language.config.num_hidden_layers = 2
-        return model
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PITOME_DEVICE", "cpu")
-        patch.setattr(llava, "assemble", assemble)
+        shorten_language_model(patch)
         patch.setattr(vqa_training, "KNOWN", 90)
         yield
 
@@ -183,7 +175,7 @@ def test_stages_equal_one_run(elsewhere):
     assert left == [3, 2, 1, 0] and once.read_bytes() == stages.read_bytes()
     assert list(elsewhere.glob("*.pt")) == []
     about = vqa_training.sheet(once)
-    assert about["weights"] == llava.digest(once) and about["scenes"] == QUICK.total * QUICK.batch
+    assert about["weights"] == weight_files.digest(once) and about["scenes"] == QUICK.total * QUICK.batch
     assert about["headline"] == vqa_training.headline(about["validation"])
     assert sum(row["items"] for row in about["validation"].values()) == 9
     lines = [json.loads(line) for line in log.read_text().splitlines()]

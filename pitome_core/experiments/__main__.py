@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if getattr(args, "profile", None):
         os.environ["PITOME_PROFILE"] = args.profile  # what settings.profile() reads, here and in child processes
-    return importlib.import_module(f"pitome_core.experiments.{args.experiment}").main(args)
+    return _imported(args.experiment).main(args)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pitome_core.experiments import assets, settings, text_towers, towers
+from pitome_core.experiments import assets, settings, text_towers, towers, weight_files
 
 if TYPE_CHECKING:
     from open_clip import CustomTextCLIP
@@ -87,12 +87,7 @@ def _theirs(name: str) -> str:
 
 def save(heads: Heads, path: Path) -> None:
     """Write heads as safetensors under open_clip's names, in half precision (the temperature too): all or nothing."""
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
-    save_file({name: value.half() for name, value in heads.stored().items()}, new, {"pool": heads.pool})
-    new.replace(path)
+    weight_files.save(path, {name: value.half() for name, value in heads.stored().items()}, {"pool": heads.pool})
 
 
 def load(path: Path) -> Heads:
@@ -108,11 +103,6 @@ def load(path: Path) -> Heads:
     heads = Heads(len(last), about["pool"])
     heads.load_state_dict({name: found[_theirs(name)] for name in heads.state_dict()})
     return heads.eval().requires_grad_(False)
-
-
-def digest(path: Path) -> str:
-    """12 hexadecimal digits of the SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def assemble(heads: Heads) -> Path:

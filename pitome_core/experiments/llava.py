@@ -16,7 +16,6 @@ precision (3.6 MB); `llava` adds the updates to the weights, so that what runs h
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from pitome_core.experiments import assets, questions, results, settings, towers, vqa_answers
+from pitome_core.experiments import assets, questions, results, settings, towers, vqa_answers, weight_files
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
@@ -346,14 +345,9 @@ def weights_path() -> Path:
     return shipped if shipped.is_file() else results.writable(committed=True) / "vqa-weights" / "vqa.safetensors"
 
 
-def save(weights: Mapping[str, Tensor], path: Path) -> None:
+def save(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write what `ours` gave as safetensors in half precision: all or nothing."""
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
-    save_file({name: value.detach().half().cpu().contiguous() for name, value in weights.items()}, new)
-    new.replace(path)
+    weight_files.save(path, {name: value.detach().half().cpu().contiguous() for name, value in tensors.items()})
 
 
 def load(path: Path) -> dict[str, Tensor]:
@@ -361,8 +355,3 @@ def load(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     return {name: value.float() for name, value in load_file(path).items()}
-
-
-def digest(path: Path) -> str:
-    """12 hexadecimal digits of the SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]

@@ -85,9 +85,10 @@ def _score(args: argparse.Namespace) -> None:
     for name in names:
         cells = retrieval_grid.cells(args.methods, **_grid(name, args.keep))
         path = sweep.output_folder(args) / f"retrieval-{name}{'' if args.split == 'test' else '-dev'}.json"
-        known = results.Record.load(path).cells if path.is_file() and not args.again else {}
-        missing = [c.key for c in cells if c.retrained and not retrieval_tasks.retrained_heads_exist(c)
-                   and "rank_retrained" not in known.get(c.key, {}).get("outcomes", ())]
+        missing = [c.key for c in cells if c.retrained and not retrieval_tasks.retrained_heads_exist(c)]
+        if missing and path.is_file() and not args.again:  # what is recorded with them needs them no more
+            known = results.Record.load(path).cells
+            missing = [key for key in missing if "rank_retrained" not in known.get(key, {}).get("outcomes", ())]
         if missing and args.split == "test":
             raise results.RecordError(f"no heads trained with {', '.join(missing)}: run `make retrieval-weights` first")
         if missing:

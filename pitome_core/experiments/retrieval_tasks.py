@@ -26,6 +26,7 @@ from pitome_core.experiments import (
     retrieval_training,
     scenes,
     towers,
+    weight_files,
 )
 from pitome_core.experiments.retrieval_grid import RetrievalCell
 from pitome_core.experiments.vision_tasks import VisionTask
@@ -64,7 +65,7 @@ class Retrieval(VisionTask):
     @property
     def about(self) -> dict[str, Any]:
         """Header entries: among them which heads, so that a record never mixes two sets of them."""
-        used = {f"head{seed}": dual_encoder.digest(retrieval_training.heads_path(seed))
+        used = {f"head{seed}": weight_files.digest(retrieval_training.heads_path(seed))
                 for seed in retrieval_training.SEEDS}
         return super().about | {"model": MODEL, "texts": len(self.ids), "weights": used}
 
@@ -81,7 +82,7 @@ class Retrieval(VisionTask):
         found = retrieval_grid.cost(cell, self.model, self.lengths)
         if retrained_heads_exist(cell):
             paths = [retrieval_training.heads_path(seed, cell) for seed in retrieval_training.SEEDS]
-            found["weights"] = {path.stem: dual_encoder.digest(path) for path in paths}
+            found["weights"] = {path.stem: weight_files.digest(path) for path in paths}
         return found
 
     def work(self, cell: RetrievalCell) -> int:

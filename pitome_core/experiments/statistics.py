@@ -42,6 +42,12 @@ class Difference:
         mean, low, high = (f"{value:+z.{digits}f}" for value in (self.mean, self.low, self.high))
         return f"{mean} [{low}, {high}]"
 
+    def in_words(self, digits: int = 3) -> str:
+        """``above, +0.012 [+0.003, +0.021]``, ``below, ...``, or ``no difference found, ... (detectable 0.020)``."""
+        if self.side:
+            return f"{'above' if self.side > 0 else 'below'}, {self.format(digits)}"
+        return f"no difference found, {self.format(digits)} (detectable {self.detectable:.{digits}f})"
+
     def __str__(self) -> str:
         return self.format()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -106,14 +106,17 @@ def quickest(call: Callable[[], Any]) -> float:
     return min(seconds[1:])
 
 
-def add_grid_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that every experiment with a grid has."""
-    known = [grid.WHOLE, *grid.ARMS, grid.GRID_POOL, grid.LOWER]
+def add_grid_arguments(
+    parser: argparse.ArgumentParser, arms: Iterable[str] = (*grid.ARMS, grid.GRID_POOL, grid.LOWER),
+    keep: str = f"share of tokens that every layer keeps (default: the protocol's, {list(grid.KEEPS)})",
+) -> None:
+    """The arguments that every experiment with a grid has: of these ``arms`` and the whole model; ``keep`` says what a
+    keep ratio is."""
+    known = [grid.WHOLE, *arms]
     parser.add_argument("--profile", choices=settings.PROFILES, help="tier; default: PITOME_PROFILE, else embedded")
     parser.add_argument("--methods", nargs="+", choices=known, metavar="METHOD",
                         help=f"default: the protocol's grid; of {', '.join(known)}")
-    parser.add_argument("--keep", nargs="+", type=float, metavar="R",
-                        help=f"share of tokens that every layer keeps (default: the protocol's, {list(grid.KEEPS)})")
+    parser.add_argument("--keep", nargs="+", type=float, metavar="R", help=keep)
     parser.add_argument("--split", choices=("dev", "test"), default="dev",
                         help="dev explores; test is scored by the protocol and logged (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where records go; default: results/<tier> for "

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
 
 from pitome_core.experiments import grid, results, settings, sweep, text_grid, text_hub, text_models, text_tasks
 from pitome_core.experiments.text_grid import TextCell
@@ -28,18 +27,8 @@ PROTOCOL = "text-1"  # the grid in book/protocol.md
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this experiment."""
-    known = [grid.WHOLE, *text_grid.ARMS]
-    parser.add_argument("--profile", choices=settings.PROFILES, help="tier; default: PITOME_PROFILE, else embedded")
-    parser.add_argument("--methods", nargs="+", choices=known, metavar="METHOD",
-                        help=f"default: the protocol's grid; of {', '.join(known)}")
-    parser.add_argument("--keep", nargs="+", type=float, metavar="R",
-                        help="share of the tokens that each of the first three layers keeps (default: the protocol's)")
-    parser.add_argument("--split", choices=("dev", "test"), default="dev",
-                        help="dev explores; test is scored by the protocol and logged (default: %(default)s)")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where records go; default: results/<tier> for "
-                        "test, _build/results/<tier> for dev")
-    parser.add_argument("--again", action="store_true", help="score cells that are recorded already once more")
-    parser.add_argument("--estimate", action="store_true", help="print how long it would take, and stop")
+    sweep.add_grid_arguments(parser, text_grid.ARMS, "share of the tokens that each of the first three layers keeps "
+                             "(default: the protocol's)")
     group = parser.add_argument_group("embedded tier")
     group.add_argument("--tasks", nargs="+", choices=list(text_tasks.TASKS), metavar="TASK",
                        help=f"default: all; of {', '.join(text_tasks.TASKS)}")

@@ -8,7 +8,6 @@ with the records.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from pitome_core.experiments import results, settings, text_towers
+from pitome_core.experiments import results, settings, text_towers, weight_files
 from pitome_core.experiments.text_grid import TextCell
 
 RANK, SCALE = 8, 2.0
@@ -180,15 +179,5 @@ def load(seed: int | None, cell: TextCell | None = None, *, path: Path | None = 
 
 def save(path: Path, weight: Tensor, bias: Tensor, stored: dict[str, Tensor] | None = None) -> None:
     """Write a classifier's file: all or nothing."""
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
     head = {"head.weight": weight.detach().float().cpu().contiguous(), "head.bias": bias.detach().float().cpu()}
-    save_file({**(stored or {}), **head}, new)
-    new.replace(path)
-
-
-def digest(path: Path) -> str:
-    """12 hexadecimal digits of the SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    weight_files.save(path, {**(stored or {}), **head})

@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from pitome_core.experiments import grid, results, sentences, sweep, text_grid, text_models, text_towers
+from pitome_core.experiments import (
+    grid,
+    results,
+    sentences,
+    sweep,
+    text_grid,
+    text_models,
+    text_towers,
+    weight_files,
+)
 from pitome_core.experiments.text_grid import TextCell
 
 MODEL = "all-MiniLM-L6-v2 (BERT, 6 layers, width 384), low-rank updates fine-tuned on film reviews"
@@ -60,7 +69,7 @@ class Texts:
     def about(self) -> dict[str, Any]:
         """Header entries: among them which weights, so that a record never mixes two sets of them."""
         paths = [text_models.weights_path(seed) for seed in (None, *text_models.SEEDS)]
-        used = {path.stem: text_models.digest(path) for path in paths if path.is_file()}
+        used = {path.stem: weight_files.digest(path) for path in paths if path.is_file()}
         return {"model": MODEL, "dtype": "float32", "weights": used}
 
     def seconds_per_image(self) -> float:
@@ -95,7 +104,7 @@ class Texts:
 
     def _retrained_weights(self, cell: TextCell) -> dict[str, Any]:
         paths = [text_models.weights_path(seed, cell) for seed in text_models.SEEDS] if cell.retrained else []
-        return {"weights": {path.stem: text_models.digest(path) for path in paths}} if paths else {}
+        return {"weights": {path.stem: weight_files.digest(path) for path in paths}} if paths else {}
 
     def _macs(self, cell: TextCell) -> int:
         """Of all items together; counted once per cell."""

@@ -20,7 +20,6 @@ import argparse
 import math
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from pitome_core.experiments import (
     assets,
@@ -41,25 +40,15 @@ PROTOCOL = "vqa-1"  # the grid in book/protocol.md
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this experiment."""
-    known = [grid.WHOLE, *vqa_grid.ARMS, grid.LOWER]
-    parser.add_argument("--profile", choices=settings.PROFILES, help="tier; default: PITOME_PROFILE, else embedded")
-    parser.add_argument("--methods", nargs="+", choices=known, metavar="METHOD",
-                        help=f"default: the protocol's grid; of {', '.join(known)}")
-    parser.add_argument("--keep", nargs="+", type=float, metavar="R",
-                        help="share of the patch tokens that every layer keeps (default: the protocol's)")
-    parser.add_argument("--split", choices=("dev", "test"), default="dev",
-                        help="dev explores (stream validation); test is scored by the protocol and logged "
-                        "(default: %(default)s)")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where records go; default: results/<tier> for "
-                        "test, _build/results/<tier> for dev")
-    parser.add_argument("--again", action="store_true",
-                        help="score cells that are recorded already once more; with --train: train from nothing")
-    parser.add_argument("--estimate", action="store_true", help="print how long it would take, and stop")
+    sweep.add_grid_arguments(parser, (*vqa_grid.ARMS, grid.LOWER),
+                             "share of the patch tokens that every layer keeps (default: the protocol's)")
     group = parser.add_argument_group("embedded tier")
     group.add_argument("--tasks", nargs="+", choices=list(vqa_tasks.TASKS), metavar="TASK",
                        help=f"default: all; of {', '.join(vqa_tasks.TASKS)}")
-    group.add_argument("--count", type=int, metavar="N", help="the first N questions only (dev)")
-    group.add_argument("--train", action="store_true", help="train the weights if they are missing, and stop")
+    group.add_argument("--count", type=int, metavar="N",
+                       help="the first N questions only (dev: of the stream validation)")
+    group.add_argument("--train", action="store_true",
+                       help="train the weights if they are missing (with --again: from nothing), and stop")
     group.add_argument("--minutes", type=float, default=math.inf,
                        help="with --train: stop after that time, and the same command goes on from there; a validation "
                        "follows the last step, ten minutes on a CPU")

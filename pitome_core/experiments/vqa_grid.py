@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +66,17 @@ class VqaCell(grid.Cell):
             yield model
 
 
+def checked(arms: Iterable[str], keeps: Sequence[float], known: Sequence[str]) -> list[str]:
+    """The arms but the whole model, which is always run. `ValueError` for one that is not ``known``, or a keep ratio
+    that is none."""
+    chosen = [name for name in arms if name != grid.WHOLE]
+    if unknown := [name for name in chosen if name not in known]:
+        raise ValueError(f"no method {unknown[0]!r} in visual question answering; there are {', '.join(known)}")
+    if wrong := [keep for keep in keeps if not 0 < keep < 1]:
+        raise ValueError(f"keep {wrong[0]} must lie between 0 and 1; the whole model (keep 1) is always run")
+    return chosen
+
+
 def cells(
     arms: Sequence[str] | None = None,
     keeps: Sequence[float] = KEEPS,
@@ -79,11 +90,7 @@ def cells(
     Arms in ``ordered`` are read in all of `ORDERS` at keep .9, if that is among the ratios; ``sides`` are the pixels of
     the control at lower resolution. `ValueError` for an arm that does not exist or a keep ratio that is none.
     """
-    chosen = [*LISTED, grid.LOWER] if arms is None else [name for name in arms if name != grid.WHOLE]
-    if unknown := [name for name in chosen if name not in (*ARMS, grid.LOWER)]:
-        raise ValueError(f"no method {unknown[0]!r} in visual question answering; there are {', '.join(ARMS)}")
-    if wrong := [keep for keep in keeps if not 0 < keep < 1]:
-        raise ValueError(f"keep {wrong[0]} must lie between 0 and 1; the whole model (keep 1) is always run")
+    chosen = checked([*LISTED, grid.LOWER] if arms is None else arms, keeps, (*ARMS, grid.LOWER))
     found = [VqaCell(grid.WHOLE)]
     for name in chosen:
         if name == grid.LOWER:

@@ -308,11 +308,7 @@ def cells(
     What a transform leaves lies nowhere on the grid, so that its tokens are read as they come, whatever the orders.
     `ValueError` for an arm that does not exist or a keep ratio that is none.
     """
-    chosen = list(ARMS) if arms is None else [name for name in arms if name != grid.WHOLE]
-    if unknown := [name for name in chosen if name not in ARMS]:
-        raise ValueError(f"no method {unknown[0]!r} in visual question answering; there are {', '.join(ARMS)}")
-    if wrong := [keep for keep in keeps if not 0 < keep < 1]:
-        raise ValueError(f"keep {wrong[0]} must lie between 0 and 1; the whole model (keep 1) is always run")
+    chosen = vqa_grid.checked(ARMS if arms is None else arms, keeps, tuple(ARMS))
     found = [VqaCell(grid.WHOLE)]
     for name in chosen:
         possible = (COMPACT,) if ARMS[name].kind == "transform" else orders

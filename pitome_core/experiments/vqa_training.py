@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from pitome_core.experiments import assets, llava, questions, results, settings, towers, vqa_answers
+from pitome_core.experiments import assets, llava, questions, results, settings, towers, vqa_answers, weight_files
 from pitome_core.experiments.statistics import bootstrap_mean
 
 LOG = "vqa-training"
@@ -407,7 +407,7 @@ def sheet(weights: Path | None = None) -> dict[str, Any]:
     if not (path.is_file() and weights.is_file()):
         raise results.RecordError(f"no {weights.name} with {path.name}: run `make vqa-weights`")
     found = json.loads(path.read_text(encoding="utf-8"))
-    if found["weights"] != llava.digest(weights):
+    if found["weights"] != weight_files.digest(weights):
         raise results.RecordError(f"{path.name} is about other weights than {weights.name}: run `make vqa-weights`")
     return found
 
@@ -418,7 +418,7 @@ def finish(state: State, recipe: Recipe, weights: Path, count: int = VALIDATED, 
     model = llava.llava(weights, settings.device())
     found = validate(model, count)
     about = {
-        "weights": llava.digest(weights), "recipe": asdict(recipe), "questions": questions.VERSION,
+        "weights": weight_files.digest(weights), "recipe": asdict(recipe), "questions": questions.VERSION,
         "steps": state.step, "scenes": state.step * recipe.batch, "validation": found, "headline": headline(found),
     }
     made = results.provenance(recipe.seed)
