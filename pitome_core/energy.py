@@ -28,6 +28,11 @@ def _gaussian(cos: Tensor, margin: float) -> Tensor:
     return torch.exp(-0.5 * ((1.0 - cos) / sigma) ** 2) / (sigma * math.sqrt(2.0 * math.pi))
 
 
+def _below(value: float, dtype: torch.dtype) -> float:
+    """A number that rounds to the largest one of that type below `value`: x > it where x >= value."""
+    return value - 0.51 * torch.finfo(dtype).eps / 2 * 2.0 ** math.frexp(value)[1]
+
+
 KERNELS = ("paper", "elu", "gaussian")
 
 
@@ -101,11 +106,14 @@ def energy_and_cosine(
     def mean_over_tokens(rows: Tensor) -> Tensor:
         if kernel == "gaussian":
             return mean(_gaussian(rows, margin))
-        energy = mean(F.elu(rows - margin, alpha, inplace=True))
-        if kernel == "paper":  # it is elu and a jump of m at the margin
-            # A comparison that writes floats is fast over all pairs, one that writes booleans to choose by is not.
-            energy = energy.add_(mean(torch.ge(rows.detach(), margin, out=torch.empty_like(rows))), alpha=margin)
-        return energy
+        if kernel == "elu":
+            return mean(F.elu(rows - margin, alpha, inplace=True))
+        # Below the margin exp(x - m) - 1, elsewhere 0: as exp(min(x, m)) / exp(m) - 1, in passes that write floats only
+        # and with no choice between two values, which costs a processor as much as the exponential.
+        low = max(margin, -2.0)  # no cosine is below: nothing to add, and exp(-m) stays finite
+        below = mean(rows.clamp_max(low).exp_())
+        within = mean(F.threshold(rows, _below(margin, rows.dtype), 0.0))
+        return torch.add(within, below, alpha=alpha * math.exp(-low)) - alpha
 
     unit, usable = unit_tokens(metric)
     if unit.shape[1] <= MAX_DENSE_TOKENS:

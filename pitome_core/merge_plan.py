@@ -7,21 +7,17 @@ prefix tokens; `with_prefix` puts them in front.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def _rows(slot: Tensor, count: int, prefix: int = 0) -> Tensor:
-    """Slots `(B, N)` of `count` per item as rows of `(B * count, C)`: what index_add and index_select are fast on.
-
-    With `prefix`, as many rows that are their own slots stand in front of each item's: `(B * (prefix + count), C)`.
-    """
-    grid = torch.arange(len(slot) * (prefix + count), device=slot.device).view(len(slot), prefix + count)
-    rows = slot + grid[:, prefix : prefix + 1]
-    return torch.cat([grid[:, :prefix], rows], dim=1).flatten() if prefix else rows.flatten()
+def _rows(slot: Tensor, count: int) -> Tensor:
+    """Slots `(B, N)` of `count` per item as rows of `(B * count, C)`: what index_add and index_select are fast on."""
+    return (slot + torch.arange(0, len(slot) * count, count, device=slot.device)[:, None]).flatten()
 
 
 def _sum(part: Tensor, rows: Tensor, number: int) -> Tensor:
@@ -112,16 +108,17 @@ class MergePlan:
         Sources are distinct, and no target is a source. For items of unequal length `mask (B, width)` marks real tokens
         and `active (B, k)` the pairs in use (None: all).
         """
-        batch, k = source.shape
         if mask is None:
-            anchored = torch.ones(batch, width, dtype=torch.bool, device=source.device).scatter_(1, source, 0)
-            slot = anchored.cumsum(dim=-1) - 1
-            return cls(slot.scatter_(1, source, slot.gather(1, target)), width - k, anchored, energy=energy)
-        root = torch.arange(width + 1, device=source.device).repeat(batch, 1)
+            return PairPlan(source, target, width, energy)
+        root = torch.arange(width + 1, device=source.device).repeat(len(source), 1)
         if active is not None:
             source = torch.where(active, source, width)  # the spare column
         root = root.scatter(1, source, target)[:, :width]
         return cls.from_roots(root.masked_fill(~mask, -1), energy=energy, drops=True)
+
+    def settled(self, **changes: Any) -> MergePlan:
+        """The plan as a plain `MergePlan`, with other values in the fields that are named."""
+        return MergePlan(**{name: getattr(self, name) for name in _FIELDS} | changes)
 
     @property
     def anchor(self) -> Tensor:
@@ -132,14 +129,29 @@ class MergePlan:
         slot = torch.where(self.anchored, self.assignment, self.num_tokens)
         return place.new_full((batch, self.num_tokens + 1), -1).scatter(1, slot, place)[:, : self.num_tokens]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, N)."""
+        return tuple(self.assignment.shape)
+
     def _check(self, x: Tensor, expected: int, name: str) -> None:
-        if x.ndim != 3 or x.shape[0] != self.assignment.shape[0] or x.shape[1] != expected:
+        if x.ndim != 3 or x.shape[:2] != (self.shape[0], expected):
             raise ValueError(
-                f"this plan is for {self.assignment.shape[0]} items of {expected} tokens, {name} has shape "
+                f"this plan is for {self.shape[0]} items of {expected} tokens, {name} has shape "
                 f"{tuple(x.shape)}; prefix tokens are not part of a plan (see with_prefix)"
             )
 
-    def _shares(self, size: Tensor | None = None, prefix: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    def _checked(self, x: Tensor, size: Tensor | None, prefix: int) -> Tensor:
+        """The sizes of tokens that are to merge, 1 where there are none: float64 for float64 tokens, else float32."""
+        self._check(x, prefix + self.shape[1], "x")
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if size is None:
+            return torch.ones(x.shape[:2], dtype=wide, device=x.device)
+        if size.shape != x.shape[:2]:
+            raise ValueError(f"size has shape {tuple(size.shape)}, the tokens {tuple(x.shape[:2])}")
+        return size.to(wide)
+
+    def _shares(self, size: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Share of every token in its slot's mean `(B N,)`, size of every slot `(B, M)`, row of every token `(B N,)`.
 
         The shares of a slot sum to 1, a lone token's is 1. A spare slot at the end of each item takes what is dropped.
@@ -148,13 +160,13 @@ class MergePlan:
         if self.drops:
             slot, count = torch.where(slot < 0, count, slot), count + 1
         size = torch.ones(slot.shape, device=slot.device) if size is None else size
-        rows, part = _rows(slot, count, prefix), size.flatten()
-        total = whole = _sum(part, rows, len(slot) * (prefix + count))
+        rows, part = _rows(slot, count), size.flatten()
+        total = whole = _sum(part, rows, len(slot) * count)
         if self.weight is not None:
             part = part * self.weight.flatten()
             whole = _sum(part, rows, len(total))
         share = (part / whole.index_select(0, rows)).nan_to_num(0.0)  # of nothing, nothing
-        return share, total.view(len(slot), prefix + count), rows
+        return share, total.view(len(slot), count), rows
 
     def merge(self, x: Tensor, size: Tensor | None = None, *, prefix: int = 0) -> tuple[Tensor, Tensor]:
         """Merge tokens by their size-weighted mean: `x_b <- sum s_i x_i / sum s_i` over the group.
@@ -170,21 +182,17 @@ class MergePlan:
         Raises:
             ValueError: x or size does not have the plan's number of items and tokens.
         """
-        self._check(x, prefix + self.assignment.shape[1], "x")
+        size = self._checked(x, size, prefix)
         if self.reduce == "stepwise":
             raise ValueError("a composition with mlerp is no single reduction: merge with one plan after the other")
-        size = torch.ones(x.shape[:2], device=x.device) if size is None else size
-        if size.shape != x.shape[:2]:
-            raise ValueError(f"size has shape {tuple(size.shape)}, the tokens {tuple(x.shape[:2])}")
-        if prefix and (self.weight is not None or self.reduce != "mean"):
+        if prefix:
             return self.with_prefix(prefix).merge(x, size)
-        size = size.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-        share, total, rows = self._shares(size, prefix)
+        share, total, rows = self._shares(size)
         shared = x.flatten(0, 1) * share[:, None]  # as wide as the shares
-        out = _sum(shared, rows, total.numel()).view(*total.shape, x.shape[2])[:, : prefix + self.num_tokens]
+        out = _sum(shared, rows, total.numel()).view(*total.shape, x.shape[2])[:, : self.num_tokens]
         if self.reduce == "mlerp":
             out = self._rescale(out, x.to(out.dtype))
-        return out.to(x.dtype), total[:, : prefix + self.num_tokens].float()
+        return out.to(x.dtype), total[:, : self.num_tokens].float()
 
     def _rescale(self, mean: Tensor, x: Tensor) -> Tensor:
         """MLERP: keep the direction of each group's mean, take the largest norm in the group; lone tokens stay."""
@@ -214,8 +222,8 @@ class MergePlan:
         """
         if isinstance(other, LinearPlan):
             return self.as_linear().then(other)
-        if other.assignment.shape[1] != self.num_tokens:
-            raise ValueError(f"this plan leaves {self.num_tokens} tokens, the next takes {other.assignment.shape[1]}")
+        if other.shape[1] != self.num_tokens:
+            raise ValueError(f"this plan leaves {self.num_tokens} tokens, the next takes {other.shape[1]}")
         drops = self.drops or other.drops
         slot = self.assignment.clamp_min(0) if self.drops else self.assignment
         assignment, anchored = other.assignment.gather(1, slot), self.anchored & other.anchored.gather(1, slot)
@@ -226,8 +234,8 @@ class MergePlan:
             weight = other._shares(self.sizes)[0].view(len(slot), self.num_tokens, 1)
             weight = self._shares()[0].view_as(slot) * self.unmerge(weight)[..., 0]
         reduce = "mean" if self.reduce == other.reduce == "mean" else "stepwise"
-        return replace(other, assignment=assignment, anchored=anchored, weight=weight, reduce=reduce, drops=drops,
-                       energy=None)
+        return other.settled(assignment=assignment, anchored=anchored, weight=weight, reduce=reduce, drops=drops,
+                             energy=None)
 
     def matrix(self) -> Tensor:
         """The averaging matrix `(B, M, N)` for unit sizes: rows of used slots sum to 1, `merge(x) = matrix() @ x`."""
@@ -249,9 +257,9 @@ class MergePlan:
         def framed(value: Tensor | None) -> Tensor | None:
             return None if value is None else F.pad(value, (prefix, 0), value=1)
 
-        return replace(self, assignment=torch.cat([place, assignment], dim=1), num_tokens=self.num_tokens + prefix,
-                       anchored=framed(self.anchored), valid=framed(self.valid), weight=framed(self.weight),
-                       energy=None)
+        return self.settled(assignment=torch.cat([place, assignment], dim=1), num_tokens=self.num_tokens + prefix,
+                            anchored=framed(self.anchored), valid=framed(self.valid), weight=framed(self.weight),
+                            energy=None)
 
     def keeping(self, kept: Tensor) -> MergePlan:
         """The same plan with the tokens `kept (B, N)`, which it left out, as slots of their own (a text's [SEP])."""
@@ -265,6 +273,63 @@ class MergePlan:
         """The plan as a pair of matrices (unit sizes)."""
         matrix = self.matrix()
         return LinearPlan(matrix, (matrix > 0).to(matrix.dtype).transpose(-1, -2))
+
+
+_FIELDS = tuple(one.name for one in fields(MergePlan))
+
+
+class PairPlan(MergePlan):
+    """What `MergePlan.from_merges` makes without padding: k pairs, the rest worked out when somebody asks for it.
+
+    A model in use only ever merges, and for that the pairs are enough: the rows of the anchors are copied, and those of
+    the k tokens that go are added. `source` and `target` are `(B, k)`, `width` is N.
+    """
+
+    def __init__(self, source: Tensor, target: Tensor, width: int, energy: Tensor | None = None):
+        left = width - source.shape[1]
+        self.__dict__.update(source=source, target=target, width=width, num_tokens=left, energy=energy, worked_out=None)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, N)."""
+        return len(self.source), self.width
+
+    def _slots(self) -> tuple[Tensor, Tensor]:
+        if self.worked_out is None:  # not a cached_property, whose lock cannot be compiled
+            anchored = torch.ones(self.shape, dtype=torch.bool, device=self.source.device).scatter_(1, self.source, 0)
+            slot = anchored.cumsum(dim=-1) - 1
+            slot = slot.scatter_(1, self.source, slot.gather(1, self.target))
+            object.__setattr__(self, "worked_out", (slot, anchored))
+        return self.worked_out
+
+    @property
+    def assignment(self) -> Tensor:
+        """As in `MergePlan`."""
+        return self._slots()[0]
+
+    @property
+    def anchored(self) -> Tensor:
+        """As in `MergePlan`."""
+        return self._slots()[1]
+
+    def merge(self, x: Tensor, size: Tensor | None = None, *, prefix: int = 0) -> tuple[Tensor, Tensor]:
+        """As in `MergePlan`."""
+        size = self._checked(x, size, prefix).flatten()
+        tokens, count = x.flatten(0, 1), prefix + self.num_tokens
+        first = torch.arange(prefix, prefix + len(tokens), x.shape[1], device=x.device)[:, None]
+        gone, into = (first + self.source).flatten(), (first + self.target).flatten()
+        stays = torch.ones_like(size, dtype=torch.bool).index_fill_(0, gone, False)
+        # The row of the n-th token that stays is the first one up to which n of them do; no item's count is read back.
+        number = torch.arange(1, len(x) * count + 1, device=x.device)
+        kept = torch.searchsorted(stays.cumsum(0), number)
+        slot = torch.searchsorted(kept, into)
+        alone, joining = size.index_select(0, kept), size.index_select(0, gone)
+        total = alone.index_add(0, slot, joining)
+        whole = total.clamp_min(torch.finfo(total.dtype).tiny)  # of nothing, nothing
+        out = tokens.index_select(0, kept).to(size.dtype).mul_((alone / whole)[:, None])
+        joined = tokens.index_select(0, gone) * (joining / whole.index_select(0, slot))[:, None]
+        out = out.index_add_(0, slot, joined).to(x.dtype).view(len(x), count, x.shape[2])
+        return out, total.view(len(x), count).float()
 
 
 @dataclass(frozen=True, eq=False)

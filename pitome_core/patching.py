@@ -10,12 +10,14 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
+from types import FunctionType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -89,25 +91,6 @@ class LayerStep:
             return size_bias(size, dtype)
         return None if self.mergeable is None else size_bias((size > 0).to(size.dtype), dtype)
 
-    def metric(self, x: Tensor, keys: Tensor | None) -> Tensor:
-        """What tokens are compared by, `(B, N, .)`, from tokens `x (B, T, C)` and keys `(B, H, T, D)`."""
-        kind, _, centred = self.row.metric.partition("-")
-        prefix = self.prefix
-        if kind == "hidden" or keys is None:
-            metric = x[:, prefix:]
-        elif kind == "concat":
-            metric = keys[:, :, prefix:].transpose(1, 2).flatten(2)
-        else:
-            # The mean over heads in float32: rounding it to half precision would tie near-parallel keys.
-            wide = torch.float32 if keys.dtype.itemsize < 4 else keys.dtype
-            metric = keys[:, :, prefix:].mean(dim=1, dtype=wide)
-        if not centred:
-            return metric
-        if self.mergeable is None:
-            return metric - metric.mean(dim=1, keepdim=True)
-        share = self.mergeable / self.mergeable.sum(dim=1, keepdim=True).clamp_min(1)
-        return metric - (metric * share[..., None]).sum(dim=1, keepdim=True)
-
     def merge(
         self, x: Tensor, keys: Tensor | None, size: Tensor | None, attention_map: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, MergePlan | LinearPlan | None]:
@@ -118,10 +101,10 @@ class LayerStep:
         """
         if self.remove == 0:
             return x, size, None
-        row, prefix, mask = self.row, self.prefix, self.mergeable
+        row, method, prefix, mask = self.row, self.patch.method, self.prefix, self.mergeable
         context = {"margin": row.margin, "size": None, "mask": mask, "layer": self.layer,
                    "num_layers": len(self.patch.rows), "positions": self.positions}
-        if size is not None and "size" in self.patch.method.needs:
+        if size is not None and "size" in method.needs:
             context["size"] = size[:, prefix:].clamp_min(1)  # of padding: any size will do
         if attention_map is not None:
             received = attention_map.detach()[:, :, prefix:]  # (B, T, N)
@@ -131,15 +114,62 @@ class LayerStep:
                 context["class_attention"] = received[torch.arange(len(first), device=first.device), first]
             else:
                 context["class_attention"] = received[:, 0] if self.class_token else received.mean(dim=1)
-        with torch.no_grad():
-            metric = self.metric(x, keys)
-        plan = make_plan(self.patch.method, metric, self.remove if mask is None else self.counts, context, row.options)
-        if mask is not None:
-            plan = plan.keeping((size > 0) & ~mask)
-        merged, new_size = plan.merge(x, size, prefix=prefix)
+        if mask is None:
+            # Inside a model that is compiled as a whole the step is a part of its graph.
+            compiled = self.patch.compile_step and not torch.compiler.is_compiling()
+            run = _compiled(self.patch, self.layer) if compiled else _step
+            arguments = {name: context[name] for name in method.needs if name in context} | row.options
+            merged, new_size, plan = run(method.function, arguments, row.metric, self.remove, prefix, x, keys, size)
+        else:
+            with torch.no_grad():
+                metric = _metric(row.metric, x, keys, prefix, mask)
+            plan = make_plan(method, metric, self.counts, context, row.options).keeping((size > 0) & ~mask)
+            merged, new_size = plan.merge(x, size, prefix=prefix)
         if not row.sized and size is not None:  # plain means; sizes are still counted
             merged, _ = plan.merge(x, prefix=prefix)
         return merged, new_size, plan
+
+
+def _metric(kind: str, x: Tensor, keys: Tensor | None, prefix: int, mergeable: Tensor | None = None) -> Tensor:
+    """What tokens are compared by, `(B, N, .)`, from tokens `x (B, T, C)` and keys `(B, H, T, D)`."""
+    kind, _, centred = kind.partition("-")
+    if kind == "hidden" or keys is None:
+        metric = x[:, prefix:]
+    elif kind == "concat":
+        metric = keys[:, :, prefix:].transpose(1, 2).flatten(2)
+    else:
+        # The mean over heads in float32: rounding it to half precision would tie near-parallel keys.
+        wide = torch.float32 if keys.dtype.itemsize < 4 else keys.dtype
+        metric = keys[:, :, prefix:].mean(dim=1, dtype=wide)
+    if not centred:
+        return metric
+    if mergeable is None:
+        return metric - metric.mean(dim=1, keepdim=True)
+    share = mergeable / mergeable.sum(dim=1, keepdim=True).clamp_min(1)
+    return metric - (metric * share[..., None]).sum(dim=1, keepdim=True)
+
+
+def _step(
+    function: Callable, arguments: dict[str, Any], kind: str, remove: int, prefix: int,
+    x: Tensor, keys: Tensor | None, size: Tensor | None,
+) -> tuple[Tensor, Tensor, MergePlan | LinearPlan]:
+    """A merge step on items of one length: from plain values, since compiled code checks at each call all it read."""
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        plan = function(_metric(kind, x, keys, prefix), remove, **arguments)
+    merged, new_size = plan.merge(x, size, prefix=prefix)
+    return merged, new_size, plan
+
+
+_COMPILED: WeakKeyDictionary[Patch, dict[int, Callable]] = WeakKeyDictionary()  # not in the patch, which is pickled
+
+
+def _compiled(patch: Patch, layer: int) -> Callable:
+    """`_step`, compiled for the shapes of that layer."""
+    known = _COMPILED.setdefault(patch, {})
+    if layer not in known:
+        # Compiled versions belong to a code object and are tried in turn: with a copy for each layer there is one.
+        known[layer] = torch.compile(FunctionType(_step.__code__.replace(), globals()), dynamic=False)
+    return known[layer]
 
 
 class ForwardState:
@@ -238,6 +268,7 @@ class Patch:
     keep: tuple[float, ...] | Schedule
     rows: tuple[LayerRow | None, ...]
     restore: bool
+    compile_step: bool = False
     beside: Patch | None = None
     saved: list[tuple[nn.Module, str, bool, Any]] = field(default_factory=list)
     traces: list[Any] = field(default_factory=list)
@@ -305,6 +336,7 @@ class Patch:
             words.append(f"margin={_span([row.margin for row in rows])}")
         words += [f"{name}={_span([getattr(row, name) for row in rows])}" for name in ("metric", "proportional")]
         words.append(f"restore={self.restore}")
+        words += ["compile_step=True"] if self.compile_step else []
         for name in dict.fromkeys(name for row in rows for name in row.options):
             default = self.method.options[name]
             words.append(f"{name}={_span([row.options.get(name, default) for row in rows])}")
@@ -391,6 +423,7 @@ def apply(
     metric: str | None = None,
     insertion: str | None = None,
     restore: bool = True,
+    compile_step: bool = False,
     towers: str = "vision",
     **options: Any,
 ) -> nn.Module:
@@ -409,6 +442,9 @@ def apply(
             hidden states then); None = as the preset says, else `between`.
         restore: give every token output its original shape, merged tokens copied back to their places; False hands
             on the merged tokens.
+        compile_step: put the merge steps through `torch.compile`, each layer's for the shapes that it meets (a second
+            or two a layer, at the first call of a shape). Faster where a step is many small operators; the same up to
+            rounding, so that nearly equal energies may change ranks. Steps on items of unequal length stay eager.
         towers: `vision`, `text` or `both`, for models with both; a model with one tower merges that one.
         options: the method's own (`pc.methods()[method].options`).
 
@@ -430,7 +466,7 @@ def apply(
     chosen.check_options(options)
     given = {"proportional": proportional, "margin": margin, "metric": metric, "insertion": insertion}
     for part in reversed(family.parts(towers)):
-        patch = _make_patch(model, part, chosen, keep, preset, given, restore, options, patch)
+        patch = _make_patch(model, part, chosen, keep, preset, given, restore, compile_step, options, patch)
     _uninstall(model)
     _install(model, patch)
     return model
@@ -438,13 +474,13 @@ def apply(
 
 def _make_patch(
     model: nn.Module, family: Family, chosen: Method, keep: Any, preset: str | None, given: dict[str, Any],
-    restore: bool, options: dict[str, Any], beside: Patch | None,
+    restore: bool, compile_step: bool, options: dict[str, Any], beside: Patch | None,
 ) -> Patch:
     """The patch of one tower, with everything checked that can be; arguments as in `apply`."""
     family.check(chosen, keep)
     shape = family.shape(model, None)
     name, rows = _make_rows(chosen, len(shape.layers), preset, given, options)
-    patch = Patch(family, chosen, name, _make_keep(keep, rows), rows, restore, beside)
+    patch = Patch(family, chosen, name, _make_keep(keep, rows), rows, restore, compile_step, beside)
     if any(row and row.insertion == "before" and chosen.reads_attention(row.options) for row in rows):
         raise ValueError(f"{chosen.name!r} reads the block's attention map, which is not there before the block")
     if shape.fixed or not isinstance(keep, Schedule):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -42,6 +45,47 @@ def test_compiles_as_one_graph(small, fresh_compiler, method, options):
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(compiled(x.flip(0)), expected.flip(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def eager_backend(monkeypatch):
+    """torch.compile without a C++ compiler: everything but the code generation. Counts what was compiled."""
+    compiled, made = torch.compile, []
+
+    def counted(function, **options):
+        made.append(function)
+        return compiled(function, **{**options, "backend": "aot_eager"})
+
+    monkeypatch.setattr(torch, "compile", counted)
+    return made
+
+
+@pytest.mark.parametrize(("method", "options"), [("pitome", {}), ("tome", {"metric": "hidden"}), ("random_prune", {}),
+                                                 ("pitome", {"score": "attention"})])
+def test_compiled_steps_change_nothing(small, fresh_compiler, eager_backend, method, options):
+    """Outputs, plans and gradients; other shapes and copies too; a code object for each layer."""
+    model, x = small(method, **options)
+    twin, _ = small(method, compile_step=True, **options)
+    assert "compile_step=True" in repr(twin)
+    for images in (x, x[:1], pickle.loads(pickle.dumps(x))):
+        expected, got = model(images), twin(images)
+        torch.testing.assert_close(got, expected)
+        gradients = [torch.autograd.grad(y.square().sum(), m.blocks[0].attn.qkv.weight)[0]
+                     for y, m in ((expected, model), (got, twin))]
+        torch.testing.assert_close(*gradients)
+    assert len({id(function.__code__) for function in eager_backend}) == len(eager_backend) == 2
+    for copied in (copy.deepcopy(twin), pickle.loads(pickle.dumps(twin))):
+        with torch.no_grad(), pc.record(copied) as trace, pc.record(model) as plain:
+            torch.testing.assert_close(copied(x), model(x))
+        assert torch.equal(trace.assignment, plain.assignment)
+
+
+def test_compiled_steps_inside_a_compiled_model(small, fresh_compiler):
+    """The step is a part of the model's graph then."""
+    model, x = small(compile_step=True)
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), pc.apply(model, keep=0.7)(x), rtol=1e-5, atol=1e-6)
 
 
 def test_compiled_training_step(small, fresh_compiler):

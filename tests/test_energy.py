@@ -11,8 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import gaussian_tokens
+from torch import Tensor
 
 import pitome_core as pc
+from pitome_core.energy import _below, cosine_graph
 
 KERNELS = ("paper", "elu", "gaussian")
 ANGLES = (0, 4, 9, 15, 90, 97, 180, 230, 300, 41)
@@ -170,6 +172,28 @@ def test_larger_clusters_have_higher_energy():
     for kernel in KERNELS:
         energy = pc.energy_score(metric, 0.5, kernel=kernel)[0]
         assert energy[:6].min() > energy[6:10].max() > energy[10:12].max() > energy[12]
+
+
+@pytest.mark.parametrize("margin", [0.5, 0.25, -0.5, 0.9])  # at 0 nothing jumps
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_cosine_at_the_margin_is_within(margin, dtype):
+    """x >= m exactly, to the last bit of the cosine, where the jump by m is."""
+    def neighbour(cosine: Tensor, towards: float) -> Tensor:
+        return torch.nextafter(cosine, torch.full_like(cosine, towards))
+
+    at = torch.tensor(margin, dtype=dtype)
+    cosines = torch.stack([neighbour(at, -2.0), at, neighbour(at, 2.0)])
+    kept = torch.nn.functional.threshold(cosines, _below(margin, dtype), -9.0) != -9.0
+    assert kept.tolist() == [float(cosine) >= margin for cosine in cosines.double()]
+
+
+@pytest.mark.parametrize("margin", [-800.0, 800.0, -2.0, 2.0])
+def test_margins_beyond_all_cosines(margin):
+    """Below every cosine the energy is their mean; above all of them it is alpha (exp(x - m) - 1)."""
+    metric = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    cos = cosine_graph(metric)
+    expected = cos if margin < 0 else 0.5 * torch.expm1(cos - margin)
+    torch.testing.assert_close(pc.energy_score(metric, margin, alpha=0.5), expected.mean(dim=-1))
 
 
 def test_energy_carries_no_gradient_trouble():

@@ -36,7 +36,7 @@ def test_code_lines_counts_code_only():
 
 
 def test_core_can_be_read_in_an_evening():
-    assert sum(code_lines(path.read_text()) for path in CORE if "families" not in path.parts) < 1400
+    assert sum(code_lines(path.read_text()) for path in CORE if "families" not in path.parts) < 1500
 
 
 def test_a_family_is_a_file_of_moderate_length():

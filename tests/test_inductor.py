@@ -22,3 +22,11 @@ def test_inductor_gives_the_same_numbers(method, build_vit, images):
     compiled = torch.compile(model, fullgraph=True, backend="inductor")
     with torch.no_grad():
         assert torch.allclose(compiled(images()), model(images()), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["pitome", "tome"])
+def test_compiled_steps_give_the_same_numbers(method, build_vit, images):
+    model = pc.apply(build_vit(depth=2), method, keep=0.8)
+    with torch.no_grad():
+        expected = model(images())
+        assert torch.allclose(pc.apply(model, method, keep=0.8, compile_step=True)(images()), expected, atol=1e-5)

@@ -405,3 +405,66 @@ def test_tokens_of_size_zero_merge_to_nothing():
     x = torch.ones(1, 4, 3)
     merged, size = plan.merge(x, torch.tensor([[1.0, 2.0, 0.0, 0.0]]))
     assert merged.tolist() == [[[1.0] * 3, [0.0] * 3]] and size.tolist() == [[3.0, 0.0]]
+
+
+# --- plans made of pairs
+
+
+def pairs_of(*items: list[int]) -> pc.MergePlan:
+    """The plan of these roots from its pairs, in an order that is not raster; all items lose equally many tokens."""
+    gone = [[i for i in reversed(range(len(roots))) if roots[i] != i] for roots in items]
+    joined = [[roots[i] for i in part] for roots, part in zip(items, gone, strict=True)]
+    source, target = (torch.tensor(part, dtype=torch.long).view(len(items), -1) for part in (gone, joined))
+    return pc.MergePlan.from_merges(source, target, len(items[0]))
+
+
+@given(n=st.integers(1, 12), batch=st.integers(1, 3), prefix=st.integers(0, 3), sized=st.booleans(),
+       seed=st.integers(0, 2**31))
+def test_pairs_are_the_plan_of_their_roots(n, batch, prefix, sized, seed):
+    """From pairs or from roots: the same slots, merges behind a prefix, sizes and compositions."""
+    rng = np.random.default_rng(seed)
+    kept = int(rng.integers(1, n + 1))
+    items = [random_roots(rng, n, kept) for _ in range(batch)]
+    pairs, plan = pairs_of(*items), plan_of(*items)
+    x = gaussian_tokens(batch, prefix + n, 3, seed)
+    size = torch.from_numpy(rng.integers(0, 4, x.shape[:2])).double() if sized else None
+    for got, expected in zip(pairs.merge(x, size, prefix=prefix), plan.merge(x, size, prefix=prefix), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
+        assert got.shape[1] == prefix + kept
+    for name in ("assignment", "anchored", "anchor", "sizes"):
+        assert torch.equal(getattr(pairs, name), getattr(plan, name)), name
+    again = plan_of(*[random_roots(rng, kept, 1)] * batch)
+    assert torch.equal(pairs.then(again).matrix(), plan.then(again).matrix())
+    assert torch.equal(pairs.with_prefix(prefix).assignment, plan.with_prefix(prefix).assignment)
+    assert pairs.settled(reduce="mlerp").reduce == "mlerp" and type(pairs.settled()) is pc.MergePlan
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF])
+def test_pairs_leave_lone_tokens_alone(dtype):
+    """Bit for bit, whatever their sizes; and their gradient is 1."""
+    x = gaussian_tokens(1, 300, 5, 0, dtype)
+    x[0, 0, 0], x[0, 1, 0] = math.inf, torch.finfo(dtype).max
+    x.requires_grad_(True)
+    size = torch.randint(1, 50, (1, 300), generator=torch.Generator().manual_seed(0)).float()
+    merged, _ = pairs_of([*range(298), 297, 297]).merge(x, size)
+    assert merged.dtype == dtype and torch.equal(merged[0, :297], x[0, :297])
+    merged[0, :297].sum().backward()
+    assert x.grad[0, :297].eq(1).all() and x.grad[0, 297:].eq(0).all()
+
+
+def test_pairs_have_the_gradient_of_the_mean():
+    x = gaussian_tokens(2, 6, 2, 0).requires_grad_(True)
+    size = torch.arange(1.0, 13.0, dtype=torch.float64).view(2, 6)
+    plan = pairs_of([0, 0, 2, 2, 2, 5], [3, 1, 1, 3, 4, 1])
+    assert torch.autograd.gradcheck(lambda x: plan.merge(x, size)[0], x)
+
+
+def test_pairs_of_no_items_and_wrong_tokens():
+    nothing = torch.zeros(0, 2, dtype=torch.long)
+    merged, size = pc.MergePlan.from_merges(nothing, nothing, 5).merge(torch.zeros(0, 6, 3), prefix=1)
+    assert merged.shape == (0, 4, 3) and size.shape == (0, 4)
+    for x, size in ((torch.zeros(1, 4, 2), None), (torch.zeros(1, 3, 2), torch.ones(1, 7))):
+        with pytest.raises(ValueError, match="(4|7).*3|3.*(4|7)"):
+            pairs_of([0, 0, 2]).merge(x, size)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        pairs_of([0, 0, 2]).num_tokens = 5

@@ -6,7 +6,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -184,8 +184,8 @@ def _restore_places(plan: MergePlan, order: Tensor) -> MergePlan:
     def back(value: Tensor | None) -> Tensor | None:
         return None if value is None else value.gather(1, place)
 
-    return replace(plan, assignment=back(plan.assignment), anchored=back(plan.anchored), weight=back(plan.weight),
-                   energy=back(plan.energy))
+    return plan.settled(assignment=back(plan.assignment), anchored=back(plan.anchored), weight=back(plan.weight),
+                        energy=back(plan.energy))
 
 
 def plan(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from pitome_core.merge_plan import MergePlan
@@ -32,7 +30,7 @@ def plan_tofu(
         dropped = join(places(metric), source, target.new_full(target.shape, -1), active)
         return from_roots(dropped, remove, mask, drops=True)
     plan = MergePlan.from_merges(source, target, metric.shape[1], active=active, mask=mask)
-    return replace(plan, reduce="mlerp")
+    return plan.settled(reduce="mlerp")
 
 
 register_method(
