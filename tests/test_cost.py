@@ -139,6 +139,22 @@ def test_a_rounded_cell_rounds_for_every_variant():
     assert "multiples of 8" in cell.key
 
 
+def test_merging_in_one_layer_of_some_ends_with_about_as_many_tokens(on_cpu):
+    workshop = cost.Workshop(torch.device("cpu"))
+    tokens = {n: workshop.variants(cost.Cell("vit_tiny_patch16_224", 1, "float32", 0.9, every=n)).about["tokens"]
+              for n in (1, 3)}
+    assert [a != b for a, b in pairwise(tokens[3])] == [True, False, False] * 4
+    assert abs(tokens[1][-1] - tokens[3][-1]) <= 12, "rounded in twelve layers and in four"
+    assert "every 3 layers" in cost.Cell("vit_tiny_patch16_224", 1, "float32", 0.9, every=3).key
+
+
+def test_compiled_steps_are_a_mode(on_cpu):
+    cell = cost.Cell("vit_tiny_patch16_224", 1, "float32", 0.9, "step", size=64)
+    variants = cost.Workshop(torch.device("cpu")).variants(cell)
+    assert [find_patch(call.func).compile_step for call in variants.calls.values() if find_patch(call.func)] == [
+        False, True, True], "the free merge has nothing to compile"
+
+
 def test_a_step_is_measured_alone():
     workshop = cost.Workshop(torch.device("cpu"), shapes={"step": cost.Step(16, 24, 2)})
     measured = cost.measure(cost.Cell("step", 2, "bfloat16", 0.75), workshop, repeats=5, seconds=0.01)
@@ -155,14 +171,19 @@ def test_the_share_of_the_steps_is_a_share(build_vit, images):
     assert cost.LayerStep.merge is merge
 
 
-def test_the_operators_of_a_step_are_told(on_cpu, tmp_path):
+def test_the_operators_of_a_step_are_told(on_cpu, tmp_path, build_vit, images):
+    model, x = pc.apply(build_vit(), keep=0.7), images(1)
+    with torch.no_grad():
+        told = cost.step_operators(lambda: model(x), most=99)
+    layers = len(model.blocks)
+    assert told["bmm"][1] == told["sort"][1] == told["threshold"][1] == layers
+    assert "addmm" not in told and "others" not in told, "no MLP is told, and nothing is left"
     path = tmp_path / "cost.json"
     cost.main(arguments(*TINY, "--batch", "1", "--operators", "--output", str(path)))
     (cell,) = json.loads(path.read_text())["cells"].values()
     told = cell["variants"]["pitome"]["operators"]
-    layers = sum(a != b for a, b in pairwise(cell["tokens"]))
-    assert told["bmm"][1] == told["elu_"][1] == layers and "addmm" not in told, "layers that merge, and no MLP"
-    assert "elu_" not in cell["variants"]["tome"]["operators"] and "operators" not in cell["variants"]["free"]
+    assert len(told) == 17 and told["others"][0] > 0, "sixteen, and the rest in one"
+    assert len(cell["variants"]["tome"]["operators"]) == 17 and "operators" not in cell["variants"]["free"]
 
 
 def test_an_estimate_grows_with_the_work(on_cpu, capsys):

@@ -43,7 +43,7 @@ METHODS = ("pitome", "tome")
 # Weights and images in that type; `-autocast` leaves them in float32 and casts in every forward.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
           "bfloat16-autocast": torch.float32}
-MODES = ("eager", "graph", "compile")
+MODES = ("eager", "graph", "step", "compile")
 PROPORTIONAL = {"preset": None, "on": True, "off": False}
 
 
@@ -129,10 +129,11 @@ class Cell:
         batch: images (prompts) in a call.
         dtype: a name in `DTYPES`.
         keep: share of the patch tokens kept per layer.
-        mode: `eager`, `graph` (a captured CUDA graph) or `compile` (torch.compile).
+        mode: `eager`, `graph` (a captured CUDA graph), `step` (compiled merge steps) or `compile` (torch.compile).
         proportional: `preset`, `on` or `off`, for all methods.
         size: side of the image in pixels; None = the architecture's own.
         multiple: token counts (prefix included) are rounded up to multiples of this behind every layer that merges.
+        every: one layer in so many merges, keeping the power of `keep` that the layers keep together.
     """
 
     model: str
@@ -143,6 +144,7 @@ class Cell:
     proportional: str = "preset"
     size: int | None = None
     multiple: int = 1
+    every: int = 1
 
     @property
     def key(self) -> str:
@@ -151,6 +153,7 @@ class Cell:
         parts += [f"proportional {self.proportional}"] if self.proportional != "preset" else []
         parts += [f"{self.size} px"] if self.size else []
         parts += [f"multiples of {self.multiple}"] if self.multiple > 1 else []
+        parts += [f"every {self.every} layers"] if self.every > 1 else []
         return ", ".join(parts)
 
 
@@ -196,11 +199,15 @@ def cpu_cells() -> list[Cell]:
     return [
         *(cell for dtype in types for cell in _grid(small, (16, 1), (0.9,), dtype=dtype)),
         *(cell for dtype in types for cell in _grid(small, (4,), (0.9,), dtype=dtype, size=384)),
+        *(cell for dtype in types for cell in _grid(small, (16, 1), (0.9,), dtype=dtype, mode="step")),
+        *(cell for dtype in types for cell in _grid(small, (4,), (0.9,), dtype=dtype, size=384, mode="step")),
         *(Cell(name, 1, "float32", 0.9) for name in STEPS),
         *_grid(small, (1, 16), (0.9,), dtype="float32", size=112),
+        *_grid(small, (1,), (0.9,), dtype="float32", size=112, mode="step"),
         *_grid(small, (1,), (0.9,), dtype="float32", size=384),
         *_grid(dino, (1,), (0.9,), dtype="float32"),
         *_grid(tiny, (1, 16), (0.9,), dtype="float32"),
+        *_grid(tiny, (1, 16), (0.9,), dtype="float32", mode="step"),
         *(cell for dtype in types for cell in _grid(base, (8,), (0.9,), dtype=dtype)),
         *_grid(clip, (8,), (0.9,), dtype="float32"),
         *(cell for dtype in types for cell in _grid(base, (2,), (0.9,), dtype=dtype, size=384)),
@@ -217,10 +224,15 @@ def cpu_cells() -> list[Cell]:
         *_grid(small, (4,), (0.9,), size=384, proportional="off"),
         *(cell for many in (8, 16) for cell in _grid(small, (16,), (0.9,), multiple=many)),
         *_grid(small, (4,), (0.9,), size=384, multiple=16),
+        *_grid(small, (1,), (0.9,), dtype="float32", every=2),
+        *_grid(small, (1,), (0.9,), dtype="float32", every=3),
+        *_grid(small, (1,), (0.9,), dtype="float32", size=112, every=3),
+        *_grid(tiny, (1,), (0.9,), dtype="float32", every=3),
         *_grid(small, (16,), (0.9,), dtype="bfloat16-autocast"),
         *_grid(small, (4,), (0.9,), dtype="bfloat16-autocast", size=384),
         *_grid(tiny, (16,), (0.9,)),
         *_grid(clip, (8,), (0.9,)),
+        *_grid(tiny, (4,), (0.9,), dtype="float32"),
         *_grid(tiny, (4,), (0.9,), dtype="float32", mode="compile"),
     ]
 
@@ -404,8 +416,11 @@ def step_share(call: Callable[[], Any], repeats: int = FEWEST) -> float:
     return round(statistics.median(shares), 4)
 
 
-def step_operators(call: Callable[[], Any], repeats: int = 3) -> dict[str, list[float]]:
-    """What the merge steps of one forward consist of: by operator its own milliseconds and calls, most time first."""
+def step_operators(call: Callable[[], Any], repeats: int = 5, most: int = 16) -> dict[str, list[float]]:
+    """What the merge steps of one forward consist of: by operator its own milliseconds and calls, most time first.
+
+    Operators beyond the first `most` are added up as `others`.
+    """
     from torch.profiler import ProfilerActivity, profile, record_function
 
     def named(step: Callable[[], Any]) -> Any:
@@ -428,6 +443,8 @@ def step_operators(call: Callable[[], Any], repeats: int = 3) -> dict[str, list[
         if event.name == "merge step":
             note(event)
     ranked = sorted(found.items(), key=lambda item: -item[1][0])
+    rest = [sum(column) for column in zip(*(told for _, told in ranked[most:]), strict=True)]
+    ranked = ranked[:most] + ([("others", rest)] if rest else [])
     return {name: [round(spent, 4), round(calls)] for name, (spent, calls) in ranked}
 
 
@@ -503,9 +520,14 @@ class Workshop:
         model = self._model((cell.model, cell.dtype, cell.size), lambda: make().to(dtype), torch.float32).to(dtype)
         height, width = model.patch_embed.img_size
         x = _normal((cell.batch, 3, height, width), dtype, self.device)
-        keep = cell.keep if cell.multiple == 1 else rounded(pc.schedule(model, keep=cell.keep), cell.multiple)
+        keep = cell.keep
+        if cell.every > 1:
+            keep = [1.0 if layer % cell.every else keep**cell.every for layer in range(len(model.blocks))]
+        if cell.multiple > 1:
+            keep = rounded(pc.schedule(model, keep=keep), cell.multiple)
         models = {"whole": model, "free": free_merge(twin(model), keep, shape.restore)}
-        options = {"proportional": PROPORTIONAL[cell.proportional], "restore": shape.restore}
+        options = {"proportional": PROPORTIONAL[cell.proportional], "restore": shape.restore,
+                   "compile_step": cell.mode == "step"}
         for method in self.methods:
             models[method] = pc.apply(twin(model), method, keep, **options)
         counts = {name: pc.flops(part) for name, part in models.items()}
@@ -615,7 +637,8 @@ def measure(
     """
     device = workshop.device
     result: dict[str, Any] = {"model": cell.model, "batch": cell.batch, "dtype": cell.dtype, "keep": cell.keep,
-                              "mode": cell.mode, "proportional": cell.proportional, "multiple": cell.multiple}
+                              "mode": cell.mode, "proportional": cell.proportional, "multiple": cell.multiple,
+                              "every": cell.every}
     # A shortest timing of 20 ms is hundreds of times the clock's resolution and hides no slow call.
     shortest = 0.02
     cast = torch.autocast(device.type, torch.bfloat16) if cell.dtype.endswith("autocast") else nullcontext()
@@ -638,9 +661,9 @@ def measure(
             timed = stopwatch(device)
             samples, times = alternate(ready, timed, repeats=repeats, seconds=seconds, shortest=shortest)
         merged = [name for name in ready if name in workshop.methods and "whole" in variants.calls]
-        observed = device.type == "cpu" and cell.mode == "eager"
+        observed = device.type == "cpu" and cell.mode in ("eager", "step")
         inside = {name: {"step_share": step_share(ready[name])} for name in merged if observed}
-        if profiled:
+        if profiled and cell.mode == "eager":  # a compiled step has other operators
             inside = {name: {**told, "operators": step_operators(ready[name])} for name, told in inside.items()}
     summary = summarize(samples, variants.macs)
     for name, told in inside.items():
@@ -672,7 +695,7 @@ def estimate(cells: Sequence[Cell], device: torch.device, *, seconds: float, rep
     for cell in cells:
         once = [max(0.02, cell.batch * macs / rates[cell.dtype]) for macs in counts.macs(cell).values()]
         rounds = WARM_UP + 1 + min(repeats, max(FEWEST, int(seconds / sum(once))))
-        start = 1.0 + _COMPILING * len(once) * (cell.mode == "compile")
+        start = 1.0 + len(once) * {"compile": _COMPILING, "step": _COMPILING / 4}.get(cell.mode, 0.0)
         found.append(start + rounds * sum(once) + FEWEST * sum(once[2:]))
     return found
 
@@ -756,8 +779,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", nargs="+", type=int, metavar="PX", help="image sides (default: the model's own)")
     parser.add_argument("--multiple", nargs="+", type=int, default=[1], metavar="M",
                         help="round token counts behind a merge up to multiples of M (default 1)")
+    parser.add_argument("--every", nargs="+", type=int, default=[1], metavar="N",
+                        help="merge in one layer of N, as many tokens as N layers would (default 1)")
     parser.add_argument("--mode", nargs="+", choices=MODES, default=["eager"],
-                        help="as it is, as a captured CUDA graph, or through torch.compile (slow to start)")
+                        help="as it is, as a captured CUDA graph, with compiled steps, or through torch.compile")
     parser.add_argument("--proportional", nargs="+", choices=PROPORTIONAL, default=["preset"],
                         help="attention that counts tokens by size: as the preset says, on, off")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="methods beside the whole and free model")
@@ -779,17 +804,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def cells_of(args: argparse.Namespace, device: torch.device) -> list[Cell]:
     """The cells that the arguments ask for."""
     named = (args.models, args.batch, args.keep, args.dtype, args.size)
-    plain = args.mode == ["eager"] and args.proportional == ["preset"] and args.multiple == [1]
+    plain = (args.mode, args.proportional, args.multiple, args.every) == (["eager"], ["preset"], [1], [1])
     if named == (None,) * 5 and plain:
         return gpu_cells() if device.type == "cuda" else cpu_cells()
     axes = (
         args.models or (["vit_l_mae"] if device.type == "cuda" else ["vit_small_patch16_224"]),
         args.dtype or (["bfloat16"] if device.type == "cuda" else ["float32"]),
         args.size or [None], args.batch or [1, 16], args.keep or [0.9], args.mode, args.proportional, args.multiple,
+        args.every,
     )
     return [
-        Cell(model, batch, dtype, keep, mode, proportional, size, multiple)
-        for model, dtype, size, batch, keep, mode, proportional, multiple in itertools.product(*axes)
+        Cell(model, batch, dtype, keep, mode, proportional, size, multiple, every)
+        for model, dtype, size, batch, keep, mode, proportional, multiple, every in itertools.product(*axes)
     ]
 
 
