@@ -318,7 +318,7 @@ class PairPlan(MergePlan):
         tokens, count = x.flatten(0, 1), prefix + self.num_tokens
         first = torch.arange(prefix, prefix + len(tokens), x.shape[1], device=x.device)[:, None]
         gone, into = (first + self.source).flatten(), (first + self.target).flatten()
-        stays = torch.ones_like(size, dtype=torch.bool).index_fill_(0, gone, False)
+        stays = torch.ones_like(size, dtype=torch.bool).index_fill_(0, gone, 0)
         # The row of the n-th token that stays is the first one up to which n of them do; no item's count is read back.
         number = torch.arange(1, len(x) * count + 1, device=x.device)
         kept = torch.searchsorted(stays.cumsum(0), number)

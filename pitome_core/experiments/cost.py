@@ -117,6 +117,8 @@ SHAPES: dict[str, Tower | Prefill] = {
     "llava15_tower": Tower("vit_large_patch14_clip_336", {"depth": 23, "num_classes": 0, "global_pool": ""}, False),
     "llama_7b_prefill": Prefill(),
 }
+# ViT-S without a class token: 196 tokens where there were 197.
+EVEN = {"vit_small_without_class": Tower("vit_small_patch16_224", {"class_token": False, "global_pool": "avg"})}
 STEPS = {f"step_{tokens}": Step(tokens) for tokens in (64, 128, 256, 512, 1024, 2048, 4096)}
 
 
@@ -224,6 +226,7 @@ def cpu_cells() -> list[Cell]:
         *_grid(small, (4,), (0.9,), size=384, proportional="off"),
         *(cell for many in (8, 16) for cell in _grid(small, (16,), (0.9,), multiple=many)),
         *_grid(small, (4,), (0.9,), size=384, multiple=16),
+        *(cell for dtype in types for cell in _grid(*EVEN, (16,), (0.9,), dtype=dtype)),
         *_grid(small, (1,), (0.9,), dtype="float32", every=2),
         *_grid(small, (1,), (0.9,), dtype="float32", every=3),
         *_grid(small, (1,), (0.9,), dtype="float32", size=112, every=3),
@@ -467,7 +470,7 @@ class Workshop:
     """Builds models, one at a time: the last one is kept, since cells follow one another model by model."""
 
     def __init__(self, device: torch.device, methods: Sequence[str] = METHODS,
-                 shapes: Mapping[str, Any] = SHAPES | STEPS):
+                 shapes: Mapping[str, Any] = SHAPES | EVEN | STEPS):
         self.device, self.methods, self.shapes = device, tuple(methods), shapes
         self._built: tuple[Any, nn.Module] | None = None
 
@@ -772,7 +775,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     parser.add_argument("--models", nargs="+", metavar="NAME",
-                        help=f"{', '.join(SHAPES)}, or architectures of timm; weights are random")
+                        help=f"{', '.join(SHAPES | EVEN)}, or architectures of timm; weights are random")
     parser.add_argument("--batch", nargs="+", type=int, metavar="B", help="batch sizes (default 1 16)")
     parser.add_argument("--keep", nargs="+", type=float, metavar="R", help="keep ratios (default 0.9)")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="default: bfloat16 on CUDA, else float32")
