@@ -17,10 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Above this many tokens the (B, N, N) cosine matrix is never built, energies come from blocks of rows: twice as many
-# tokens make a matrix of 64 MiB for each image, and with it a CPU takes twice as long as with blocks.
+# The (B, N, N) cosine matrix is built where it is one block of rows, else energies come from several. On a CPU a block
+# has so many entries that its memory is at hand when it is asked for again: fresh memory costs more than arithmetic.
+# Elsewhere blocks are for matrices that would take 64 MiB an image and more.
+_ENTRIES_PER_BLOCK = 2**19
 MAX_DENSE_TOKENS = 2048
 _ROWS_PER_BLOCK = 1024
+
+
+def _rows_per_block(batch: int, number: int, device: torch.device) -> int:
+    if device.type == "cpu":
+        return max(16, _ENTRIES_PER_BLOCK // max(1, batch * number))
+    return number if number <= MAX_DENSE_TOKENS else _ROWS_PER_BLOCK
 
 
 def _gaussian(cos: Tensor, margin: float) -> Tensor:
@@ -94,7 +102,7 @@ def energy_and_cosine(
     """Energies, unit tokens and, while it fits, the cosine matrix they came from. To be called outside autocast.
 
     `metric (B, N, C)`, `mask (B, N)` True = real token -> `energy (B, N)`, `unit (B, N, C)`, `cos (B, N, N)` or None
-    beyond `MAX_DENSE_TOKENS`. Padding and non-finite tokens get energy -inf: they rank behind every other token.
+    where it was not built. Padding and non-finite tokens get energy -inf: they rank behind every other token.
     """
     check_kernel(kernel, margin)
 
@@ -116,12 +124,13 @@ def energy_and_cosine(
         return torch.add(within, below, alpha=alpha * math.exp(-low)) - alpha
 
     unit, usable = unit_tokens(metric)
-    if unit.shape[1] <= MAX_DENSE_TOKENS:
+    batch, number, _ = unit.shape
+    rows, cos = _rows_per_block(batch, number, unit.device), None
+    if number <= rows:
         cos = torch.bmm(unit, unit.mT)
         energy = mean_over_tokens(cos)
     else:
-        cos = None
-        energy = torch.cat([mean_over_tokens(torch.bmm(rows, unit.mT)) for rows in unit.split(_ROWS_PER_BLOCK, 1)], 1)
+        energy = torch.cat([mean_over_tokens(torch.bmm(part, unit.mT)) for part in unit.split(rows, 1)], dim=1)
     return torch.where(usable if mask is None else usable & mask, energy, -math.inf), unit, cos
 
 

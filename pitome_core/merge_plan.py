@@ -286,8 +286,8 @@ class PairPlan(MergePlan):
     """
 
     def __init__(self, source: Tensor, target: Tensor, width: int, energy: Tensor | None = None):
-        left = width - source.shape[1]
-        self.__dict__.update(source=source, target=target, width=width, num_tokens=left, energy=energy, worked_out=None)
+        self.__dict__.update(source=source, target=target, width=width, energy=energy, _worked_out=None)
+        self.__dict__["num_tokens"] = width - source.shape[1]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -295,12 +295,12 @@ class PairPlan(MergePlan):
         return len(self.source), self.width
 
     def _slots(self) -> tuple[Tensor, Tensor]:
-        if self.worked_out is None:  # not a cached_property, whose lock cannot be compiled
+        if self._worked_out is None:  # not a cached_property, whose lock cannot be compiled
             anchored = torch.ones(self.shape, dtype=torch.bool, device=self.source.device).scatter_(1, self.source, 0)
             slot = anchored.cumsum(dim=-1) - 1
             slot = slot.scatter_(1, self.source, slot.gather(1, self.target))
-            object.__setattr__(self, "worked_out", (slot, anchored))
-        return self.worked_out
+            object.__setattr__(self, "_worked_out", (slot, anchored))
+        return self._worked_out
 
     @property
     def assignment(self) -> Tensor:
