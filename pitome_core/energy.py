@@ -17,18 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The (B, N, N) cosine matrix is built where it is one block of rows, else energies come from several. On a CPU a block
-# has so many entries that its memory is at hand when it is asked for again: fresh memory costs more than arithmetic.
-# Elsewhere blocks are for matrices that would take 64 MiB an image and more.
-_ENTRIES_PER_BLOCK = 2**19
-MAX_DENSE_TOKENS = 2048
-_ROWS_PER_BLOCK = 1024
+# The cosines of an image are one matrix up to so many entries, else blocks of rows. On a CPU a block is so small that
+# its memory is at hand when it is asked for again: fresh memory costs more than the arithmetic. Elsewhere it is 16 MiB.
+_ENTRIES_AT_ONCE = {"cpu": 2**19}
+_ENTRIES_ELSEWHERE = 2**22
 
 
-def _rows_per_block(batch: int, number: int, device: torch.device) -> int:
-    if device.type == "cpu":
-        return max(16, _ENTRIES_PER_BLOCK // max(1, batch * number))
-    return number if number <= MAX_DENSE_TOKENS else _ROWS_PER_BLOCK
+def _rows_at_once(number: int, device: torch.device) -> int:
+    """Rows in a block for images of `number` tokens. The batch has no say: an image's plan is the same in any batch."""
+    return max(1, _ENTRIES_AT_ONCE.get(device.type, _ENTRIES_ELSEWHERE) // max(1, number))
 
 
 def _gaussian(cos: Tensor, margin: float) -> Tensor:
@@ -37,8 +34,8 @@ def _gaussian(cos: Tensor, margin: float) -> Tensor:
 
 
 def _below(value: float, dtype: torch.dtype) -> float:
-    """A number that rounds to the largest one of that type below `value`: x > it where x >= value."""
-    return value - 0.51 * torch.finfo(dtype).eps / 2 * 2.0 ** math.frexp(value)[1]
+    """A number that rounds to the largest one of that type below `value` (not for 0): x > it where x >= value."""
+    return value - 0.500001 * torch.finfo(dtype).eps / 2 * 2.0 ** math.frexp(value)[1]
 
 
 KERNELS = ("paper", "elu", "gaussian")
@@ -99,7 +96,7 @@ def cosine_graph(metric: Tensor) -> Tensor:
 def energy_and_cosine(
     metric: Tensor, margin: float, alpha: float = 1.0, kernel: str = "paper", mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Energies, unit tokens and, while it fits, the cosine matrix they came from. To be called outside autocast.
+    """Energies, unit tokens and, where it was built at once, the cosine matrix. To be called outside autocast.
 
     `metric (B, N, C)`, `mask (B, N)` True = real token -> `energy (B, N)`, `unit (B, N, C)`, `cos (B, N, N)` or None
     where it was not built. Padding and non-finite tokens get energy -inf: they rank behind every other token.
@@ -124,9 +121,8 @@ def energy_and_cosine(
         return torch.add(within, below, alpha=alpha * math.exp(-low)) - alpha
 
     unit, usable = unit_tokens(metric)
-    batch, number, _ = unit.shape
-    rows, cos = _rows_per_block(batch, number, unit.device), None
-    if number <= rows:
+    rows, cos = _rows_at_once(unit.shape[1], unit.device), None
+    if unit.shape[1] <= rows:
         cos = torch.bmm(unit, unit.mT)
         energy = mean_over_tokens(cos)
     else:

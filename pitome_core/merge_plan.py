@@ -7,7 +7,7 @@ prefix tokens; `with_prefix` puts them in front.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import FrozenInstanceError, dataclass, fields
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 def _rows(slot: Tensor, count: int) -> Tensor:
     """Slots `(B, N)` of `count` per item as rows of `(B * count, C)`: what index_add and index_select are fast on."""
-    return (slot + torch.arange(0, len(slot) * count, count, device=slot.device)[:, None]).flatten()
+    return (slot + count * torch.arange(len(slot), device=slot.device)[:, None]).flatten()
 
 
 def _sum(part: Tensor, rows: Tensor, number: int) -> Tensor:
@@ -27,7 +27,7 @@ def _sum(part: Tensor, rows: Tensor, number: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class MergePlan:
-    """Which slot every token joins, for a batch of B items with N tokens each and M slots.
+    """Which slot every token joins, for a batch of B items with N tokens each and M slots. `settled` changes fields.
 
     Attributes:
         assignment: `(B, N)` long, the slot of every input token; -1 = dropped or padding.
@@ -105,8 +105,8 @@ class MergePlan:
     ) -> MergePlan:
         """Plan that merges `source[b, i]` into `target[b, i]`, both `(B, k)` indices into `width` tokens.
 
-        Sources are distinct, and no target is a source. For items of unequal length `mask (B, width)` marks real tokens
-        and `active (B, k)` the pairs in use (None: all).
+        Sources are distinct, and no target is a source; that is not checked, and items would mix. For items of unequal
+        length `mask (B, width)` marks real tokens and `active (B, k)` the pairs in use (None: all).
         """
         if mask is None:
             return PairPlan(source, target, width, energy)
@@ -141,7 +141,7 @@ class MergePlan:
                 f"{tuple(x.shape)}; prefix tokens are not part of a plan (see with_prefix)"
             )
 
-    def _checked(self, x: Tensor, size: Tensor | None, prefix: int) -> Tensor:
+    def _sizes_for(self, x: Tensor, size: Tensor | None, prefix: int) -> Tensor:
         """The sizes of tokens that are to merge, 1 where there are none: float64 for float64 tokens, else float32."""
         self._check(x, prefix + self.shape[1], "x")
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -182,7 +182,7 @@ class MergePlan:
         Raises:
             ValueError: x or size does not have the plan's number of items and tokens.
         """
-        size = self._checked(x, size, prefix)
+        size = self._sizes_for(x, size, prefix)
         if self.reduce == "stepwise":
             raise ValueError("a composition with mlerp is no single reduction: merge with one plan after the other")
         if prefix:
@@ -289,6 +289,9 @@ class PairPlan(MergePlan):
         self.__dict__.update(source=source, target=target, width=width, energy=energy, _worked_out=None)
         self.__dict__["num_tokens"] = width - source.shape[1]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
     @property
     def shape(self) -> tuple[int, int]:
         """(B, N)."""
@@ -314,9 +317,10 @@ class PairPlan(MergePlan):
 
     def merge(self, x: Tensor, size: Tensor | None = None, *, prefix: int = 0) -> tuple[Tensor, Tensor]:
         """As in `MergePlan`."""
-        size = self._checked(x, size, prefix).flatten()
+        size = self._sizes_for(x, size, prefix).flatten()
         tokens, count = x.flatten(0, 1), prefix + self.num_tokens
-        first = torch.arange(prefix, prefix + len(tokens), x.shape[1], device=x.device)[:, None]
+        end, pace = prefix + max(len(tokens), len(x)), max(1, x.shape[1])  # of no tokens too: a first row for each item
+        first = torch.arange(prefix, end, pace, device=x.device)[:, None]
         gone, into = (first + self.source).flatten(), (first + self.target).flatten()
         stays = torch.ones_like(size, dtype=torch.bool).index_fill_(0, gone, 0)
         # The row of the n-th token that stays is the first one up to which n of them do; no item's count is read back.

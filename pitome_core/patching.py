@@ -115,8 +115,8 @@ class LayerStep:
             else:
                 context["class_attention"] = received[:, 0] if self.class_token else received.mean(dim=1)
         if mask is None:
-            # Inside a model that is compiled as a whole the step is a part of its graph.
-            compiled = self.patch.compile_step and not torch.compiler.is_compiling()
+            # Inside a model that is compiled or traced as a whole the step is a part of its graph.
+            compiled = self.patch.compile_step and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
             run = _compiled(self.patch, self.layer) if compiled else _step
             arguments = {name: context[name] for name in method.needs if name in context} | row.options
             merged, new_size, plan = run(method.function, arguments, row.metric, self.remove, prefix, x, keys, size)
@@ -167,7 +167,7 @@ def _compiled(patch: Patch, layer: int) -> Callable:
     """`_step`, compiled for the shapes of that layer."""
     known = _COMPILED.setdefault(patch, {})
     if layer not in known:
-        # Compiled versions belong to a code object and are tried in turn: with a copy for each layer there is one.
+        # Compiled versions belong to a code object, eight at most, and are tried in turn: each layer has a copy.
         known[layer] = torch.compile(FunctionType(_step.__code__.replace(), globals()), dynamic=False)
     return known[layer]
 
@@ -444,7 +444,8 @@ def apply(
             on the merged tokens.
         compile_step: put the merge steps through `torch.compile`, each layer's for the shapes that it meets (a second
             or two a layer, at the first call of a shape). Faster where a step is many small operators; the same up to
-            rounding, so that nearly equal energies may change ranks. Steps on items of unequal length stay eager.
+            rounding, so that nearly equal energies may change ranks. From the ninth shape on, and on items of unequal
+            length, steps stay eager.
         towers: `vision`, `text` or `both`, for models with both; a model with one tower merges that one.
         options: the method's own (`pc.methods()[method].options`).
 

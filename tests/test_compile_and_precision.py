@@ -61,7 +61,7 @@ def eager_backend(monkeypatch):
 
 
 @pytest.mark.parametrize(("method", "options"), [("pitome", {}), ("tome", {"metric": "hidden"}), ("random_prune", {}),
-                                                 ("pitome", {"score": "attention"})])
+                                                 ("pitome", {"score": "attention"}), ("mctf", {})])
 def test_compiled_steps_change_nothing(small, fresh_compiler, eager_backend, method, options):
     """Outputs, plans and gradients; other shapes and copies too; a code object for each layer."""
     model, x = small(method, **options)
@@ -86,6 +86,25 @@ def test_compiled_steps_inside_a_compiled_model(small, fresh_compiler):
     with torch.no_grad():
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), pc.apply(model, keep=0.7)(x), rtol=1e-5, atol=1e-6)
+
+
+def test_compiled_steps_in_low_precision_and_checkpoints(small, fresh_compiler, eager_backend):
+    for method in ("dct", "pitome"):
+        model, x = small(method)
+        twin, _ = small(method, compile_step=True)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(twin(x), model(x))
+    for one in (model, twin):
+        one.set_grad_checkpointing(True)
+    gradients = [torch.autograd.grad(m(x).square().sum(), m.blocks[0].attn.qkv.weight)[0] for m in (model, twin)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_model_with_compiled_steps_can_be_traced(small, fresh_compiler, eager_backend):
+    model, x = small(keep=0.8, compile_step=True)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, x, check_trace=False)
+        torch.testing.assert_close(traced(x), model(x))
 
 
 def test_compiled_training_step(small, fresh_compiler):

@@ -155,6 +155,13 @@ def test_compiled_steps_are_a_mode(on_cpu):
         False, True, True], "the free merge has nothing to compile"
 
 
+@pytest.mark.parametrize("field", [{"mode": "step"}, {"every": 2}, {"multiple": 8}])
+def test_a_cell_says_what_it_ran(field):
+    """Where nothing merges layer by layer, a cell of another name would be the plain one."""
+    with pytest.raises(ValueError, match="no layers that merge"):
+        cost.Workshop(torch.device("cpu")).variants(cost.Cell("step_64", 1, "float32", 0.9, **field))
+
+
 def test_a_step_is_measured_alone():
     workshop = cost.Workshop(torch.device("cpu"), shapes={"step": cost.Step(16, 24, 2)})
     measured = cost.measure(cost.Cell("step", 2, "bfloat16", 0.75), workshop, repeats=5, seconds=0.01)
@@ -384,7 +391,7 @@ def test_another_file_is_not_overwritten(on_cpu, tmp_path):
 
 
 def test_graphs_need_cuda(on_cpu, tmp_path):
-    with pytest.raises(SystemExit, match="eager or compile"):
+    with pytest.raises(SystemExit, match="eager, step or compile"):
         cost.main(arguments(*TINY, "--mode", "graph", "--output", str(tmp_path / "cost.json")))
 
 

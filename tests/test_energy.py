@@ -174,7 +174,7 @@ def test_larger_clusters_have_higher_energy():
         assert energy[:6].min() > energy[6:10].max() > energy[10:12].max() > energy[12]
 
 
-@pytest.mark.parametrize("margin", [0.5, 0.25, -0.5, 0.9])  # at 0 nothing jumps
+@given(margin=st.floats(0.001, 1) | st.floats(-1, -0.001) | st.sampled_from([0.5, 0.25, -0.5, 1.0]))  # 0 is no jump
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_cosine_at_the_margin_is_within(margin, dtype):
     """x >= m exactly, to the last bit of the cosine, where the jump by m is."""
@@ -203,6 +203,12 @@ def test_energy_carries_no_gradient_trouble():
     np.testing.assert_allclose(energy.detach()[0].numpy(), oracle.energies(metric[0], 0.5), rtol=1e-9)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_energies_have_a_gradient(kernel):
+    metric = gaussian_tokens(2, 5, 3, 0).requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda metric: pc.energy_score(metric, 0.3, 0.5, kernel), metric)
+
+
 def test_energy_errors_name_the_remedy():
     """An unknown kernel names the three; the Gaussian needs a margin below 1."""
     metric = gaussian_tokens(1, 4, 3, 0)
@@ -214,7 +220,7 @@ def test_energy_errors_name_the_remedy():
 
 
 def test_energy_in_blocks_equals_energy_at_once():
-    """Beyond 2,048 tokens, where the similarity is built in blocks, duplicates of one set keep that set's energies."""
+    """Where cosines come by blocks of rows, duplicates of one set keep that set's energies."""
     metric = gaussian_tokens(1, 600, 4, 2, torch.float32)
     few = pc.energy_score(metric.double(), 0.5)
     many = pc.energy_score(metric.repeat(1, 7, 1), 0.5)  # 4,200 tokens: every mean is over 7 copies of the same values

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import pickle
 import types
 
 import numpy as np
@@ -466,5 +468,21 @@ def test_pairs_of_no_items_and_wrong_tokens():
     for x, size in ((torch.zeros(1, 4, 2), None), (torch.zeros(1, 3, 2), torch.ones(1, 7))):
         with pytest.raises(ValueError, match="(4|7).*3|3.*(4|7)"):
             pairs_of([0, 0, 2]).merge(x, size)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        pairs_of([0, 0, 2]).num_tokens = 5
+    for name in ("num_tokens", "source", "assignment", "anything"):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(pairs_of([0, 0, 2]), name, 5)
+
+
+def test_plans_of_no_tokens():
+    for plan in (pc.MergePlan.identity(2, 0), pc.plan(torch.zeros(2, 0, 4), 0),
+                 pc.MergePlan.from_merges(*[torch.zeros(2, 0, dtype=torch.long)] * 2, 0)):
+        merged, size = plan.merge(torch.zeros(2, 0, 3))
+        assert merged.shape == (2, 0, 3) and size.shape == plan.sizes.shape == (2, 0)
+        assert plan.unmerge(merged).shape == (2, 0, 3) and plan.merge(torch.ones(2, 1, 3), prefix=1)[0].eq(1).all()
+
+
+def test_pairs_are_copied_with_what_was_worked_out():
+    plan = pairs_of([0, 0, 2, 2], [1, 1, 3, 3])
+    for copied in (copy.deepcopy(plan), pickle.loads(pickle.dumps(plan)), copy.copy(plan)):
+        assert torch.equal(copied.assignment, plan.assignment)
+        assert torch.equal(copied.merge(torch.ones(2, 4, 1))[1], plan.sizes)

@@ -260,18 +260,19 @@ def test_one_count_for_all_items_may_have_a_mask_too(method):
     assert oracle.plan_roots(one) == oracle.plan_roots(each) and torch.equal(one.valid, each.valid)
 
 
+@pytest.mark.parametrize("kernel", ["paper", "elu", "gaussian"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_plans_of_very_many_tokens_are_made_in_blocks(monkeypatch, masked):
+def test_plans_of_very_many_tokens_are_made_in_blocks(monkeypatch, masked, kernel):
     """Where the similarity matrix is not built at once, energies and plans are the same."""
     from pitome_core import energy
 
     metric, mask = gaussian_tokens(2, 23, 6, 0), torch.ones(2, 23, dtype=torch.bool)
     mask[0, ::3] = False
-    arguments = dict(margin=0.3, mask=mask) if masked else dict(margin=0.3)
+    arguments = dict(margin=0.3, kernel=kernel) | (dict(mask=mask) if masked else {})
     remove = torch.tensor([6, 9]) if masked else 9
     dense = pc.plan(metric, remove, **arguments)
-    monkeypatch.setattr(energy, "MAX_DENSE_TOKENS", 7)
-    monkeypatch.setattr(energy, "_ROWS_PER_BLOCK", 5)
+    monkeypatch.setattr(energy, "_rows_at_once", lambda *_: 5)
+    assert energy.energy_and_cosine(metric, 0.3)[2] is None
     blocked = pc.plan(metric, remove, **arguments)
     assert torch.equal(blocked.assignment, dense.assignment)
     torch.testing.assert_close(blocked.energy, dense.energy)

@@ -110,7 +110,7 @@ class Layers:
 
     def _partition(self, plan: pc.MergePlan) -> pc.MergePlan:
         """The model's own plan, as a partition of the tokens of the metric."""
-        return pc.MergePlan(plan.assignment.cpu(), plan.num_tokens, plan.anchor.cpu())
+        return pc.MergePlan(plan.assignment.cpu(), plan.num_tokens, plan.anchored.cpu())
 
     def score(self, cell: grid.Cell) -> dict[str, Tensor]:
         """Outcomes of every image: ``(n, L)`` each, and ``(n,)`` for the run that merges in all layers."""

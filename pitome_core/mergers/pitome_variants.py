@@ -34,7 +34,7 @@ def plan_variant(
     edges: str,
     seed: int,
 ) -> MergePlan:
-    """A variant of `plan_pitome`, from its energies `(B, N)`, unit tokens `(B, N, C)` and cosines `(B, N, N)`.
+    """A variant of `plan_pitome`, from its energies `(B, N)`, unit tokens `(B, N, C)` and cosines `(B, N, N)` or None.
 
     - `score`, what ranks tokens: `energy`; `attention` (least class attention first); `shuffled` (the energies dealt
       to other tokens, a control).

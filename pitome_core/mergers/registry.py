@@ -147,7 +147,7 @@ def find_method(name: str) -> Method:
 def make_plan(
     method: Method, metric: Tensor, remove: int | Tensor, context: dict[str, Any], options: dict[str, Any]
 ) -> MergePlan | LinearPlan:
-    """Make a plan from arguments that were checked already (the path that models take).
+    """Make a plan from arguments that were checked already.
 
     Selection runs without gradient and outside autocast. With a mask, real tokens are moved to the front (their order
     kept), so that no method has to care where padding stands; the plan is translated back afterwards.
