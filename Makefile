@@ -97,7 +97,7 @@ vqa-weights: setup ## train projector and low-rank updates of the LLaVA of the c
 
 # Cells that are measured stay; a killed run goes on. MINUTES=10 begins no cell after that time; ARGS=--estimate asks.
 bench: setup ## measure what merging costs on this CPU, on two threads; writes results/embedded/cost.json (half an hour)
-	env PITOME_DEVICE=cpu OMP_NUM_THREADS=2 $(PY) -m pitome_core.experiments cost --threads 2 --minutes $(MINUTES) --output results/embedded/cost.json $(ARGS)
+	env PITOME_DEVICE=cpu OMP_NUM_THREADS=2 $(PY) -m pitome_core.experiments cost --threads 2 --operators --minutes $(MINUTES) --output results/embedded/cost.json $(ARGS)
 
 # No set-up here: it must run on a machine without a network.
 gpu: ## GPU tests, notebooks and costs on CUDA; writes results/gpu/
