@@ -82,6 +82,13 @@ def name(cell):
     return f"{model}, {cell.get('size', '')} px, batch {cell['batch']}, {dtype}"
 
 
+def brief(cell):
+    """A cell in one short word that does not wrap, for tables."""
+    kind = {"small_patch16": "S", "base_patch16_224": "B", "tiny": "Ti", "clip": "CLIP-B", "dinov2": "DINOv2-S", "without": "S, no class"}
+    model = next(short for part, short in kind.items() if part in cell["model"])
+    return f"{model}/{cell.get('size', '')}, b{cell['batch']}, {TYPES[cell['dtype']]}".replace(" ", "\u00a0")
+
+
 shown = sorted(pick(plain, keep=0.9), key=lambda cell: (cell["dtype"] != "float32", cell["model"], cell["tokens"][0], cell["batch"]))
 figure, ax = plt.subplots(figsize=(8, 1 + 0.32 * len(shown)))
 for y, cell in enumerate(shown):
@@ -219,7 +226,7 @@ if len(count):
 axes[0].set(xscale="log", yscale="log", xlabel="tokens", ylabel="milliseconds")
 axes[1].set(xscale="log", xlabel="tokens", ylabel="PiToMe's step over ToMe's")
 axes[1].axhline(5, color="0.6", linewidth=1, linestyle="--")
-axes[1].set_ylim(bottom=0)
+axes[1].set_ylim(0, 5.5)
 axes[0].legend(fontsize=8)
 plt.show()
 
@@ -344,7 +351,7 @@ def misses(cell):
     return cell["variants"]["pitome"]["of_free"] < target(cell)
 
 
-lines = ["| cell | keep | implied | free merge | ToMe | PiToMe | of free (target) | steps, share of the whole model's time (target) |", "|---" * 8 + "|"]
+lines = ["| cell | keep | implied | free merge | ToMe | PiToMe | of free (target) | steps (target) |", "|---" * 8 + "|"]
 heavy = []
 for cell in plain:
     told, most = cell["variants"], 0.08 if cell["dtype"] != "float32" else 0.03
@@ -352,12 +359,12 @@ for cell in plain:
     applies, mark = cell["size"] == 224, "**" if misses(cell) else ""
     heavy += [cell] * (applies and inside > most)
     speeds = [f"{told['pitome']['implied']:.2f}", *(f"{told[v]['speedup'][1]:.2f}" for v in ("free", "tome", "pitome"))]
-    lines.append(f"| {name(cell)} | {cell['keep']:g} | {' | '.join(speeds)} | {mark}{reached:.3f}{mark} ({target(cell):.2f}) | "
+    lines.append(f"| {brief(cell)} | {cell['keep']:g} | {' | '.join(speeds)} | {mark}{reached:.3f}{mark} ({target(cell):.2f}) | "
                  f"{'**' if applies and inside > most else ''}{inside:.1%}{'**' if applies and inside > most else ''}{f' ({most:.0%})' if applies else ''} |")
 short = [cell for cell in plain if misses(cell)]
 meant = [cell for cell in plain if cell["size"] in (224, 384) and any(kind in cell["model"] for kind in ("small_patch16", "base_patch16_224"))]
 rounds = [cell["rounds"] for cell in plain]
-display(Markdown("\n".join(lines) + f"\n\nBold: missed. Each cell is {min(rounds)} to {max(rounds)} rounds, so that differences of up to 0.04 say nothing where they are few. {len(short)} of {len(plain)} cells are below their share of the free merge, {sum(map(misses, meant))} of the "
+display(Markdown("\n".join(lines) + f"\n\n*Steps*: their share of the whole model's time. Bold: missed. Each cell is {min(rounds)} to {max(rounds)} rounds, so that differences of up to 0.04 say nothing where they are few. {len(short)} of {len(plain)} cells are below their share of the free merge, {sum(map(misses, meant))} of the "
                  f"{len(meant)} that the targets were set for; of these at 224 px {sum(c in meant for c in heavy)} are above the share of the steps. In those {len(meant)} PiToMe is at least "
                  f"{min(c['variants']['pitome']['speedup'][1] for c in meant):.2f} times as fast as the whole model."))
 
@@ -367,32 +374,45 @@ display(Markdown("\n".join(lines) + f"\n\nBold: missed. Each cell is {min(rounds
 # them (at least that much, since a profiler makes small operators look longer). *Outside* is what is not in the steps: the mask of sizes, the caches that the steps have
 # filled with other things.
 
-# %% tags=["hide-input"]
-parts_of = [*WORDS, "all others", "between operators", "outside"]
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "What PiToMe's forward takes beyond the free merge's, by cause, as a share of that forward, in the cells that miss their target; behind the name the share of the free merge's speed-up that ToMe and PiToMe reach. *Recorded on a CPU.*", "name": "fig-cost-misses"}, "image": {"alt": "Stacked horizontal bars, one per cell that misses its target; at batch 1 small operators, the time between operators and what lies outside the steps make up most of the bar, with many tokens energies and cosines do."}}
+CAUSES = {"keys: means, normalising": ("sums and means", "normalising, dividing"), "energies and cosines": ("energies", "cosines"),
+          "sorting and matching": ("sorting and matching",), "moving tokens": ("moving tokens",), "small operators": ("all others",)}
 
 
 def lost(cell, method="pitome"):
-    """Milliseconds of a forward beyond the free merge's, by cause; they add up to the difference of the medians."""
+    """Shares of a method's forward that the free merge does not need, by cause; they add up to the difference of the medians."""
     told, free = cell["variants"][method], cell["variants"]["free"]["seconds"][1]
-    taken = told["seconds"][1]
-    spent = {words: value for words, value in grouped(cell, method).items()}
-    inside = 1e3 * told["step_share"] * taken
-    spent["between operators"] = inside - sum(spent.values())
-    spent["outside"] = 1e3 * (taken - free) - inside
-    return spent
+    taken, spent = told["seconds"][1], grouped(cell, method)
+    found = {cause: sum(spent[words] for words in kinds) / (1e3 * taken) for cause, kinds in CAUSES.items()}
+    found["between operators"] = told["step_share"] - sum(found.values())
+    found["outside the steps"] = 1 - free / taken - told["step_share"]
+    return found
 
 
 described = [cell for cell in short if "operators" in cell["variants"]["pitome"]]
-lines = [f"| cell, keep | of free: ToMe | PiToMe | {' | '.join(parts_of)} |", "|---" * (3 + len(parts_of)) + "|"]
-for cell in described:
-    over, told = lost(cell), cell["variants"]
-    base = 1e3 * told["pitome"]["seconds"][1]
-    lines.append(f"| {name(cell)}, {cell['keep']:g} | {told['tome']['of_free']:.2f} | {told['pitome']['of_free']:.2f} | "
-                 + " | ".join(f"{over[words] / base:.1%}" for words in parts_of) + " |")
+figure, ax = plt.subplots(figsize=(8, 1.2 + 0.34 * max(len(described), 1)))
+tints = ("#999999", plots.COLOURS["pitome"], "#66CCEE", "#228833", "#CCBB44", "#EE6677", "#AA3377")
+for y, cell in enumerate(described):
+    left = 0.0
+    for (cause, value), tint in zip(lost(cell).items(), tints, strict=True):
+        ax.barh(y, max(value, 0), left=left, color=tint, label=None if y else cause)
+        left += max(value, 0)
+names = [f"{brief(c)}, {c['keep']:g}  ({c['variants']['tome']['of_free']:.2f}, {c['variants']['pitome']['of_free']:.2f})" for c in described]
+ax.set(yticks=range(len(described)), yticklabels=names, xlabel="share of the forward with PiToMe")
+ax.set_title("" if described else "no cell with a profile misses its target")
+ax.invert_yaxis()
+if described:
+    figure.legend(fontsize=8, loc="outside lower center", ncols=4)
+plt.show()
+
+# %% tags=["hide-input"]
 both = [cell for cell in described if cell["variants"]["tome"]["of_free"] < target(cell)]
-display(Markdown(("\n".join(lines) + "\n\nShares of the forward with PiToMe; differences of medians, so that a small part may come out below 0. "
-                  f"ToMe, which decides with a quarter of the cosines and no energies, misses the same target in {len(both)} of these {len(described)} cells.")
-                 if described else "No cell with a profile misses its target."))
+causes = [lost(cell) for cell in described]
+largest = [max(found, key=found.get) for found in causes]
+display(Markdown(
+    "The largest cause: " + ", ".join(f"{cause} in {largest.count(cause)}" for cause in dict.fromkeys(largest)) + f" of {len(described)} cells. "
+    f"ToMe, which decides with a quarter of the cosines and no energies, misses the same target in {len(both)} of them. (Differences of medians: "
+    "a part below zero is drawn as none.)"))
 
 # %% [markdown]
 # Two reasons, then. Where ToMe misses as well, it is what every method does: read the keys, sort, copy tokens, and start some forty
@@ -415,7 +435,7 @@ lines = ["| cell | instead | free merge | ToMe | PiToMe: usual | PiToMe: changed
 for changed, base in pairs:
     told, usually = changed["variants"], base["variants"]["pitome"]
     manner = MANNER.get(changed["mode"], f"every {changed['every']} layers")
-    lines.append(f"| {name(changed)} | {manner} | {told['free']['speedup'][1]:.2f} | {told['tome']['speedup'][1]:.2f} | {usually['speedup'][1]:.2f} | "
+    lines.append(f"| {brief(changed)} | {manner} | {told['free']['speedup'][1]:.2f} | {told['tome']['speedup'][1]:.2f} | {usually['speedup'][1]:.2f} | "
                  f"{told['pitome']['speedup'][1]:.2f} | {usually['of_free']:.2f} | {told['pitome']['of_free']:.2f} |")
 display(Markdown("\n".join(lines) + "\n\nSpeed-ups over the whole model of the same cell, the free merge with the changed token counts. *Recorded on a CPU.* "
                  + ("" if any(c["mode"] == "compile" for c in towers) else "The whole model through the compiler: **not run**.") if pairs else "**Not run.**"))
@@ -434,7 +454,7 @@ def against(changed, **fields):
         same = {field: cell[field] for field in ("model", "batch", "keep", "size")} | {"dtype": cell["dtype"]} | fields
         for base in pick(plain, **same):
             row = [cell["variants"][v]["seconds"][1] / base["variants"][v]["seconds"][1] for v in ("whole", "free", "pitome")]
-            label = f"{name(cell)}, keep {cell['keep']:g}" + (f", multiples of {cell['multiple']}" if cell["multiple"] > 1 else "")
+            label = f"{brief(cell)}, keep {cell['keep']:g}" + (f", multiples of {cell['multiple']}" if cell["multiple"] > 1 else "")
             rows.append(f"| {label} | " + " | ".join(f"{value:.2f}" for value in row) + " |")
     return rows
 
