@@ -84,9 +84,25 @@ def name(cell):
 
 def brief(cell):
     """A cell in one short word that does not wrap, for tables."""
-    kind = {"small_patch16": "S", "base_patch16_224": "B", "tiny": "Ti", "clip": "CLIP-B", "dinov2": "DINOv2-S", "without": "S, no class"}
-    model = next(short for part, short in kind.items() if part in cell["model"])
+    model = NAMES.get(cell["model"], cell["model"]).removeprefix("ViT-").partition("/")[0]
     return f"{model}/{cell.get('size', '')}, b{cell['batch']}, {TYPES[cell['dtype']]}".replace(" ", "\u00a0")
+
+
+def stack(ax, y, values, tints, names):
+    """A bar of parts, one after the other; what noise makes negative is drawn as none. The first bar names them."""
+    left = 0.0
+    for value, tint, label in zip(values, tints, names, strict=True):
+        ax.barh(y, max(value, 0), left=left, color=tint, label=None if y else label)
+        left += max(value, 0)
+
+
+def finish(figure, ax, names, xlabel, ncols=4):
+    """The rows' names, first one on top, and a legend below; nothing to explain where there are no rows."""
+    ax.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel)
+    ax.invert_yaxis()
+    if names:
+        figure.legend(fontsize=8, loc="outside lower center", ncols=ncols)
+    plt.show()
 
 
 shown = sorted(pick(plain, keep=0.9), key=lambda cell: (cell["dtype"] != "float32", cell["model"], cell["tokens"][0], cell["batch"]))
@@ -100,10 +116,7 @@ for y, cell in enumerate(shown):
         ax.errorbar(middle, y + shift, xerr=[[middle - low], [high - middle]], fmt=marker, markersize=5,
                     color=plots.COLOURS[method], label=None if y else {"tome": "ToMe", "pitome": "PiToMe"}[method])
 ax.axvline(1, color="black", linewidth=0.8)
-ax.set(yticks=range(len(shown)), yticklabels=[name(cell) for cell in shown], xlabel="speed-up over the whole model")
-ax.invert_yaxis()
-figure.legend(fontsize=8, loc="outside lower center", ncols=4)
-plt.show()
+finish(figure, ax, [name(cell) for cell in shown], "speed-up over the whole model")
 
 # %% tags=["hide-input"]
 ours = results.provenance(None)["code"]
@@ -186,15 +199,9 @@ colours = ("#999999", "#CCBB44", plots.COLOURS["pitome"], plots.COLOURS["accent"
 labels = ("counts imply", "free merge, beyond the counts", "merge steps", "the rest (mask of sizes, caches)")
 figure, ax = plt.subplots(figsize=(8, 1 + 0.32 * len(shown)))
 for y, cell in enumerate(shown):
-    left = 0.0
-    for part, colour, label in zip(parts(cell), colours, labels, strict=True):
-        ax.barh(y, max(part, 0), left=left, color=colour, label=None if y else label)
-        left += max(part, 0)
+    stack(ax, y, parts(cell), colours, labels)
 ax.axvline(1, color="black", linewidth=0.8)
-ax.set(yticks=range(len(shown)), yticklabels=[name(cell) for cell in shown], xlabel="share of the whole model's time")
-ax.invert_yaxis()
-figure.legend(fontsize=8, loc="outside lower center", ncols=2)
-plt.show()
+finish(figure, ax, [name(cell) for cell in shown], "share of the whole model's time", ncols=2)
 
 # %% tags=["hide-input"]
 table = np.array([parts(cell) for cell in shown])
@@ -357,10 +364,11 @@ for cell in plain:
     told, most = cell["variants"], 0.08 if cell["dtype"] != "float32" else 0.03
     reached, inside = told["pitome"]["of_free"], told["pitome"]["step_share"] / told["pitome"]["speedup"][1]
     applies, mark = cell["size"] == 224, "**" if misses(cell) else ""
-    heavy += [cell] * (applies and inside > most)
+    over = applies and inside > most
+    heavy += [cell] * over
     speeds = [f"{told['pitome']['implied']:.2f}", *(f"{told[v]['speedup'][1]:.2f}" for v in ("free", "tome", "pitome"))]
     lines.append(f"| {brief(cell)} | {cell['keep']:g} | {' | '.join(speeds)} | {mark}{reached:.3f}{mark} ({target(cell):.2f}) | "
-                 f"{'**' if applies and inside > most else ''}{inside:.1%}{'**' if applies and inside > most else ''}{f' ({most:.0%})' if applies else ''} |")
+                 f"{'**' if over else ''}{inside:.1%}{'**' if over else ''}{f' ({most:.0%})' if applies else ''} |")
 short = [cell for cell in plain if misses(cell)]
 meant = [cell for cell in plain if cell["size"] in (224, 384) and any(kind in cell["model"] for kind in ("small_patch16", "base_patch16_224"))]
 rounds = [cell["rounds"] for cell in plain]
@@ -392,22 +400,15 @@ def lost(cell, method="pitome"):
 described = [cell for cell in short if "operators" in cell["variants"]["pitome"]]
 figure, ax = plt.subplots(figsize=(8, 1.2 + 0.34 * max(len(described), 1)))
 tints = ("#999999", plots.COLOURS["pitome"], "#66CCEE", "#228833", "#CCBB44", "#EE6677", "#AA3377")
-for y, cell in enumerate(described):
-    left = 0.0
-    for (cause, value), tint in zip(lost(cell).items(), tints, strict=True):
-        ax.barh(y, max(value, 0), left=left, color=tint, label=None if y else cause)
-        left += max(value, 0)
+causes = [lost(cell) for cell in described]
+for y, found in enumerate(causes):
+    stack(ax, y, found.values(), tints, found)
 names = [f"{brief(c)}, {c['keep']:g}  ({c['variants']['tome']['of_free']:.2f}, {c['variants']['pitome']['of_free']:.2f})" for c in described]
-ax.set(yticks=range(len(described)), yticklabels=names, xlabel="share of the forward with PiToMe")
 ax.set_title("" if described else "no cell with a profile misses its target")
-ax.invert_yaxis()
-if described:
-    figure.legend(fontsize=8, loc="outside lower center", ncols=4)
-plt.show()
+finish(figure, ax, names, "share of the forward with PiToMe")
 
 # %% tags=["hide-input"]
 both = [cell for cell in described if cell["variants"]["tome"]["of_free"] < target(cell)]
-causes = [lost(cell) for cell in described]
 largest = [max(found, key=found.get) for found in causes]
 display(Markdown(
     "The largest cause: " + ", ".join(f"{cause} in {largest.count(cause)}" for cause in dict.fromkeys(largest)) + f" of {len(described)} cells. "
@@ -492,15 +493,10 @@ for y, cell in enumerate(drawn):
         ax.plot(told[method]["speedup"][1], y, marker, color=plots.COLOURS[method], label=None if y else label)
 ax.axvline(1, color="black", linewidth=0.8)
 words = [f"{cell['model']}, batch {cell['batch']}, {TYPES[cell['dtype']]}, {cell['mode']}" for cell in drawn]
-ax.set(yticks=range(len(drawn)), yticklabels=words, xlabel="speed-up over the whole model")
 ax.set_title("" if drawn else "not run: `make gpu` on a machine with CUDA")
-ax.invert_yaxis()
-if drawn:
-    figure.legend(fontsize=8, loc="outside lower center", ncols=4)
-plt.show()
+finish(figure, ax, words, "speed-up over the whole model")
 
 # %% tags=["hide-input"]
-ours = results.provenance(None)["code"]
 lines = []
 for run in {json.dumps(cell["run"], sort_keys=True): cell["run"] for cell in gpu}.values():
     state = "this code" if run.get("code") == ours else "**an earlier or later state of the code**"

@@ -118,7 +118,7 @@ class LayerStep:
             # Inside a model that is compiled or traced as a whole the step is a part of its graph.
             compiled = self.patch.compile_step and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
             run = _compiled(self.patch, self.layer) if compiled else _step
-            arguments = {name: context[name] for name in method.needs if name in context} | row.options
+            arguments = method.arguments(context) | row.options
             merged, new_size, plan = run(method.function, arguments, row.metric, self.remove, prefix, x, keys, size)
         else:
             with torch.no_grad():

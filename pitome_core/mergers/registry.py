@@ -66,6 +66,10 @@ class Method:
         """The function's own options and their defaults."""
         return {name: default for name, default in self._keywords.items() if name not in CONTEXT}
 
+    def arguments(self, context: Mapping[str, Any]) -> dict[str, Any]:
+        """What the function takes of the context that there is."""
+        return {name: context[name] for name in self.needs if name in context}
+
     def reads_attention(self, options: dict[str, Any]) -> bool:
         """Whether a layer has to compute its attention map for this method."""
         if self.attention_when is not None:
@@ -157,8 +161,7 @@ def make_plan(
     with torch.no_grad(), torch.autocast(metric.device.type, enabled=False):
         mask = context.get("mask")
         if mask is None:
-            wanted = {name: context[name] for name in method.needs if name in context}
-            return method.function(metric, remove, **wanted, **options)
+            return method.function(metric, remove, **method.arguments(context), **options)
         order = mask.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
         context = {**context, "mask": mask.gather(1, order)}
         for name in ("size", "positions", "class_attention"):
@@ -168,8 +171,7 @@ def make_plan(
             seen, prefix = context["attention"], context["attention"].shape[1] - order.shape[1]
             seen = torch.cat([seen[:, :prefix], _take(seen[:, prefix:], order)], dim=1)  # queries
             context["attention"] = seen.gather(2, order[:, None, :].expand_as(seen))  # keys
-        wanted = {name: context[name] for name in method.needs if name in context}
-        plan = method.function(_take(metric, order), remove, **wanted, **options)
+        plan = method.function(_take(metric, order), remove, **method.arguments(context), **options)
         return _restore_places(plan, order)
 
 
