@@ -68,7 +68,7 @@ nbval: setup ## the notebooks alone, against their stored outputs
 	$(STAGE) nbval env PITOME_PROFILE=smoke OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile notebooks
 
 test-all: test ## `make test`, and compilation with inductor (needs a C++ compiler)
-	$(STAGE) inductor env PITOME_INDUCTOR=1 $(PY) -m pytest tests/test_inductor.py -rs
+	$(STAGE) inductor env PITOME_INDUCTOR=1 $(PY) -m pytest tests/core/test_inductor.py -rs
 
 EXAMPLES ?= 2000
 fuzz: setup ## the property tests with EXAMPLES=2000 new examples each

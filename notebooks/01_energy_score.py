@@ -38,7 +38,10 @@ from IPython.display import Markdown, display
 from sklearn.metrics import roc_auc_score
 
 import pitome_core as pc
-from pitome_core.experiments import data, plots, towers
+from pitome_core.experiments import plots
+from pitome_core.experiments.data import photos
+from pitome_core.experiments.data.pictures import preprocess, to_display
+from pitome_core.experiments.models import vit
 from pitome_core.experiments.settings import profile
 
 plots.use_style()
@@ -51,13 +54,13 @@ plots.use_style()
 # unmodified; so are the photographs.
 
 # %%
-model = towers.vit_small(img_size=224)
+model = vit.vit_small(img_size=224)
 names = ["rocket", "astronaut"]
 if profile() != "smoke":
     names += ["flower", "china", "coffee", "motorcycle", "chelsea"]
-pixels = data.photographs(names)  # {name: (height, width, 3) uint8}
-photos = towers.preprocess(list(pixels.values()))  # (B, 3, 224, 224)
-shown = towers.to_display(photos)  # (B, 224, 224, 3), for plots
+pixels = photos.photographs(names)  # {name: (height, width, 3) uint8}
+photos = preprocess(list(pixels.values()))  # (B, 3, 224, 224)
+shown = to_display(photos)  # (B, 224, 224, 3), for plots
 depth, grid = len(model.blocks), (16, 16)
 
 
@@ -300,7 +303,7 @@ plt.show()
 # salient patches; the area under the ROC curve (AUC) is 1 if it always does and 0.5 if it is no better than chance.
 
 # %%
-saliency = towers.saliency_model(img_size=224)
+saliency = vit.saliency_model(img_size=224)
 with torch.no_grad():
     maps = saliency(photos.to(next(saliency.parameters()).device)).cpu()
 patch_means = torch.nn.functional.avg_pool2d(maps, 14).flatten(1)  # (B, 256)

@@ -34,7 +34,10 @@ from IPython.display import Markdown, display
 import pitome_core as pc
 import pitome_core.experiments.baselines  # registers the controls
 from pitome_core.attention import attention, size_bias
-from pitome_core.experiments import data, plots, towers
+from pitome_core.experiments import plots
+from pitome_core.experiments.data import photos
+from pitome_core.experiments.data.pictures import preprocess, to_display
+from pitome_core.experiments.models import vit
 from pitome_core.experiments.settings import profile
 
 plots.use_style()
@@ -46,14 +49,14 @@ plots.use_style()
 # layer, so they have the same number of tokens everywhere.
 
 # %%
-model = towers.vit_small(img_size=224)
+model = vit.vit_small(img_size=224)
 device = next(model.parameters()).device
 names = ["rocket", "astronaut"]
 if profile() != "smoke":
     names += ["flower", "china", "coffee", "motorcycle", "chelsea"]
-pixels = list(data.photographs(names).values())
-photos = towers.preprocess(pixels).to(device)  # (B, 3, 224, 224)
-shown = towers.to_display(photos)
+pixels = list(photos.photographs(names).values())
+photos = preprocess(pixels).to(device)  # (B, 3, 224, 224)
+shown = to_display(photos)
 depth, grid = len(model.blocks), (16, 16)
 
 

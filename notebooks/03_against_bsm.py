@@ -38,9 +38,12 @@ from sklearn.metrics import roc_auc_score
 
 import pitome_core as pc
 import pitome_core.experiments.baselines  # registers rivals and controls
-from pitome_core.experiments import plots, scenes, towers
+from pitome_core.experiments import plots
+from pitome_core.experiments.data import scenes
+from pitome_core.experiments.data.pictures import to_display
+from pitome_core.experiments.models import vit
+from pitome_core.experiments.records.statistics import bootstrap_mean
 from pitome_core.experiments.settings import profile
-from pitome_core.experiments.statistics import bootstrap_mean
 
 plots.use_style()
 quick = profile() == "smoke"
@@ -53,7 +56,7 @@ quick = profile() == "smoke"
 # can do. *Random* merges random tokens into random others.
 
 # %%
-judge = towers.saliency_model(img_size=224)
+judge = vit.saliency_model(img_size=224)
 model = judge.backbone
 device = next(model.parameters()).device
 kinds = ["Animals & Nature", "Food & Drink", "Objects", "Activities"]
@@ -85,7 +88,7 @@ whole = run("pitome", {}, keep=1.0)[0]
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "A scene and what six methods leave of its 256 tokens after twelve layers. Patches have the mean colour of their token; lines separate different tokens. Emoji: OpenMoji, photograph: Stefan van der Walt (CC0); this figure is CC BY-SA 4.0. *Live.*", "name": "fig-bsm-six"}, "image": {"alt": "Seven panels: a drawn object pasted on a photograph, and the token maps of PiToMe, ToMe, energy-sorted matching, CrossGET, ATC and random merging. ATC and ToMe follow regions; random merging scatters everywhere."}}
 item = 2  # photograph: Stefan van der Walt, CC0
-pixels = towers.to_display(scene.images)
+pixels = to_display(scene.images)
 figure, axes = plt.subplots(1, 7, figsize=(13, 2.3))
 plots.picture(axes[0], pixels[item], f"{scene.objects[item].name}"[:22])
 for ax, name in zip(axes[1:], METHODS, strict=True):

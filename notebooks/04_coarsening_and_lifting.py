@@ -37,7 +37,11 @@ import torch
 from IPython.display import Markdown, display
 
 import pitome_core as pc
-from pitome_core.experiments import data, plots, spectra, towers
+from pitome_core.experiments import plots
+from pitome_core.experiments.data import photos
+from pitome_core.experiments.data.pictures import preprocess
+from pitome_core.experiments.models import vit
+from pitome_core.experiments.spectra import command as spectra
 from pitome_core.spectral import (
     coarsen,
     inside_shares,
@@ -390,8 +394,8 @@ plt.show()
 # eigenvalue falls:
 
 # %%
-model = towers.vit_small(img_size=224)
-photo = towers.preprocess(list(data.photographs(["rocket"]).values()))
+model = vit.vit_small(img_size=224)
+photo = preprocess(list(photos.photographs(["rocket"]).values()))
 metrics, _ = spectra.token_metrics(model, photo.to(next(model.parameters()).device))
 keys, margin = metrics[7].cpu(), pc.margin_schedule(len(model.blocks))[7]
 plans = {

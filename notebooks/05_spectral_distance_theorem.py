@@ -37,8 +37,8 @@ from IPython.display import Markdown, display
 import pitome_core as pc
 import pitome_core.experiments.baselines  # registers the control
 from pitome_core.experiments import plots
+from pitome_core.experiments.data.clusters import ORDERS, clusters, wrong_merges
 from pitome_core.experiments.settings import profile
-from pitome_core.experiments.toy_clusters import ORDERS, clusters, wrong_merges
 from pitome_core.spectral import coarsen, inside_shares, lift, spectrum, token_graph
 
 plots.use_style()

@@ -39,7 +39,9 @@ import torch
 from IPython.display import Markdown, display
 
 import pitome_core as pc
-from pitome_core.experiments import cost, plots, results
+from pitome_core.experiments import plots
+from pitome_core.experiments.cost import command as cost
+from pitome_core.experiments.records import results
 from pitome_core.experiments.settings import profile
 
 plots.use_style()

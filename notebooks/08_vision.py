@@ -38,11 +38,15 @@ from IPython.display import Markdown, display
 from scipy.stats import spearmanr
 
 import pitome_core as pc
-from pitome_core.experiments import grid, plots, results, scenes, towers
-from pitome_core.experiments import vision_tasks as tasks
-from pitome_core.experiments.published import TABLE_5
+from pitome_core.experiments import plots
+from pitome_core.experiments.data import scenes
+from pitome_core.experiments.data.pictures import to_display
+from pitome_core.experiments.records import results
+from pitome_core.experiments.records.published import TABLE_5
+from pitome_core.experiments.records.statistics import bootstrap_mean, paired_difference
+from pitome_core.experiments.runs import grid
 from pitome_core.experiments.settings import profile
-from pitome_core.experiments.statistics import bootstrap_mean, paired_difference
+from pitome_core.experiments.vision import tasks
 
 plots.use_style()
 quick = profile() == "smoke"
@@ -482,7 +486,7 @@ for method in ("pitome", "tome"):
     plans[method] = trace.assignment.cpu().view(-1, 16, 16).numpy()
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Five flips: emoji scenes that the whole model classifies rightly and PiToMe at keep 0.9 does not. Top: the scene and its group; middle and bottom: the 75 tokens that PiToMe and ToMe leave, with the answers. Emoji: OpenMoji 17, CC BY-SA 4.0; photographs: danielbuechele (CC BY 2.0), NASA (public domain), Stefan van der Walt (CC0); this figure is CC BY-SA 4.0. *Items by the record, token maps live.*", "name": "fig-vision-flips"}, "image": {"alt": "Five columns of three pictures: a scene with a large emoji, and the token maps of PiToMe and ToMe below it, each with the predicted group."}}
-pixels = towers.to_display(chosen)
+pixels = to_display(chosen)
 said = {m: emoji.outcome(f"{m}@0.9", "predicted").astype(int)[flips] for m in ("pitome", "tome")}
 figure, axes = plt.subplots(3, len(flips), figsize=(10.5, 7.6), squeeze=False)
 for i, item in enumerate(flips):

@@ -42,16 +42,16 @@ from scipy.special import softmax
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 import pitome_core as pc
-from pitome_core.experiments import plots, results, sentences
-from pitome_core.experiments import text_grid as grid
-from pitome_core.experiments import text_models as models
-from pitome_core.experiments import text_reading as reading
-from pitome_core.experiments import text_tasks as tasks
-from pitome_core.experiments import text_towers as towers
-from pitome_core.experiments.published import TABLE_6
+from pitome_core.experiments import plots
+from pitome_core.experiments.data import sentences
+from pitome_core.experiments.models import bert as towers
+from pitome_core.experiments.records import results
+from pitome_core.experiments.records.published import TABLE_6
+from pitome_core.experiments.records.statistics import bootstrap_mean
 from pitome_core.experiments.settings import profile
-from pitome_core.experiments.statistics import bootstrap_mean
-from pitome_core.experiments.text_grid import ARMS, TextCell
+from pitome_core.experiments.text import classifiers as models
+from pitome_core.experiments.text import grid, reading, tasks
+from pitome_core.experiments.text.grid import ARMS, TextCell
 
 plots.use_style()
 quick = profile() == "smoke"

@@ -42,13 +42,17 @@ import torch
 from IPython.display import Markdown, display
 
 import pitome_core as pc
-from pitome_core.experiments import dual_encoder, pairs, plots, recall, results, towers
-from pitome_core.experiments import retrieval_training as training
-from pitome_core.experiments.grid import ARMS, LABELS
-from pitome_core.experiments.published import TABLE_2
-from pitome_core.experiments.retrieval_grid import RETRAINED, TEXT_ARMS, RetrievalCell
+from pitome_core.experiments import plots
+from pitome_core.experiments.data import pairs
+from pitome_core.experiments.data.pictures import preprocess
+from pitome_core.experiments.models import dual_encoder
+from pitome_core.experiments.records import results
+from pitome_core.experiments.records.published import TABLE_2
+from pitome_core.experiments.records.statistics import Difference, paired_difference
+from pitome_core.experiments.retrieval import recall, training
+from pitome_core.experiments.retrieval.grid import RETRAINED, TEXT_ARMS, RetrievalCell
+from pitome_core.experiments.runs.grid import ARMS, LABELS
 from pitome_core.experiments.settings import profile
-from pitome_core.experiments.statistics import Difference, paired_difference
 
 plots.use_style()
 quick = profile() == "smoke"
@@ -218,7 +222,7 @@ two_photos, many = records["photographs"], 10 if quick else 48
 heads = training.trained_heads()
 model, _, tokenizer = dual_encoder.dual_encoder(heads[0])
 views = list(pairs.views(test.things[:many], "photographs", "test"))
-images = towers.preprocess(views).to(next(model.parameters()).device)
+images = preprocess(views).to(next(model.parameters()).device)
 with torch.no_grad():
     texts = torch.cat([dual_encoder.text_features(model.text, ids.to(images.device)).cpu()
                        for ids in tokenizer(list(test.texts)).split(64)])

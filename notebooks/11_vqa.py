@@ -44,15 +44,16 @@ import torch
 from IPython.display import Markdown, display
 
 import pitome_core as pc
-from pitome_core.experiments import llava, plots, questions, results
-from pitome_core.experiments import vqa_answers as answering
-from pitome_core.experiments import vqa_grid as grid
-from pitome_core.experiments import vqa_tasks as tasks
-from pitome_core.experiments import vqa_training as training
-from pitome_core.experiments.published import TABLE_3
+from pitome_core.experiments import plots
+from pitome_core.experiments.data import questions
+from pitome_core.experiments.models import llava
+from pitome_core.experiments.models import llava_answers as answering
+from pitome_core.experiments.records import results
+from pitome_core.experiments.records.published import TABLE_3
+from pitome_core.experiments.records.statistics import bootstrap_mean, paired_difference
 from pitome_core.experiments.settings import profile
-from pitome_core.experiments.statistics import bootstrap_mean, paired_difference
-from pitome_core.experiments.vqa_grid import LABELS, VqaCell
+from pitome_core.experiments.vqa import grid, tasks, training
+from pitome_core.experiments.vqa.grid import LABELS, VqaCell
 
 plots.use_style()
 quick = profile() == "smoke"

@@ -10,7 +10,9 @@ import hypothesis
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # `import oracle`, whatever the import mode
+sys.path.insert(0, str(Path(__file__).parent / "support"))  # `import oracle`, whatever the import mode
+
+from small_models import randomize
 
 # 70 examples for each of the 30 property tests: over 2,000 in every run. `make fuzz` asks for more, and for new ones.
 EXAMPLES = int(os.environ.get("PITOME_EXAMPLES", "70"))
@@ -35,48 +37,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Random weights that leave nothing near its start: no zero bias, no unit norm, LayerScale 0.3."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if name.endswith("gamma"):
-                value = torch.full_like(noise, 0.3)
-            elif name.endswith("bias"):
-                value = 0.1 * noise
-            elif name.endswith("weight") and noise.ndim == 1:
-                value = 1 + 0.1 * noise
-            elif name.endswith("weight"):
-                value = noise * (noise[0].numel() ** -0.5)
-            else:  # class, register and distillation tokens, position embeddings, latents
-                value = 0.5 * noise
-            parameter.copy_(value)
-    return model
-
-
 @pytest.fixture(scope="module")
 def on_the_processor():
     """Models run on the CPU; a module asks for it with `usefixtures`, before any model of its own is made."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PITOME_DEVICE", "cpu")
         yield
-
-
-def shorten_language_model(patch: pytest.MonkeyPatch) -> None:
-    """`llava.assemble` gives the real parts, but of the language model the first two layers alone."""
-    from pitome_core.experiments import llava
-
-    whole = llava.assemble
-
-    def assemble(seed=0, device=None):
-        model = whole(seed, device)
-        language = model.model.language_model
-        language.layers = language.layers[:2]
-        language.config.num_hidden_layers = 2
-        return model
-
-    patch.setattr(llava, "assemble", assemble)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Check the ledger of claims, results/claims.yml, and write book/claims.md from it.
 
-`python tools/claims.py` does both; tests/test_claims.py holds the page to the ledger. A claim has
+`python tools/claims.py` does both; tests/book/test_claims.py holds the page to the ledger. A claim has
 
 - `id`; `kind`: `mechanism` (what some part of the method does, on any model) or `table` (a result on the paper's own
   models and data); `covers`: the items of the abstract that it stands for;
@@ -39,9 +39,9 @@ import jsonschema
 import numpy as np
 import yaml
 
-from pitome_core.experiments import recall
-from pitome_core.experiments.results import Record, RecordError
-from pitome_core.experiments.statistics import Difference, McNemar, mcnemar
+from pitome_core.experiments.records.results import Record, RecordError
+from pitome_core.experiments.records.statistics import Difference, McNemar, mcnemar
+from pitome_core.experiments.retrieval import recall
 
 ROOT = Path(__file__).resolve().parents[1]
 LEDGER, PAGE = "results/claims.yml", "book/claims.md"

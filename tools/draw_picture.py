@@ -11,16 +11,19 @@ import matplotlib.pyplot as plt
 import torch
 
 import pitome_core as pc
-from pitome_core.experiments import data, plots, towers
+from pitome_core.experiments import plots
+from pitome_core.experiments.data import photos
+from pitome_core.experiments.data.pictures import preprocess, to_display
+from pitome_core.experiments.models import vit
 
 TARGET = Path(__file__).resolve().parents[1] / "book" / "_static" / "overview.png"
 
 
 def main() -> None:
     plots.use_style()
-    model = towers.vit_small(img_size=224)
-    photo = towers.preprocess(data.photographs(["rocket"])["rocket"]).to(next(model.parameters()).device)
-    shown, traces = towers.to_display(photo)[0], {}
+    model = vit.vit_small(img_size=224)
+    photo = preprocess(photos.photographs(["rocket"])["rocket"]).to(next(model.parameters()).device)
+    shown, traces = to_display(photo)[0], {}
     for method in ("pitome", "tome"):
         with pc.patched(model, method, keep=0.9), pc.record(model) as trace, torch.no_grad():
             model.forward_features(photo)

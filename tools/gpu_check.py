@@ -73,7 +73,7 @@ def surroundings() -> dict[str, str]:
 
 def marked_files() -> list[str]:
     """The test files that hold a test marked `gpu`. The others are not imported: they need packages of the book."""
-    files = sorted((ROOT / "tests").glob("test_*.py"))
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
     return [str(path.relative_to(ROOT)) for path in files if "pytest.mark.gpu" in path.read_text(encoding="utf-8")]
 
 

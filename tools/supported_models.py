@@ -1,7 +1,8 @@
 """Run the contract on every architecture in the table and write book/supported_models.md.
 
-`python tools/supported_models.py` writes the page; tests/test_supported_models.py runs the same checks and holds the
-page to them. Models are tiny: the library's own classes with random weights, LayerScale at 0.3, depth 3, small inputs.
+`python tools/supported_models.py` writes the page; tests/core/families/test_supported_models.py runs the same checks
+and holds the page to them. Models are tiny: the library's own classes with random weights, LayerScale at 0.3, depth 3,
+small inputs.
 """
 
 from __future__ import annotations

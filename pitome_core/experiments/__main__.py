@@ -26,7 +26,7 @@ EXTRAS = {"timm": "timm", "open_clip": "open-clip", "transformers": "transformer
 def _imported(name: str) -> ModuleType:
     """The module of an experiment; `SystemExit` with the remedy where a package of `EXTRAS` is missing."""
     try:
-        return importlib.import_module(f"pitome_core.experiments.{name}")
+        return importlib.import_module(f"pitome_core.experiments.{name}.command")
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:

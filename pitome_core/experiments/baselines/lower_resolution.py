@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 import pitome_core as pc
-from pitome_core.experiments.towers import resize_position_embedding
+from pitome_core.experiments.models.vit import resize_position_embedding
 from pitome_core.patching import find_patch
 
 if TYPE_CHECKING:

@@ -1,0 +1,475 @@
+"""Training the heads of the dual encoder: off the shelf without merging, retrained with merging on.
+
+Towers stay as they are, so their features are computed once, view by view, and cached; heads then take a minute. A
+stage is one view of one split, for all kinds of merging, or one pair of heads; a stage that is done is not done again.
+Heads learn with the contrastive loss of CLIP. They do not start at random: the text head starts where it gives the
+sentence encoder's own similarities (its principal components), so that words which no training picture has are not
+lost. What was tried, and on what the choice rests, is in ``retrieval-training.jsonl``: the epoch that is kept, like the
+recipe, is the best on dev.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.kernel_ridge import KernelRidge
+from torch import Tensor, nn
+
+from pitome_core.experiments import assets, settings
+from pitome_core.experiments.data import pairs, photos
+from pitome_core.experiments.data.pictures import preprocess
+from pitome_core.experiments.models import bert, dual_encoder, vit
+from pitome_core.experiments.models.dual_encoder import Heads
+from pitome_core.experiments.records import results
+from pitome_core.experiments.retrieval import recall
+from pitome_core.experiments.retrieval.grid import RETRAINED, RetrievalCell
+from pitome_core.experiments.runs import grid
+
+LOG = "retrieval-training"
+SEEDS = (0, 1, 2)
+WHOLE = RetrievalCell(grid.WHOLE)
+View = tuple[str, int]  # background and seed, as `pairs.views` takes them
+PACKAGE = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How heads are trained. ``views`` are the pictures of every object; ``text_rate`` 0 leaves the text head as it
+    starts. ``drop`` is the share of features that dropout sets to zero, on both sides."""
+
+    views: tuple[View, ...] = (("white", 0), ("photographs", 0), ("collection", 0), ("collection", 1))
+    pool: str = "token"
+    width: int = dual_encoder.WIDTH
+    rate: float = 1e-3  # of the image head and the temperature
+    text_rate: float = 1e-4
+    epochs: int = 200
+    batch: int = 256
+    decay: float = 0.05
+    drop: float = 0.1
+    warm_up: float = 0.05
+
+    @property
+    def dev_views(self) -> tuple[View, ...]:
+        """What dev is scored on: the same backgrounds, once each."""
+        return tuple((background, 0) for background in dict.fromkeys(b for b, _ in self.views))
+
+
+INSTALLED = (("white", 0), ("photographs", 0), ("photographs", 1), ("photographs", 2))  # no optional asset
+# What is tried on dev for the recipe: seed 0, without merging.
+CANDIDATES = {
+    "token": Recipe(),
+    "avg": Recipe(pool="avg"),
+    "token-frozen-text": Recipe(text_rate=0.0),
+    "token-slow": Recipe(rate=3e-4),
+    "token-drop-0.3": Recipe(drop=0.3),
+    "avg-drop-0.3": Recipe(pool="avg", drop=0.3),
+    "token-fast-text": Recipe(text_rate=1e-3),
+    "token-fast-text-long": Recipe(text_rate=1e-3, epochs=400),
+    "token-fast-text-drop-0.3": Recipe(text_rate=1e-3, drop=0.3),
+    "token-fast-text-drop-0.5": Recipe(text_rate=1e-3, drop=0.5),
+    "token-fast-text-decay-0.5": Recipe(text_rate=1e-3, decay=0.5),
+    "decay-1": Recipe(text_rate=1e-3, decay=1.0),
+    "decay-2": Recipe(text_rate=1e-3, decay=2.0),
+    "decay-5": Recipe(text_rate=1e-3, decay=5.0),
+    "decay-2-no-drop": Recipe(text_rate=1e-3, decay=2.0, drop=0.0),
+    "decay-2-text-3e-3": Recipe(text_rate=3e-3, decay=2.0),
+    "decay-2-slow": Recipe(rate=3e-4, text_rate=1e-3, decay=2.0),
+    "decay-2-batch-985": Recipe(text_rate=1e-3, decay=2.0, batch=985),
+    "decay-2-short": Recipe(text_rate=1e-3, decay=2.0, epochs=100),
+    "decay-2-avg": Recipe(text_rate=1e-3, decay=2.0, pool="avg"),
+    "decay-1-long": Recipe(text_rate=1e-3, decay=1.0, epochs=400),
+    "decay-2-long": Recipe(text_rate=1e-3, decay=2.0, epochs=400),
+    "decay-2-batch-128": Recipe(text_rate=1e-3, decay=2.0, batch=128),
+    "decay-2-fast": Recipe(rate=3e-3, text_rate=1e-3, decay=2.0),
+    "decay-2-installed": Recipe(text_rate=1e-3, decay=2.0, views=INSTALLED),
+}
+CHOSEN = "decay-2"
+# Kernel ridge: width of the kernel (times 1 / number of features) and strength of the penalty; the best on dev.
+GAMMAS, PENALTIES = (0.03, 0.1, 0.3, 1.0), (1e-3, 0.01, 0.1)
+
+
+def obtainable(recipe: Recipe) -> Recipe:
+    """The recipe, with views on installed photographs alone where the collection is not in the cache."""
+    if photos.collection_available() or all(background != "collection" for background, _ in recipe.views):
+        return recipe
+    return replace(recipe, views=INSTALLED)
+
+
+# --- features
+
+
+def image_features(cell: RetrievalCell, split: str, view: View, count: int | None = None) -> Tensor:
+    """`dual_encoder.image_features` of the pictures of a split in one view, merged as the cell says: `(n, 2, 384)`.
+
+    From the cache, computed first where they are not in it. ``count`` as in `pairs.pairs`. Raises
+    ``assets.AssetError`` where the background needs an asset that cannot be had.
+    """
+    cell = cell.of("vision")
+    return _cached(_about(cell, split, view, count), lambda: _encoded([cell], split, view, count)[cell])
+
+
+def compute_view(cells: Sequence[RetrievalCell], split: str, view: View, count: int | None = None) -> None:
+    """Put the `image_features` that the cache lacks into it, of all cells at once: drawing takes a third of the time.
+    """
+    every = dict.fromkeys(cell.of("vision") for cell in cells)
+    missing = [cell for cell in every if not _place(_about(cell, split, view, count))[0].is_dir()]
+    for cell, features in _encoded(missing, split, view, count).items():
+        _cached(_about(cell, split, view, count), lambda features=features: features)
+
+
+def _encoded(
+    cells: Sequence[RetrievalCell], split: str, view: View, count: int | None
+) -> dict[RetrievalCell, Tensor]:
+    if not cells:
+        return {}
+    found: dict[RetrievalCell, list[Tensor]] = {cell: [] for cell in cells}
+    things = pairs.pairs(split, count=count).things
+    for batch in _batches(pairs.views(things, view[0], split, view[1])):
+        batch = batch.to(settings.device())
+        for cell in cells:
+            with cell.applied(_model()[0]) as running, torch.no_grad():
+                found[cell].append(dual_encoder.image_features(running.visual.trunk, batch).cpu())
+    return {cell: torch.cat(parts) for cell, parts in found.items()}
+
+
+def _about(cell: RetrievalCell, split: str, view: View, count: int | None) -> list[Any]:
+    return ["image", cell.key, split, *view, count]
+
+
+def text_features(cell: RetrievalCell, split: str, count: int | None = None) -> Tensor:
+    """`dual_encoder.text_features` of the texts of a split, merged as the cell says: `(T, 384)`. From the cache."""
+    cell = cell.of("text")
+
+    def compute() -> Tensor:
+        model, tokenizer = _model()
+        ids = tokenizer(list(pairs.pairs(split, count=count).texts))
+        with cell.applied(model) as running, torch.no_grad():
+            parts = [dual_encoder.text_features(running.text, part.to(settings.device())) for part in ids.split(64)]
+        return torch.cat(parts).cpu()
+
+    return _cached(["text", cell.key, split, count], compute)
+
+
+@functools.lru_cache(maxsize=1)
+def _model() -> tuple[nn.Module, Callable]:
+    """The dual encoder with heads that nothing here reads, and its tokenizer."""
+    model, _, tokenizer = dual_encoder.dual_encoder(Heads())
+    return model, tokenizer
+
+
+def _batches(pictures: Iterator[np.ndarray], size: int = 16) -> Iterator[Tensor]:
+    held: list[np.ndarray] = []
+    for picture in pictures:
+        held.append(picture)
+        if len(held) == size:
+            yield preprocess(held)
+            held = []
+    if held:
+        yield preprocess(held)
+
+
+def _cached(words: Sequence[Any], compute: Callable[[], Tensor]) -> Tensor:
+    """A tensor in a folder of the cache that is verified; made anew where towers, views or merging have changed."""
+    from safetensors.torch import load_file, save_file
+
+    folder, source = _place(words)
+    assets.cached(folder, source, lambda to: save_file({"features": compute().contiguous()}, to / "it.safetensors"))
+    return load_file(folder / "it.safetensors")["features"]
+
+
+def _place(words: Sequence[Any]) -> tuple[Path, str]:
+    """The folder of what is described by ``words``, and what it is made from."""
+    source = hashlib.sha256(json.dumps([*words, merging_fingerprint()]).encode()).hexdigest()
+    return features_folder() / source[:16], source
+
+
+def features_folder() -> Path:
+    """Where features are kept."""
+    return settings.cache_dir() / "retrieval-features"
+
+
+@functools.cache
+def merging_fingerprint() -> str:
+    """A hash of all that features depend on: the towers' weights, how merging is done, and how pictures are made."""
+    digest = hashlib.sha256("".join(assets.ASSETS[a].sha256 for a in (vit.ASSET, bert.ASSET)).encode())
+    core = [path for path in PACKAGE.rglob("*.py") if "experiments" not in path.relative_to(PACKAGE).parts]
+    names = ("data/pairs", "data/scenes", "data/photos", "data/pictures", "models/vit", "models/bert",
+             "models/dual_encoder", "retrieval/grid", "runs/grid")
+    rest = [PACKAGE / "experiments" / f"{name}.py" for name in names]
+    for path in sorted([*core, *rest, *(PACKAGE / "experiments" / "baselines").glob("*.py")]):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@dataclass
+class Examples:
+    """Features of one split: ``images (V, n, 2, 384)`` in V views, ``texts (T, 384)``, and which texts describe what.
+    """
+
+    images: Tensor
+    texts: Tensor
+    pairs: pairs.Pairs
+
+    @classmethod
+    def read(cls, split: str, views: Sequence[View], cell: RetrievalCell = WHOLE, count: int | None = None) -> Examples:
+        images = torch.stack([image_features(cell, split, view, count) for view in views])
+        return cls(images, text_features(cell, split, count), pairs.pairs(split, count=count))
+
+
+# --- heads
+
+
+@torch.no_grad()
+def begin(heads: Heads, texts: Tensor) -> None:
+    """Set the text head to the first principal directions of the features ``texts (T, 384)``, inner products kept.
+
+    Hidden units come in pairs of opposite sign, and GELU(z) - GELU(-z) = z: half as many directions as there are hidden
+    units pass as they are.
+    """
+    first, _, last = heads.text
+    rank = min(first.out_features // 2, last.out_features)
+    directions = torch.linalg.svd(texts.double(), full_matrices=True).Vh[:rank].float()  # (rank, 384)
+    first.weight[: 2 * rank] = torch.cat([directions, -directions])
+    last.weight.zero_()
+    last.weight[:rank, : 2 * rank] = torch.cat([torch.eye(rank), -torch.eye(rank)], dim=1)
+
+
+def train(
+    examples: Examples, dev: Examples, seed: int, recipe: Recipe, evaluate_every: int = 5
+) -> tuple[Heads, list[float]]:
+    """Heads of the best epoch, and rsum on dev (mean over its views) at every ``evaluate_every``-th epoch.
+
+    In a batch every picture comes once, in a random view and with a random one of its texts. Where that text also
+    describes another picture of the batch, the two are neither right nor wrong for each other. Every random choice
+    follows from ``seed``.
+    """
+    heads = Heads(recipe.width, recipe.pool, seed)
+    begin(heads, examples.texts)
+    generator = torch.Generator().manual_seed(seed)
+    groups = [
+        {"params": [*heads.image.parameters(), heads.logit_scale], "lr": recipe.rate},
+        {"params": list(heads.text.parameters()), "lr": recipe.text_rate},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=recipe.decay)
+    count = len(examples.pairs)
+    steps = recipe.epochs * math.ceil(count / recipe.batch)
+    warm = max(1, round(recipe.warm_up * steps))
+    plan = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+    )
+    scores: list[float] = []
+    best: dict[str, Tensor] = {}
+    for epoch in range(recipe.epochs):
+        heads.train()
+        for chosen in torch.randperm(count, generator=generator).split(recipe.batch):
+            loss = contrastive_loss(heads, examples, chosen, generator, recipe.drop)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            plan.step()
+            with torch.no_grad():
+                heads.logit_scale.clamp_(0, math.log(100))  # as CLIP was trained
+        if (epoch + 1) % evaluate_every == 0 or epoch + 1 == recipe.epochs:
+            scores.append(score(heads.eval(), dev))
+            if scores[-1] >= max(scores):
+                best = {name: value.detach().clone() for name, value in heads.state_dict().items()}
+    heads.load_state_dict(best)
+    return heads.eval().requires_grad_(False), scores
+
+
+def contrastive_loss(
+    heads: Heads, examples: Examples, chosen: Tensor, generator: torch.Generator, drop: float
+) -> Tensor:
+    """CLIP's symmetric cross-entropy on the pictures ``chosen (B,)``, one view and one text of each drawn."""
+    views = torch.randint(len(examples.images), (len(chosen),), generator=generator)
+    texts = torch.tensor([
+        row[int(torch.randint(len(row), (), generator=generator))]
+        for row in (examples.pairs.captions[i] for i in chosen.tolist())
+    ])
+
+    def dropped(features: Tensor) -> Tensor:
+        keep = torch.rand(features.shape, generator=generator) >= drop
+        return features * keep / (1 - drop)
+
+    x = heads.images(dropped(examples.images[views, chosen]))  # (B, C)
+    y = heads.texts(dropped(examples.texts[texts]))
+    logits = heads.logit_scale.exp() * x @ y.T  # (B, B)
+    place = {int(picture): i for i, picture in enumerate(chosen)}
+    also = [(place[picture], column) for column, text in enumerate(texts.tolist())
+            for picture in examples.pairs.answers[text] if picture in place and place[picture] != column]
+    if also:  # neither right nor wrong
+        logits = logits.index_put(tuple(torch.tensor(also).T), logits.new_tensor(-torch.inf))
+    right = torch.arange(len(chosen))
+    return (nn.functional.cross_entropy(logits, right) + nn.functional.cross_entropy(logits.T, right)) / 2
+
+
+@torch.no_grad()
+def score(heads: Heads, examples: Examples) -> float:
+    """rsum, mean over the views."""
+    texts = heads.texts(examples.texts)
+    return float(np.mean([rsum(heads.images(view), texts, examples.pairs) for view in examples.images]))
+
+
+def rsum(images: Tensor, texts: Tensor, of: pairs.Pairs) -> float:
+    """rsum of embeddings of unit length `(n, C)`, `(T, C)`."""
+    return recall.summary(*recall.both_ways(images, texts, of.answers))["rsum"]
+
+
+class Ridge:
+    """The reference that heads should beat: kernel ridge regression from image features to the sentence encoder's
+    space; texts are embedded by the sentence encoder as it is.
+
+    Features are class token and mean patch, standardised; the target of a picture is the mean of its texts, each of
+    unit length. Width of the Gaussian kernel and penalty are the best on dev of `GAMMAS` and `PENALTIES`; ``scores``
+    has all.
+    """
+
+    def __init__(self, examples: Examples, dev: Examples):
+        stacked = examples.images.flatten(2).flatten(0, 1).double().numpy()  # (V n, 768)
+        self.mean, self.spread = stacked.mean(0), stacked.std(0)
+        unit = nn.functional.normalize(examples.texts, dim=1)
+        target = torch.stack([unit[list(row)].mean(0) for row in examples.pairs.captions])  # (n, 384)
+        target = target.repeat(len(examples.images), 1)
+        self.scores: dict[tuple[float, float], float] = {}
+        best = -math.inf
+        for gamma, penalty in itertools.product(GAMMAS, PENALTIES):
+            fitted = KernelRidge(kernel="rbf", gamma=gamma / stacked.shape[1], alpha=penalty)
+            fitted.fit((stacked - self.mean) / self.spread, target.numpy())
+            texts = self.texts(dev.texts)
+            of_views = [rsum(self.images(view, fitted), texts, dev.pairs) for view in dev.images]
+            self.scores[gamma, penalty] = float(np.mean(of_views))
+            if self.scores[gamma, penalty] > best:
+                best, self.fitted = self.scores[gamma, penalty], fitted
+
+    def images(self, features: Tensor, fitted: KernelRidge | None = None) -> Tensor:
+        """`(n, 2, 384)` -> `(n, 384)` of unit length."""
+        rows = (features.flatten(1).double().numpy() - self.mean) / self.spread
+        return nn.functional.normalize(torch.from_numpy((fitted or self.fitted).predict(rows)).float(), dim=1)
+
+    def texts(self, features: Tensor) -> Tensor:
+        """`(T, 384)` -> the same of unit length."""
+        return nn.functional.normalize(features, dim=1)
+
+
+@functools.lru_cache(maxsize=1)
+def reference() -> Ridge:
+    """The kernel ridge, fitted on features from the cache, or computed now (minutes)."""
+    recipe = obtainable(CANDIDATES[CHOSEN])
+    return Ridge(Examples.read("train", recipe.views), Examples.read("dev", recipe.dev_views))
+
+
+# --- stages
+
+
+def heads_path(seed: int, cell: RetrievalCell | None = None) -> Path:
+    """Where heads are: shipped with the records, or, for heads trained with merging on, in the cache."""
+    if cell is not None and cell.arm != grid.WHOLE:
+        return settings.cache_dir() / "retrieval-weights" / f"{cell.key.replace('/', '-')}-head{seed}.safetensors"
+    name = f"head{seed}.safetensors"
+    shipped = results.folder() / "retrieval-weights" / name
+    return shipped if shipped.is_file() else results.writable(committed=True) / "retrieval-weights" / name
+
+
+def trained_heads(cell: RetrievalCell | None = None) -> list[Heads]:
+    """The heads of every seed (None: trained without merging). ``results.RecordError`` where some are missing."""
+    paths = [heads_path(seed, cell) for seed in SEEDS]
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise results.RecordError(f"no heads {', '.join(missing)}: run `make retrieval-weights`")
+    return [dual_encoder.load(path) for path in paths]
+
+
+def retrained_cells(methods: Sequence[str] | None = None, keeps: Sequence[float] | None = None) -> list[RetrievalCell]:
+    """The cells whose heads are trained with merging on, or those of them with these arms and ratios."""
+    return [
+        RetrievalCell(arm, keep, seed=0 if grid.ARMS[arm].seeds > 1 else None, towers=towers_)
+        for towers_, arms in RETRAINED.items() for arm, ratios in arms.items() for keep in ratios
+        if (methods is None or arm in methods) and (keeps is None or keep in keeps)
+    ]
+
+
+def run(
+    methods: Sequence[str] | None = None, keeps: Sequence[float] | None = None, *, recipe: Recipe = CANDIDATES[CHOSEN],
+    minutes: float = math.inf, again: bool = False, estimate_only: bool = False, log: Path | None = None,
+) -> int:
+    """Train the heads that are missing, a stage after the other; begin none after ``minutes``. Returns how many are
+    still missing.
+
+    What each scored on dev is noted in ``retrieval-training.jsonl`` beside the records that are not committed. Raises
+    ``assets.AssetError`` where the recipe has backgrounds that cannot be had; it names the recipe without them.
+    """
+    cells = [WHOLE] * (methods is None or grid.WHOLE in methods) + retrained_cells(methods, keeps)
+    todo = [(seed, cell) for cell in cells for seed in SEEDS if again or not heads_path(seed, cell).is_file()]
+    print(f"retrieval-weights: {len(todo)} of {len(cells) * len(SEEDS)} heads to train", flush=True)
+    if not todo or estimate_only:
+        return len(todo)
+    if obtainable(recipe) != recipe:
+        raise assets.AssetError(
+            f"the recipe has views on the collection, which is not in the cache: fetch {photos.GCOMPRIS!r} "
+            "(python -m pitome_core.experiments.assets fetch photos-gcompris), or pass --recipe decay-2-installed"
+        )
+    begun = time.monotonic()
+
+    done = 0
+
+    def stop() -> bool:
+        late = time.monotonic() - begun > 60 * minutes
+        if late:
+            print(f"  {len(todo) - done} left after {minutes:g} minutes: run it again to go on", flush=True)
+        return late
+
+    every = list(dict.fromkeys(cell for _, cell in todo))
+    for cells in ([cell for cell in every if cell == WHOLE], [cell for cell in every if cell != WHOLE]):
+        if not cells:
+            continue
+        for split, views in (("train", recipe.views), ("dev", recipe.dev_views)):
+            for view in views:
+                if stop():
+                    return len(todo) - done
+                compute_view(cells, split, view)
+        if WHOLE in cells:
+            best, views = max(reference().scores.values()), obtainable(CANDIDATES[CHOSEN]).views
+            results.note(LOG, {"heads": "ridge", "dev": round(best, 2), "views": views}, log)
+            print(f"  kernel ridge: dev {best:.1f}", flush=True)
+        for seed, cell in sorted((s for s in todo if s[1] in cells), key=lambda s: cells.index(s[1])):
+            if stop():
+                return len(todo) - done
+            start, path = time.monotonic(), heads_path(seed, cell)
+            examples = Examples.read("train", recipe.views, cell)
+            dev = Examples.read("dev", recipe.dev_views, cell)
+            heads, scores = train(examples, dev, seed, recipe)
+            dual_encoder.save(heads, path)
+            stored = score(dual_encoder.load(path), dev)  # what will be used: as stored, in half precision
+            note(path.name, scores, stored, recipe, log)
+            done += 1
+            print(f"  {path.name}: dev {max(scores):.1f}, stored {stored:.1f}; {time.monotonic() - start:.0f} s",
+                  flush=True)
+    return 0
+
+
+def note(name: str, scores: Sequence[float], stored: float | None, recipe: Recipe, log: Path | None = None) -> None:
+    """Add a line about heads to ``retrieval-training.jsonl`` (`results.note`)."""
+    about = {"heads": name, "dev": [round(s, 2) for s in scores], "stored": stored, "recipe": asdict(recipe)}
+    results.note(LOG, about, log)
+
+
+def explore(names: Sequence[str] = tuple(CANDIDATES)) -> None:
+    """rsum on dev of candidate recipes (seed 0, no merging), all on the same views of dev; keeps no heads."""
+    dev = Examples.read("dev", obtainable(Recipe()).dev_views)
+    for name in names:
+        start, recipe = time.monotonic(), obtainable(CANDIDATES[name])
+        _, scores = train(Examples.read("train", recipe.views), dev, 0, recipe)
+        note(f"explore-{name}", scores, None, recipe)
+        at = 1 + int(np.argmax(scores))
+        print(f"{name}: dev {max(scores):.1f} at {at} of {len(scores)}, {scores[-1]:.1f} at the end; "
+              f"{time.monotonic() - start:.0f} s", flush=True)

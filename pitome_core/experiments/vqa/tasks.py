@@ -1,0 +1,178 @@
+"""The tasks of visual question answering in the embedded tier, and what is made of their records.
+
+Both ask generated questions (`questions`): ``headline`` all of the test stream with few cells, ``grid`` the first fifth
+with all. Answers are greedy and right where they are the very text. An accuracy comes in three forms: *micro*, over the
+questions of the headline's types (those that beat their blind prior on validation, `vqa_training.sheet`), *macro*, the
+mean over these types, and *all*, over all questions.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pitome_core.experiments.data import questions
+from pitome_core.experiments.models import llava
+from pitome_core.experiments.records import results
+from pitome_core.experiments.records.statistics import Difference, McNemar, mcnemar, paired_difference
+from pitome_core.experiments.runs import grid, sweep
+from pitome_core.experiments.vqa import grid as vqa_grid
+from pitome_core.experiments.vqa import training as vqa_training
+from pitome_core.experiments.vqa.grid import VqaCell
+
+STREAMS = {"dev": "validation", "test": "test"}
+FEW = 2000  # questions of the grid
+TIMED = 8  # scenes on a CPU that the estimate rests on
+
+
+class Vqa:
+    """The first ``count`` questions of a stream, of all scenes that they are about.
+
+    Items are questions by their number in the stream; ``correct`` is 0 or 1, ``answer`` what was said (`said`).
+    """
+
+    clusters = ("scene",)
+
+    def __init__(self, name: str, split: str, count: int):
+        self.name, self.stream = name, STREAMS[split]
+        self.sheet = vqa_training.sheet()
+        self.asked = list(questions.Questions(self.stream, count))
+        self.model = llava.llava()
+        self.items = {
+            "id": list(range(count)), "scene": [q.scene for q in self.asked], "type": [q.type for q in self.asked],
+        }
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {
+            "model": llava.NAME, "weights": self.sheet["weights"], "dtype": "float32", "questions": questions.VERSION,
+            "stream": self.stream, "headline": self.sheet["headline"], "prior": self.prior,
+        }
+
+    @cached_property
+    def prior(self) -> dict[str, float]:
+        """Accuracy by type of who sees no picture."""
+        known = questions.Questions(vqa_training.STREAM, vqa_training.KNOWN)
+        return {kind: round(share, 4) for kind, share in questions.blind_prior(known, self.asked).items()}
+
+    @cached_property
+    def pixels(self) -> torch.Tensor:
+        """Pictures of all scenes, uint8 on the CPU; drawn at the first call."""
+        return llava.draw([(self.stream, scene) for scene in range(self.scenes)], self.model.device)
+
+    @cached_property
+    def lengths(self) -> dict[int, int]:
+        """How many prompts have each number of tokens, the picture's left out."""
+        ahead = len(vqa_training.before())
+        return dict(Counter(ahead + len(vqa_training.tokens_of(q.text, q.answer)[0]) for q in self.asked))
+
+    def cost(self, cell: VqaCell) -> dict[str, Any]:
+        return vqa_grid.cost(cell, self.model, self.lengths)
+
+    @property
+    def scenes(self) -> int:
+        """How many there are."""
+        return self.asked[-1].scene + 1
+
+    def work(self, cell: VqaCell) -> int:
+        """Scenes."""
+        return self.scenes
+
+    def seconds_per_image(self) -> float:
+        scenes = min(TIMED * (1 if self.model.device.type == "cpu" else 16), self.scenes)
+        part = [q for q in self.asked if q.scene < scenes]
+        pixels = llava.draw([(self.stream, scene) for scene in range(scenes)], self.model.device)
+        seconds = sweep.quickest(lambda: llava.ask(self.model, pixels, [q.text for q in part], [q.scene for q in part]))
+        return seconds / scenes
+
+    def prepare(self) -> None:
+        """Nothing."""
+
+    def score(self, running: nn.Module, cell: VqaCell) -> dict[str, Any]:
+        given = llava.ask(running, self.pixels, [q.text for q in self.asked], [q.scene for q in self.asked],
+                          order=cell.order, side=cell.pixels)
+        right = [float(text == q.answer) for text, q in zip(given, self.asked, strict=True)]
+        return {"correct": results.pack(right), "answer": pack_texts(given)}
+
+
+def pack_texts(texts: Sequence[str]) -> dict[str, Any]:
+    """Texts of which many are equal, in about a byte each: the different ones, and compressed places among them."""
+    different = sorted(set(texts))
+    place = {text: i for i, text in enumerate(different)}
+    kind = np.uint8 if len(different) <= 256 else np.uint16 if len(different) <= 65_536 else np.uint32
+    packed = zlib.compress(np.array([place[text] for text in texts], dtype=kind).tobytes(), 9)
+    return {"length": len(texts), "texts": different, "places": base64.b64encode(packed).decode("ascii")}
+
+
+def unpack_texts(packed: Mapping[str, Any]) -> list[str]:
+    """What `pack_texts` was given."""
+    stored, different = zlib.decompress(base64.b64decode(packed["places"])), packed["texts"]
+    kind = {1: np.uint8, 2: np.uint16, 4: np.uint32}[len(stored) // packed["length"]] if stored else np.uint8
+    return [different[i] for i in np.frombuffer(stored, dtype=kind)]
+
+
+def said(record: results.Record, key: str) -> list[str]:
+    """The answers of a cell, item by item. `KeyError` names the cells there are."""
+    if key not in record:
+        raise KeyError(f"no cell {key!r} in {record.path.name}; there are {', '.join(record.cells)}")
+    return unpack_texts(record.cells[key]["outcomes"]["answer"])
+
+
+def of_types(record: results.Record, kinds: Sequence[str] | None = None) -> np.ndarray:
+    """``(items,)`` bool: the questions of these types, by default of the headline's."""
+    return np.isin(record.items["type"], list(record.header["headline"] if kinds is None else kinds))
+
+
+def by_type(record: results.Record, key: str) -> dict[str, float]:
+    """Accuracy of a cell (mean over its seeds) by type."""
+    right, kinds = record.mean_over_seeds(key, "correct"), np.array(record.items["type"])
+    return {kind: float(right[kinds == kind].mean()) for kind in questions.TYPES if (kinds == kind).any()}
+
+
+def accuracy(record: results.Record, key: str) -> dict[str, float]:
+    """``micro``, ``macro`` and ``all`` of a cell, mean over its seeds; the first two NaN without a headline."""
+    right, types = record.mean_over_seeds(key, "correct"), by_type(record, key)
+    here = [types[kind] for kind in record.header["headline"] if kind in types]
+    return {
+        "micro": float(right[of_types(record)].mean()) if here else float("nan"),
+        "macro": float(np.mean(here)) if here else float("nan"),
+        "all": float(right.mean()),
+    }
+
+
+def difference(
+    record: results.Record, first: str, second: str, kinds: Sequence[str] | None = None
+) -> Difference:
+    """Accuracy of one cell minus that of another on the questions of these types (default: the headline's), paired by
+    question, scenes resampled."""
+    here = of_types(record, kinds)
+    pair = [record.mean_over_seeds(key, "correct")[here] for key in (first, second)]
+    return paired_difference(*pair, np.array(record.items["scene"])[here])
+
+
+def only_one_right(
+    record: results.Record, first: str, second: str, kinds: Sequence[str] | None = None
+) -> McNemar:
+    """McNemar's exact test on the questions of these types; a cell of its own for each seed."""
+    here = of_types(record, kinds)
+    return mcnemar(*(record.outcome(key, "correct")[here] for key in (first, second)))
+
+
+TASKS: dict[str, Callable[..., Vqa]] = {
+    "headline": lambda split, count=None: Vqa("headline", split, count or questions.TEST_QUESTIONS),
+    "grid": lambda split, count=None: Vqa("grid", split, count or FEW),
+}
+# What the protocol lists for each task.
+GRIDS: dict[str, dict[str, Any]] = {
+    "headline": dict(arms=("pitome", "tome", "random-merge"), keeps=(vqa_grid.PRIMARY,), seeds=1),
+    "grid": dict(arms=(*vqa_grid.LISTED, grid.LOWER), keeps=vqa_grid.KEEPS, ordered=vqa_grid.ORDERED,
+                 sides=vqa_grid.SIDES),
+}

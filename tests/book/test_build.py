@@ -1,0 +1,105 @@
+"""How the book is built: failures fail, caches know what they depend on, addresses come from one place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+import companion  # noqa: E402
+
+
+@pytest.fixture
+def small_book(tmp_path):
+    """A page and a notebook under the book's own settings."""
+    book = tmp_path / "small"
+    shutil.copytree(ROOT / "book" / "_ext", book / "book" / "_ext", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "book" / "_static", book / "book" / "_static")
+    for name in ("_config.yml", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, book)
+    (book / "pitome_core").mkdir()
+    (book / "pitome_core" / "__init__.py").write_text("answer = 1\n")
+    (book / "notebooks").mkdir()
+    (book / "book" / "references.bib").write_text("")
+    (book / "book" / "index.md").write_text("# A page\n\nSome text.\n")
+    (book / "_toc.yml").write_text("format: jb-book\nroot: book/index\nchapters:\n  - file: notebooks/cells\n")
+    return book
+
+
+def build(book: Path, cell: str, *options: str) -> subprocess.CompletedProcess:
+    cells = [nbformat.v4.new_markdown_cell("# Cells", id="title"), nbformat.v4.new_code_cell(cell, id="code")]
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), book / "notebooks" / "cells.ipynb")
+    command = [sys.executable, str(ROOT / "tools" / "build_book.py"), "--source", str(book), *options]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def shown(book: Path) -> str:
+    return (book / "_build/html/notebooks/cells.html").read_text()
+
+
+@pytest.mark.slow
+def test_outputs_follow_the_package_and_a_failing_cell_fails_the_build(small_book):
+    ask = "import pitome_core\nprint('answer', pitome_core.answer)"
+    good = build(small_book, ask)
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert "answer 1" in shown(small_book)
+
+    # The cells are as before, the package is not: what jupyter-cache alone would miss.
+    (small_book / "pitome_core" / "__init__.py").write_text("answer = 2\n")
+    good = build(small_book, ask)
+    assert good.returncode == 0 and "answer 2" in shown(small_book), good.stdout + good.stderr
+
+    for _ in range(2):  # and it goes on failing
+        bad = build(small_book, "1 / 0")
+        assert bad.returncode != 0 and "ZeroDivisionError" in bad.stdout + bad.stderr, bad.stdout + bad.stderr
+
+
+@pytest.mark.slow
+def test_a_warning_fails_every_build_until_it_is_mended(small_book):
+    page = small_book / "book" / "index.md"
+    page.write_text("# A page\n\nSee {ref}`nowhere`.\n")
+    assert build(small_book, "1").returncode != 0
+    assert build(small_book, "1").returncode != 0
+    page.write_text("# A page\n\nSee nothing.\n")
+    mended = build(small_book, "1")
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+
+
+def test_the_execution_key_knows_code_lock_results_tier_and_device(small_book, monkeypatch):
+    keys = [companion.execution_key(small_book)]
+    (small_book / "results").mkdir()
+    for name in ("pitome_core/__init__.py", "requirements.lock", "results/table.json"):
+        with (small_book / name).open("a") as file:
+            file.write("# changed\n")
+        keys.append(companion.execution_key(small_book))
+    for variable, value in (("PITOME_PROFILE", "paper"), ("PITOME_DEVICE", "meta")):
+        monkeypatch.setenv(variable, value)
+        keys.append(companion.execution_key(small_book))
+    assert len(set(keys)) == len(keys) and keys[-1].startswith("paper-")
+    (small_book / "book" / "index.md").write_text("# Another page\n")
+    assert companion.execution_key(small_book) == keys[-1], "prose does not run"
+
+
+@pytest.mark.parametrize(("remote", "url"), [
+    ("https://github.com/Ada/pitome.git", "https://github.com/Ada/pitome"),
+    ("git@github.com:Ada/pitome.git", "https://github.com/Ada/pitome"),
+    ("https://name:secret@github.com/Ada/pitome", "https://github.com/Ada/pitome"),
+    ("../elsewhere/pitome.git", "https://github.com/OWNER/pitome-companion"),
+    (None, "https://github.com/OWNER/pitome-companion"),
+])
+def test_the_repository_is_the_remote_or_the_placeholder(tmp_path, remote, url):
+    text = '[project.urls]\nRepository = "https://github.com/OWNER/pitome-companion"\n'
+    (tmp_path / "pyproject.toml").write_text(text)
+    plain = os.environ | {"GIT_CONFIG_GLOBAL": os.devnull}
+    for command in (["git", "init"], ["git", "remote", "add", "origin", remote]):
+        if None not in command:
+            subprocess.run(command, cwd=tmp_path, env=plain, check=True, capture_output=True)
+    assert companion.repository_url(tmp_path) == url

@@ -1,0 +1,469 @@
+"""Records: nothing is lost on the way to the file and back, nothing is mixed up, and who made it can be read."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pitome_core.experiments.records import results, statistics
+from pitome_core.experiments.records.results import Record, RecordError
+
+HEADER = {"experiment": "vision", "task": "toy", "tier": "smoke", "split": "dev", "protocol": "p-1", "model": "m"}
+ITEMS = {"id": ["a", "b", "c", "d"], "object": ["x", "x", "y", "y"], "photograph": ["p", "q", "p", "q"]}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Provenance asks git and the packages: real where it is tested, a stand-in elsewhere."""
+    made = {"date": "2000-01-01", "code": "c", "commit": None, "device": "d", "command": "python", "seed": 0}
+    monkeypatch.setattr(results, "provenance", lambda seed=0: made | {"seed": seed})
+
+
+REAL = results.provenance
+
+
+def record(tmp_path, clusters=(), **columns) -> Record:
+    """A record with the cells of `columns`: cell name with _ for its signs -> outcome ``score``."""
+    found = Record.open(tmp_path / "toy.json", HEADER | {"clusters": list(clusters)}, ITEMS)
+    for key, values in columns.items():
+        found.add(key, {"share": 0.5}, {"score": values})
+    return found
+
+
+# --- to the file and back
+OUTCOMES = {
+    "floats": np.array([0.123456789, -1.0, np.nan, 1e-9]),
+    "floats32": torch.tensor([0.1, 0.25, float("nan"), 3.0]),
+    "booleans": np.array([True, False, True, True]),
+    "integers": np.array([3, -4, 0, 2**40]),
+    "nested": np.array([[0.5, np.nan], [1.0, 2.0], [3.0, 4.0], [np.nan, np.nan]]),
+    "list": [1.0, 2.0, float("nan"), 4.0],
+    "packed": results.pack([1.0, 0.0, np.nan, 1.0]),
+}
+
+
+def test_what_is_added_is_read_back(tmp_path):
+    made = Record.open(tmp_path / "sub" / "toy.json", HEADER, ITEMS)
+    made.add("tome@0.9", {"keep": 0.9, "tokens": [256, 231]}, OUTCOMES, seed=3)
+    found = Record.load(made.path)
+    assert (found.header, found.items, found.runs, found.cells) == (made.header, made.items, made.runs, made.cells)
+    assert found.cells["tome@0.9"]["tokens"] == [256, 231] and found.runs[0]["seed"] == 3
+    for name, values in OUTCOMES.items():
+        expected = results.unpack(values) if isinstance(values, dict) else np.asarray(values, dtype=float)
+        np.testing.assert_allclose(found.outcome("tome@0.9", name), expected, rtol=0, atol=0.5 * 10**-results.DIGITS)
+        assert found.outcome("tome@0.9", name).dtype == float
+
+
+def test_the_comparison_sees_a_changed_value(tmp_path):
+    """The round trip above can fail: another value of the file is another outcome."""
+    made = record(tmp_path, first=[0.25, 0.5, 0.75, 1.0])
+    made.path.write_text(made.path.read_text().replace("0.75", "0.76"))
+    assert Record.load(made.path).outcome("first", "score").tolist() == [0.25, 0.5, 0.76, 1.0]
+
+
+def test_the_file_is_json_by_the_book_with_a_line_per_cell(tmp_path):
+    made = record(tmp_path, one=[0.1, np.nan, 1, 2], two=[True, False, True, True], three=[[1.5, 2]] * 4)
+    text = made.path.read_text()
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    assert set(json.loads(text, parse_constant=refuse)["cells"]) == {"one", "two", "three"}
+    for cell in made.cells:
+        (line,) = [line for line in text.splitlines() if f'"{cell}"' in line]
+        assert json.loads("{" + line.rstrip(",") + "}")[cell] == made.cells[cell]
+    assert '"score": [0.1, null, 1.0, 2.0]' in text and '"score": [1, 0, 1, 1]' in text
+
+
+def test_adding_a_cell_changes_no_other_line(tmp_path):
+    made = record(tmp_path, one=[1, 2, 3, 4])
+    before = {line.rstrip(",") for line in made.path.read_text().splitlines()}
+    made.add("two", {}, {"score": [1, 2, 3, 5]})
+    after = {line.rstrip(",") for line in made.path.read_text().splitlines()}
+    assert before < after and len(after - before) == 1
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 1000])
+def test_packing_loses_nothing(length):
+    values = np.random.default_rng(length).choice([0.0, 1.0, np.nan], size=length)
+    packed = json.loads(json.dumps(results.pack(values)))
+    np.testing.assert_array_equal(results.unpack(packed), values)
+    assert not np.array_equal(results.unpack(packed), 1 - values, equal_nan=True)
+
+
+def test_packing_refuses_what_it_would_lose():
+    with pytest.raises(ValueError, match="2 of 3 are not, the first at 1"):
+        results.pack([1, 0.5, 2])
+
+
+def test_numbered_items_are_not_listed(tmp_path):
+    long = {"id": list(range(5000)), "label": [i % 7 for i in range(5000)]}
+    made = Record.open(tmp_path / "long.json", HEADER, long)
+    made.add("whole", {}, {"correct": results.pack(np.ones(5000))})
+    assert Record.load(made.path).items == long and len(made.path.read_text()) < 20_000
+    assert Record.open(made.path, HEADER, long).cells == made.cells
+    with pytest.raises(RecordError, match="other items"):
+        Record.open(made.path, HEADER, long | {"id": [*range(4999), 6000]})
+
+
+# --- all or nothing
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("step", ["write", "rename"])
+def test_a_crash_in_the_middle_leaves_the_old_file_whole(tmp_path, monkeypatch, step):
+    made = record(tmp_path, one=[1, 2, 3, 4])
+    before = made.path.read_bytes()
+
+    def crash(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    if step == "rename":
+        monkeypatch.setattr(os, "replace", crash)
+    else:  # the first half of the text reaches the disk
+        opened = os.fdopen
+
+        class Half:
+            def __init__(self, *args, **kwargs):
+                self.stream = opened(*args, **kwargs)
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *error):
+                self.stream.close()
+
+            def write(self, text):
+                self.stream.write(text[: len(text) // 2])
+                self.stream.flush()
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "fdopen", Half)
+    with pytest.raises(KeyboardInterrupt):
+        made.add("two", {}, {"score": [1, 2, 3, 5]})
+    monkeypatch.undo()
+    assert made.path.read_bytes() == before and files(tmp_path) == ["toy.json"]
+
+
+def test_writing_leaves_one_readable_file(tmp_path):
+    made = record(tmp_path, one=[1, 2, 3, 4], two=[1, 2, 3, 4])
+    assert files(tmp_path) == ["toy.json"] and made.path.stat().st_mode & 0o777 == 0o644
+
+
+# --- going on
+def test_the_same_header_and_items_go_on(tmp_path):
+    record(tmp_path, one=[1, 2, 3, 4], two=[4, 3, 2, 1])
+    again = record(tmp_path)
+    assert list(again.cells) == ["one", "two"] and "one" in again and "three" not in again and len(again) == 4
+    again.add("three", {}, {"score": [0, 0, 0, 1]})
+    found = Record.load(again.path)
+    assert [found.cells[key]["run"] for key in ("one", "two", "three")] == [0, 0, 1] and len(found.runs) == 2
+
+
+def test_opening_writes_nothing(tmp_path):
+    record(tmp_path)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "header, items, words",
+    [
+        ({"model": "n"}, {}, "model 'm' there, 'n' now"),
+        ({"penalty": 2}, {}, "penalty None there, 2 now"),
+        ({}, {"id": ["a", "b", "c", "e"]}, "other items"),
+        ({}, {"object": ["x", "x", "x", "y"]}, "other items"),
+        ({}, {"label": [1, 2, 3, 4]}, "other items"),
+        ({}, {"id": ["a"], "object": ["x"], "photograph": ["p"]}, "4 items there, 1 now"),
+    ],
+)
+def test_a_file_of_another_run_is_refused_with_what_differs(tmp_path, header, items, words):
+    path = record(tmp_path, one=[1, 2, 3, 4]).path
+    with pytest.raises(RecordError, match=f"toy.json is of another run .{words}.*another --output"):
+        Record.open(path, HEADER | {"clusters": []} | header, ITEMS | items)
+
+
+@pytest.mark.parametrize(
+    "items, words",
+    [
+        ({"id": ["a", "a"]}, "ids that differ"),
+        ({"id": ["a", "b"], "label": [1]}, "columns of one length, got .*'id': 2, 'label': 1"),
+        ({"label": [1]}, "need a column id"),
+    ],
+)
+def test_items_that_cannot_be(tmp_path, items, words):
+    with pytest.raises(ValueError, match=words):
+        Record.open(tmp_path / "toy.json", HEADER, items)
+
+
+def test_an_outcome_of_another_length_is_refused(tmp_path):
+    made = record(tmp_path, one=[1, 2, 3, 4])
+    for outcome, length in (([1, 2, 3], 3), (results.pack([1, 0]), 2)):
+        with pytest.raises(ValueError, match=f"outcome 'score' of two has {length} values for 4 items"):
+            made.add("two", {}, {"score": outcome})
+    assert list(Record.load(made.path).cells) == ["one"]
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (None, "no record .*toy.json: run `make results`"),
+        ("", "is no record .*restore it from version control"),
+        ("{", "is no record"),
+        ("[]", "is no record"),
+        ('{"format": 1, "header": {}}', "is no record .*items"),
+        ('{"format": 99}', "has format 99, this code reads 1"),
+    ],
+)
+def test_files_that_are_no_records(tmp_path, text, words):
+    path = tmp_path / "toy.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(RecordError, match=words):
+        Record.load(path)
+
+
+def test_what_is_missing_is_named_with_what_there_is(tmp_path):
+    made = record(tmp_path, one=[1, 2, 3, 4], two=[1, 2, 3, 4])
+    with pytest.raises(KeyError, match="no cell 'three' in toy.json; there are one, two"):
+        made.outcome("three", "score")
+    with pytest.raises(KeyError, match="cell 'one' of toy.json has no outcome 'auc'; it has score"):
+        made.outcome("one", "auc")
+
+
+# --- what it tells
+def seeded(tmp_path, clusters=()) -> tuple[Record, np.ndarray]:
+    drawn = np.random.default_rng(0).normal(size=(3, 4)).round(4)
+    made = record(tmp_path, clusters, tome=[0.5, 0.5, 1.0, 0.0])
+    for seed, values in enumerate(drawn):
+        made.add(f"random@0.9/seed{seed}", {}, {"score": values} | ({"refit": values + 1} if seed == 0 else {}))
+    made.add("random@0.9/off/seed0", {}, {"score": [9, 9, 9, 9]})
+    return made, drawn
+
+
+def test_the_mean_is_over_the_seeds(tmp_path):
+    made, drawn = seeded(tmp_path)
+    np.testing.assert_allclose(made.mean_over_seeds("random@0.9", "score"), drawn.mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(made.mean_over_seeds("random@0.9/seed1", "score"), drawn[1], atol=1e-12)
+    np.testing.assert_array_equal(made.mean_over_seeds("tome", "score"), made.outcome("tome", "score"))
+    assert made.mean_over_seeds("random@0.9/off", "score").tolist() == [9, 9, 9, 9]
+
+
+def test_an_outcome_that_one_seed_has_is_that_seeds(tmp_path):
+    made, drawn = seeded(tmp_path)
+    np.testing.assert_allclose(made.mean_over_seeds("random@0.9", "refit"), drawn[0] + 1, atol=1e-12)
+    with pytest.raises(KeyError, match="no outcome 'auc'; it has score"):
+        made.mean_over_seeds("random@0.9", "auc")
+    with pytest.raises(KeyError, match="no cell 'random'"):
+        made.mean_over_seeds("random", "score")
+
+
+@pytest.mark.parametrize("clusters", [(), ("object",), ("object", "photograph")])
+def test_intervals_are_those_of_the_columns(tmp_path, clusters):
+    made, drawn = seeded(tmp_path, clusters)
+    labels = [None, ITEMS["object"], (ITEMS["object"], ITEMS["photograph"])][len(clusters)]
+    assert made.clusters == labels
+    whole = made.outcome("tome", "score")
+    assert made.difference("random@0.9", "tome", "score") == statistics.paired_difference(
+        drawn.mean(axis=0), whole, labels
+    )
+    assert made.estimate("tome", "score") == statistics.bootstrap_mean(whole, labels)
+    assert made.difference("tome", "tome", "score").mean == 0
+
+
+def test_missing_values_are_an_error_or_left_out_of_both(tmp_path):
+    made = record(tmp_path, ["object"], one=[1.0, np.nan, 3.0, 5.0], two=[1.0, 2.0, 1.0, np.nan])
+    with pytest.raises(ValueError, match="1 of 4 outcomes in first are no finite numbers"):
+        made.difference("one", "two", "score")
+    found = made.difference("one", "two", "score", skip_missing=True)
+    assert (found.mean, found.items, found.clusters) == (1.0, 2, (2,))
+    assert made.estimate("one", "score", skip_missing=True)[0] == 3.0
+
+
+def test_mcnemar_is_that_of_the_columns(tmp_path):
+    made = record(tmp_path, one=[1, 1, 1, 0], two=[0, 0, 1, 1])
+    assert made.mcnemar("one", "two", "score") == statistics.mcnemar([1, 1, 1, 0], [0, 0, 1, 1]) == (2, 1, 1.0)
+
+
+# --- recorded and live
+def slow_disagreement(recorded, live, tolerance):
+    """Items, one by one."""
+
+    def same(a, b):
+        if isinstance(a, list):
+            return all(map(same, a, b))
+        return (a != a and b != b) or abs(a - b) <= tolerance
+
+    return sum(not same(a, b) for a, b in zip(recorded, live, strict=True)), max(1, int(0.01 * len(live) + 1e-9))
+
+
+nan = float("nan")
+
+
+@pytest.mark.parametrize(
+    "recorded, live",
+    [
+        ([1.0, 2.0], [1.0, 2.0]),
+        ([1.0, 2.0, nan], [1.005, 2.02, nan]),
+        ([nan, 1.0, 0.0], [1.0, nan, 0.0]),
+        ([[1.0, 2.0], [nan, 4.0]], [[1.5, 2.5], [nan, 4.0]]),
+        ([0.0] * 99, [1.0] * 3 + [0.0] * 96),
+        ([0.0] * 199, [0.0] * 199),
+        ([0.0] * 200, [0.0] * 200),
+        ([0.0] * 301, [0.0, 1.0] + [0.0] * 299),
+    ],
+)
+def test_disagreement_counts_items(recorded, live):
+    assert results.disagreement(recorded, live, 0.01) == slow_disagreement(recorded, live, 0.01)
+
+
+def test_disagreement_needs_the_same_items():
+    with pytest.raises(ValueError, match="recorded values and .* live ones: pass the same items"):
+        results.disagreement([1.0, 2.0], [1.0], 0.1)
+
+
+# --- the test log
+def test_each_scoring_adds_a_line_that_tells_new_from_again(tmp_path):
+    made, log = record(tmp_path, one=[1, 2, 3, 4]), tmp_path / "log" / "test_log.json"
+    results.log_test(made, ["one", "two", "three"], log)
+    first = log.read_text()
+    made.add("two", {}, {"score": [1, 2, 3, 4]})
+    results.log_test(made, ["one", "two", "three"], log)
+    entries = json.loads(log.read_text())
+    assert [(entry["new"], entry["again"], entry["items"]) for entry in entries] == [(2, 1, 4), (1, 2, 4)]
+    assert all(entry[name] == HEADER[name] for entry in entries for name in ("experiment", "task", "tier", "protocol"))
+    assert first.removesuffix("\n]\n") in log.read_text() and "test_log.json" in files(log.parent)
+
+
+# --- by whom, how
+def test_provenance_says_what_the_design_asks_for():
+    made = REAL(7)
+    assert {"date", "command", "commit", "modified", "code", "device", "threads", "packages", "seed"} <= set(made)
+    assert made["seed"] == 7 and made["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", made["date"])
+    assert re.fullmatch("[0-9a-f]{12}", made["code"]) and isinstance(made["device"], str)
+    assert made == json.loads(json.dumps(made))
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        (["tools/x.py", "--keep", "0.9"], "tools/x.py --keep 0.9"),
+        (["/opt/some/where/x.py"], ".../x.py"),
+        (["x.py", "--data", "/opt/imagenet/val", "--output=/tmp/out", "~/a/b"],
+         "x.py --data .../val --output=.../out .../b"),
+        (["x.py", "--methods", "tome", "a/b", "two words"], "x.py --methods tome a/b 'two words'"),
+    ],
+)
+def test_a_command_names_no_folder_of_the_machine(monkeypatch, argv, expected):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setitem(sys.modules, "__main__", type(sys)("__main__"))
+    assert REAL()["command"] == f"python {expected}"
+
+
+@pytest.mark.parametrize("spec, name", [("runs.__main__", "runs"), ("runs.vision", "runs.vision")])
+def test_a_module_is_called_by_its_name(monkeypatch, spec, name):
+    main = type(sys)("__main__")
+    main.__spec__ = importlib.machinery.ModuleSpec(spec, None)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", ["/opt/some/where/runs/__main__.py", "vision", "--output", "/opt/x"])
+    assert REAL()["command"] == f"python -m {name} vision --output .../x"
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """A small tree in the package's place: ``root/pitome_core/experiments/records/results.py`` and one more source."""
+    here = tmp_path / "root" / "pitome_core" / "experiments" / "records" / "results.py"
+    here.parent.mkdir(parents=True)
+    shutil.copy(results.HERE, here)
+    (here.parents[2] / "energy.py").write_text("x = 1\n")
+    monkeypatch.setattr(results, "HERE", here)
+    results.code_fingerprint.cache_clear()
+    yield tmp_path / "root"
+    results.code_fingerprint.cache_clear()
+
+
+def fingerprint() -> str:
+    results.code_fingerprint.cache_clear()
+    return results.code_fingerprint()
+
+
+def test_the_fingerprint_tells_sources_apart(copied):
+    source = copied / "pitome_core" / "energy.py"
+    seen = [fingerprint()]
+    (copied / "pitome_core" / "notes.txt").write_text("no source")
+    assert fingerprint() == seen[0]
+    source.write_text("x = 2\n")
+    seen.append(fingerprint())
+    source.rename(source.with_name("energies.py"))
+    seen.append(fingerprint())
+    source.write_text("")
+    seen.append(fingerprint())
+    assert len(set(seen)) == 4
+    source.unlink()
+    source.with_name("energies.py").rename(source)
+    source.write_text("x = 1\n")
+    assert fingerprint() == seen[0]
+
+
+def test_folders_of_a_clone_and_of_an_installed_package(copied, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert results.folder() == copied / "pitome_core" / "experiments" / "recorded"
+    assert results.writable(committed=False) == tmp_path / "_build" / "results"
+    assert results.writable(committed=True) == tmp_path / "results"  # never among the installed files
+    (copied / "pyproject.toml").touch()
+    assert results.folder() == results.writable(committed=True) == copied / "results"
+    assert results.writable(committed=False) == copied / "_build" / "results"
+
+
+def git(root: Path, *arguments: str) -> None:
+    who = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
+    subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, env=os.environ | who)
+
+
+def test_modified_is_about_the_package(copied, monkeypatch):
+    """Writing records and notes does not make the code another one; a new source does."""
+    monkeypatch.delenv("PITOME_COMMIT", raising=False)
+    (copied / "pyproject.toml").touch()
+    assert (REAL()["commit"], REAL()["modified"]) == (None, None)
+    monkeypatch.setenv("PITOME_COMMIT", "abc")
+    assert (REAL()["commit"], REAL()["modified"]) == ("abc", None)
+    monkeypatch.delenv("PITOME_COMMIT")
+    git(copied, "init", "-q")
+    git(copied, "add", ".")
+    git(copied, "commit", "-qm", "first")
+    assert re.fullmatch("[0-9a-f]{40}", REAL()["commit"]) and REAL()["modified"] is False
+    (copied / "pyproject.toml").write_text("# other\n")
+    assert REAL()["modified"] is False
+    (copied / "pitome_core" / "new.py").touch()
+    assert REAL()["modified"] is True
+
+
+def test_the_repository_around_an_environment_is_not_ours(copied, monkeypatch):
+    """Installed below somebody's repository, the commit is unknown, not theirs."""
+    monkeypatch.delenv("PITOME_COMMIT", raising=False)
+    (copied / "pitome_core" / "x").touch()
+    git(copied, "init", "-q")
+    git(copied, "add", ".")
+    git(copied, "commit", "-qm", "theirs")
+    assert (REAL()["commit"], REAL()["modified"]) == (None, None)
+
+
+def test_committed_records_are_found_by_name(copied, tmp_path):
+    (copied / "pyproject.toml").touch()
+    with pytest.raises(RecordError, match="no record .*results/embedded/toy.json"):
+        results.load("toy")
+    made = record(tmp_path, one=[1, 2, 3, 4])
+    (copied / "results" / "smoke").mkdir(parents=True)
+    shutil.copy(made.path, copied / "results" / "smoke" / "toy.json")
+    assert results.load("toy", "smoke").cells == made.cells

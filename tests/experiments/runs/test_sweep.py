@@ -1,0 +1,204 @@
+"""The runner: it says what it will take, scores what is missing and nothing else, and survives being killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pitome_core.experiments.records import results
+from pitome_core.experiments.runs import grid, sweep
+
+ITEMS = 6
+CELLS = grid.cells(["tome", "random-prune"], [0.9, 0.8])
+KEYS = [cell.key for cell in CELLS]
+
+
+class Fake:
+    """Six items; the outcome depends on item and cell, and fails at the cell `bad`."""
+
+    name, clusters, about = "fake", ("id",), {"model": "none"}
+    model = torch.nn.Linear(2, 2)
+
+    def __init__(self, bad: str | None = None):
+        self.items = {"id": list(range(ITEMS))}
+        self.bad, self.scored, self.prepared, self.patched = bad, [], 0, False
+
+    def seconds_per_image(self) -> float:
+        return 2.0
+
+    def work(self, cell) -> int:
+        return ITEMS * (2 if cell.arm == grid.WHOLE else 1)
+
+    def prepare(self) -> None:
+        self.prepared += 1
+        assert not self.scored and not self.patched
+
+    def score(self, running, cell):
+        assert running is self.model and self.patched
+        if cell.key == self.bad:
+            raise ZeroDivisionError(cell.key)
+        self.scored.append(cell.key)
+        return {"value": outcome(cell.key)}
+
+
+def outcome(key: str) -> np.ndarray:
+    return np.random.default_rng([len(key), *key.encode()]).integers(100, size=ITEMS)
+
+
+@pytest.fixture(autouse=True)
+def without_a_model(monkeypatch):
+    """Cells that patch nothing, with half the cost of the whole model."""
+
+    class Applied:
+        def __init__(self, cell, model):
+            self.model = model
+
+        def __enter__(self):
+            if hasattr(self.model, "task"):
+                self.model.task.patched = True
+            return self.model
+
+        def __exit__(self, *error):
+            if hasattr(self.model, "task"):
+                self.model.task.patched = False
+
+    monkeypatch.setattr(grid.Cell, "applied", lambda cell, model: Applied(cell, model))
+    cost = {"gmacs": 1.0, "share": 0.5, "tokens": [4, 3]}
+    monkeypatch.setattr(grid, "cost", lambda cell, model: cost | {"share": 1.0 if cell.arm == "whole" else 0.5})
+    monkeypatch.setattr(results, "provenance", lambda seed=0: {"seed": seed})
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    """What the log of test sets was told, and what had been scored by then."""
+    told = []
+    monkeypatch.setattr(results, "log_test", lambda record, cells: told.append((list(cells), list(record.cells))))
+    return told
+
+
+def run(folder: Path, task: Fake, cells=CELLS, split: str = "dev", **options):
+    object.__setattr__(task.model, "task", task)
+    return sweep.run("toy", task, cells, folder / "toy.json", split=split, protocol="p-1", **options)
+
+
+def test_every_cell_is_scored_once_in_order_and_recorded(tmp_path, capsys):
+    task = Fake()
+    made = run(tmp_path, task)
+    assert task.scored == KEYS == list(made.cells) and task.prepared == 1
+    found = results.Record.load(tmp_path / "toy.json")
+    assert found.cells == made.cells and found.items == task.items
+    for cell in CELLS:
+        about = found.cells[cell.key]
+        assert about["outcomes"] == {"value": outcome(cell.key).tolist()}
+        assert about["arm"] == cell.arm and about["tokens"] == [4, 3] and about["seconds"] >= 0
+    expected = {"experiment": "toy", "task": "fake", "split": "dev", "protocol": "p-1", "clusters": ["id"]}
+    assert expected.items() <= found.header.items() and found.header["model"] == "none" and found.header["tier"]
+
+
+def test_the_estimate_comes_first_and_is_of_what_is_missing(tmp_path, capsys):
+    run(tmp_path, Fake(), estimate_only=True)
+    seconds = 2.0 * (2 * ITEMS + 0.5 * ITEMS * (len(CELLS) - 1))
+    said = capsys.readouterr().out
+    assert f"toy-fake, dev: 6 items, {len(CELLS)} cells, 0 recorded already" in said
+    assert f"estimate: {seconds / 60:.1f} min on this machine for {len(CELLS)} cells" in said
+    assert list(tmp_path.iterdir()) == []
+    run(tmp_path, Fake(), CELLS[:4])
+    capsys.readouterr()
+    run(tmp_path, Fake(), estimate_only=True)
+    left = len(CELLS) - 4
+    said = capsys.readouterr().out
+    assert f"{len(CELLS)} cells, 4 recorded already" in said
+    assert f"estimate: {2.0 * 0.5 * ITEMS * left / 60:.1f} min on this machine for {left} cells" in said
+
+
+def test_after_a_failure_it_goes_on_where_it_stopped(tmp_path):
+    first = Fake(bad=KEYS[2])
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path, first)
+    assert first.scored == KEYS[:2] == list(results.Record.load(tmp_path / "toy.json").cells) and not first.patched
+    second = Fake()
+    made = run(tmp_path, second)
+    assert second.scored == KEYS[2:] and list(made.cells) == KEYS
+    straight = run(tmp_path / "other", Fake())
+    assert {k: c["outcomes"] for k, c in made.cells.items()} == {k: c["outcomes"] for k, c in straight.cells.items()}
+    assert [made.cells[key]["run"] for key in KEYS] == [0, 0] + [1] * (len(KEYS) - 2)
+
+
+def test_with_nothing_to_do_nothing_is_done(tmp_path, capsys, logged):
+    run(tmp_path, Fake())
+    before = (tmp_path / "toy.json").read_bytes()
+    task = Fake()
+    made = run(tmp_path, task)
+    assert (task.scored, task.prepared) == ([], 0) and list(made.cells) == KEYS
+    assert (tmp_path / "toy.json").read_bytes() == before
+    assert "estimate" not in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_smaller_call_leaves_the_other_cells(tmp_path):
+    run(tmp_path, Fake())
+    assert list(run(tmp_path, Fake(), CELLS[:2]).cells) == KEYS
+
+
+def test_again_scores_what_was_asked_for_and_keeps_the_rest(tmp_path):
+    run(tmp_path, Fake())
+    task = Fake()
+    made = run(tmp_path, task, CELLS[:2], again=True)
+    assert task.scored == KEYS[:2] and list(made.cells) == KEYS
+    assert [made.cells[key]["run"] for key in KEYS[:3]] == [1, 1, 0]
+
+
+def test_a_test_set_is_logged_before_it_is_scored(tmp_path, logged):
+    task = Fake(bad=KEYS[0])
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path, task, split="test")
+    assert logged == [(KEYS, [])]
+    run(tmp_path, Fake(), CELLS[:1], split="test")
+    run(tmp_path, Fake(), split="test")
+    assert logged[1:] == [(KEYS[:1], []), (KEYS[1:], KEYS[:1])]
+    run(tmp_path, Fake(), split="test")
+    run(tmp_path, Fake(), split="test", again=True, estimate_only=True)
+    assert len(logged) == 3  # nothing was scored
+    run(tmp_path, Fake(), split="test", again=True)
+    assert logged[3] == (KEYS, KEYS)
+
+
+def test_dev_is_never_logged(tmp_path, logged):
+    run(tmp_path, Fake())
+    run(tmp_path, Fake(), again=True)
+    assert logged == []
+
+
+def test_another_run_in_the_same_place_is_refused(tmp_path):
+    run(tmp_path, Fake())
+    task = Fake()
+    task.about = {"model": "another"}
+    with pytest.raises(results.RecordError, match="model 'none' there, 'another' now.*choose another --output"):
+        run(tmp_path, task)
+    assert task.scored == [] and task.prepared == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that share what was imported")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_killed_it_goes_on_where_it_was(tmp_path):
+    class Killed(Fake):
+        def score(self, running, cell):
+            if cell.key == KEYS[3]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().score(running, cell)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            run(tmp_path, Killed())
+        finally:
+            os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert list(results.Record.load(tmp_path / "toy.json").cells) == KEYS[:3]
+    task = Fake()
+    assert list(run(tmp_path, task).cells) == KEYS and task.scored == KEYS[3:]
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.json"]

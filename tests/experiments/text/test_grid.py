@@ -1,0 +1,333 @@
+"""Texts: cells, padding, the cosine transform, counts, low-rank classifiers."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.utils import parametrize
+
+import pitome_core as pc
+from pitome_core.experiments import __main__ as command
+from pitome_core.experiments.data import sentences
+from pitome_core.experiments.models import bert
+from pitome_core.experiments.records import results
+from pitome_core.experiments.runs import grid
+from pitome_core.experiments.text import classifiers
+from pitome_core.experiments.text import command as text
+from pitome_core.experiments.text import grid as text_grid
+from pitome_core.experiments.text import reading as text_reading
+from pitome_core.experiments.text import tasks as text_tasks
+from pitome_core.experiments.text import timing as text_timing
+from pitome_core.experiments.text import training as text_training
+from pitome_core.experiments.text.grid import TextCell
+
+pytestmark = pytest.mark.usefixtures("on_the_processor")
+SENTENCES = [
+    "A gorgeous, witty, seductive movie.",
+    "It is long, loud and dull, and nobody asked for the second half of it.",
+    "good",
+    "",
+    "Visually imaginative, thematically instructive and thoroughly delightful, it takes us on a roller coaster ride.",
+    "Not bad at all, but not as good as the book that it was made from, which was very good.",
+]
+EVERY = [TextCell(name, 0.6, seed=0 if arm.seeds > 1 else None) for name, arm in text_grid.ARMS.items()]
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return bert.sentence_encoder("cpu")
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return classifiers.encode(SENTENCES)
+
+
+@pytest.fixture
+def random_classifiers(monkeypatch, tmp_path):
+    """Classifiers with random updates where trained ones are looked for."""
+    def path(seed, cell=None):
+        return tmp_path / f"{seed}-{'whole' if cell is None else cell.key.replace('/', '-')}.safetensors"
+
+    monkeypatch.setattr(classifiers, "weights_path", path)
+    encoder = bert.sentence_encoder("cpu")
+    names = classifiers.linears(encoder)
+    cells = [None, TextCell("pitome", 0.8, retrained=True)]
+    for cell in cells:
+        for seed in (None, *classifiers.SEEDS):
+            draw = torch.Generator().manual_seed(seed or 0)
+            stored = {}
+            for name, linear in {} if seed is None else names.items():
+                stored[f"{name}.up"] = (0.01 * torch.randn(linear.out_features, 8, generator=draw)).half()
+                stored[f"{name}.down"] = (0.05 * torch.randn(8, linear.in_features, generator=draw)).half()
+            classifiers.save(path(seed, cell), torch.randn(2, 384, generator=draw), torch.zeros(2), stored)
+    return path
+
+
+# --- the grid
+
+
+def test_the_protocols_arms_and_ratios_are_there():
+    keys = [cell.key for cell in text_grid.cells(**text_tasks.GRIDS["movies"])]
+    assert keys[0] == "whole" and len(set(keys)) == len(keys)
+    for name in ("pitome", "pitome-released-bert", "energy-sorted", "tome", "tofu", "tofu-merge", "dct", "diffrate"):
+        assert {f"{name}@{keep}" for keep in (0.9, 0.8, 0.7, 0.6, 0.5)} <= set(keys)
+    for name in ("random-merge", "random-prune"):
+        assert {f"{name}@0.8/seed{i}" for i in range(5)} <= set(keys) and f"{name}@0.5/seed1" in keys
+    retrained = {key for key in keys if key.endswith("/retrained")}
+    assert retrained == {f"{name}@0.8/retrained" for name in ("pitome", "pitome-released-bert", "tome")}
+    assert "tome@0.8/all" in keys and "pitome-released-bert@0.8/all" not in keys
+    assert "tome@0.8/off" in keys and "dct@0.8/off" not in keys
+    assert {*text_tasks.GRIDS} == {*text_tasks.TASKS}
+
+
+def test_part_of_the_grid_and_what_is_not_in_it():
+    assert [cell.key for cell in text_grid.cells(["tome", "whole"], [0.7])] == ["whole", "tome@0.7"]
+    with pytest.raises(ValueError, match="no method 'evit' for texts; there are pitome, "):
+        text_grid.cells(["evit"])
+    for keep in (0.4, 1.0):
+        with pytest.raises(ValueError, match=f"keep {keep} must lie between 0.5 and 1"):
+            text_grid.cells(["tome"], [keep])
+
+
+# --- padding takes no part
+
+
+@pytest.mark.parametrize("cell", [*EVERY, TextCell("pitome", 0.8, every_layer=True), TextCell(grid.WHOLE)],
+                         ids=lambda cell: cell.key)
+def test_the_rest_of_a_batch_changes_nothing(encoder, rows, cell):
+    with cell.applied(encoder) as running:
+        alone = torch.cat([classifiers.features(running, [row]) for row in rows])
+        together = classifiers.features(running, rows, equal=cell.equal_lengths)
+        turned = classifiers.features(running, rows[::-1], equal=cell.equal_lengths).flip(0)
+    assert alone.isfinite().all()
+    assert (together - alone).abs().max() < 1e-5 and (turned - alone).abs().max() < 1e-5
+
+
+def test_batches_hold_every_row_once_and_one_length_where_asked(rows):
+    seen = []
+
+    def read(ids, mask):
+        seen.append(mask.sum(1).tolist())
+        return ids[:, :1].float() * 0 + mask.sum(1, keepdim=True)
+
+    found = classifiers.over(rows * 3, torch.device("cpu"), read, equal=True, size=2)
+    assert found[:, 0].tolist() == [len(row) for row in rows * 3]
+    assert all(len(set(lengths)) == 1 and len(lengths) <= 2 for lengths in seen)
+
+
+def test_dropped_tokens_do_not_count_in_the_mean(encoder, rows):
+    """Against survivors alone: restore=False keeps no zeros."""
+    row = [rows[4]]
+    with pc.patched(encoder, "random_prune", [0.6] * 3 + [1.0] * 3):
+        found = classifiers.features(encoder, row)
+    with pc.patched(encoder, "random_prune", [0.6] * 3 + [1.0] * 3, restore=False), torch.no_grad():
+        left = encoder(input_ids=torch.tensor(row)).last_hidden_state[0]
+    assert len(left) < len(row[0]) and (left.mean(0) - found[0]).abs().max() < 1e-5
+
+
+# --- the cosine transform
+
+
+def test_without_removal_the_cosine_model_is_the_model(encoder, rows):
+    ids, mask = classifiers.padded([rows[0]], torch.device("cpu"))
+    with torch.no_grad():
+        found = text_grid.cosine_forward(encoder, [1.0] * 6, input_ids=ids, attention_mask=mask).last_hidden_state
+        expected = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    assert (found - expected).abs().max() < 1e-5
+
+
+def test_the_cosine_model_keeps_shape_and_refuses_padding(encoder, rows):
+    with TextCell("dct", 0.8).applied(encoder) as running, torch.no_grad():
+        ids, mask = classifiers.padded([rows[1]], torch.device("cpu"))
+        assert running(input_ids=ids, attention_mask=mask).last_hidden_state.shape == (1, len(rows[1]), 384)
+        with pytest.raises(ValueError, match="one length"):
+            running(*classifiers.padded(rows, torch.device("cpu")))
+    assert "forward" not in vars(encoder)
+
+
+# --- counts
+
+
+@pytest.mark.parametrize("length", [3, 17, 64])
+def test_tokens_are_those_that_run_and_equal_for_all(encoder, length):
+    ids = torch.arange(1000, 1000 + length)[None]
+    for cell in EVERY:
+        wanted = text_grid.tokens(cell, 6, length)
+        if not cell.equal_lengths:
+            with cell.applied(encoder) as running, pc.record(running) as trace, torch.no_grad():
+                running(input_ids=ids)
+            assert [length, *(layer.plan.num_tokens for layer in trace.layers)] == list(wanted), cell.key
+        left = length - 2
+        for layer in range(3):
+            left -= int(left - left * cell.keep + 1e-9)
+            assert wanted[layer + 1] == left + 2
+        assert wanted[3:] == (left + 2,) * 4
+
+
+def test_counts_by_hand(encoder):
+    whole = text_grid.macs(TextCell(grid.WHOLE), encoder, [32])[0]
+    assert whole == 6 * (12 * 32 * 384**2 + 2 * 32**2 * 384)
+    merged = text_grid.macs(TextCell("tome", 0.8), encoder, [32])[0]
+    released = text_grid.macs(TextCell("dct", 0.8), encoder, [32])[0]
+    assert merged < whole and released < whole and math.isclose(merged, released, rel_tol=0.03)
+
+
+# --- classifiers
+
+
+def test_low_rank_updates_start_at_nothing_and_add_up(encoder):
+    changed = bert.sentence_encoder("cpu")
+    small = classifiers.adapt(changed, seed=0)
+    assert len(small) == 2 * 36 and sum(p.numel() for p in small) == 6 * 8 * (4 * 768 + 2 * 1920)
+    ids = torch.tensor([[101, 2023, 2003, 102]])
+    with torch.no_grad():
+        assert torch.allclose(changed(ids).last_hidden_state, encoder(ids).last_hidden_state, atol=1e-6)
+        for parameter in small:
+            parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    folded = bert.sentence_encoder("cpu")
+    classifiers.add_updates(folded, classifiers.updates(changed))
+    with torch.no_grad():
+        difference = changed(ids).last_hidden_state - folded(ids).last_hidden_state
+        assert (folded(ids).last_hidden_state - encoder(ids).last_hidden_state).abs().max() > 1e-3
+    assert difference.abs().max() < 5e-3  # half precision
+    assert not any(parametrize.is_parametrized(part) for part in folded.modules())
+    with pytest.raises(ValueError, match="updates for 1 matrices, the encoder has room for 72"):
+        classifiers.add_updates(folded, {"a": torch.zeros(1)})
+
+
+def test_fine_tuning_learns_and_its_file_is_what_was_learned(tmp_path):
+    """Sixteen sentences, with merging on: a loss that falls, and a classifier that can be read back."""
+    chosen = sentences.sentences("movies", "train")[:200]
+    chosen = [s for s in chosen if s.label][:8] + [s for s in chosen if s.label == 0][:8]
+    few = text_training.Labelled(classifiers.encode([s.text for s in chosen]), np.array([s.label for s in chosen]))
+    cell = TextCell("pitome", 0.8, retrained=True)
+    recipe = text_training.Recipe(epochs=4, batch=8, rate=3e-3, head_rate=1e-2)
+    stored, weight, bias, scores = text_training.fine_tune(few, few, 0, cell, recipe)
+    assert len(scores) == 4 and max(scores) > 0.9
+    path = tmp_path / "one.safetensors"
+    classifiers.save(path, weight, bias, stored)
+    again = classifiers.load(0, path=path)
+    assert abs(text_training.accuracy(again.logits(few.rows, cell), few.labels) - max(scores)) < 0.07
+    assert path.stat().st_size < 4 * 2**20 / 4  # four files are shipped
+
+
+def test_training_batches_hold_every_item_once():
+    lengths = [3 + i % 17 for i in range(100)]
+    generator = torch.Generator().manual_seed(0)
+    parts = list(text_training.batches(lengths, 8, generator))
+    assert sorted(i for part in parts for i in part) == list(range(100)) and max(map(len, parts)) == 8
+    again = list(text_training.batches(lengths, 8, torch.Generator().manual_seed(0)))
+    assert again == parts and list(text_training.batches(lengths, 8, generator)) != parts
+
+
+def test_stages_are_resumed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(classifiers, "weights_path", lambda seed, cell=None: tmp_path / f"{seed}-{cell}.safetensors")
+    few = text_training.Labelled([[101, 2204, 102], [101, 2919, 102]], np.array([1, 0]))
+    monkeypatch.setattr(classifiers, "SEEDS", (0, 1))
+    monkeypatch.setattr(text_training.Labelled, "read", classmethod(lambda cls, split, count=None: few))
+    made = []
+    tune = text_training.fine_tune
+    monkeypatch.setattr(text_training, "fine_tune", lambda *a: made.append(a[2:4]) or tune(*a))
+    how = dict(recipe=text_training.Recipe(epochs=1), log=tmp_path / "log.jsonl")
+    assert text_training.run(["tome"], [0.8], minutes=0, **how) == 2 and not made
+    assert text_training.run(["tome"], [0.8], **how) == 0 and [seed for seed, _ in made] == [0, 1]
+    assert text_training.run(["tome"], [0.8], **how) == 0 and len(made) == 2
+    log = how["log"]
+    assert len(log.read_text().splitlines()) == 2 and "0 of 2 classifiers" in capsys.readouterr().out
+    assert len(text_training.stages()) == 3 + 2 * 3
+
+
+def test_without_weights_the_error_names_the_remedy(monkeypatch, tmp_path):
+    monkeypatch.setattr(classifiers, "weights_path", lambda seed, cell=None: tmp_path / "none.safetensors")
+    with pytest.raises(results.RecordError, match="no weights none.safetensors in .*make text-weights"):
+        classifiers.load(0)
+
+
+# --- tasks
+
+
+def test_a_task_records_every_column(random_classifiers):
+    task = text_tasks.single("movies", "dev", 5)
+    task.prepare()
+    for cell in (TextCell("dct", 0.8), TextCell("pitome", 0.8, retrained=True)):
+        with cell.applied(task.model) as running:
+            found = task.score(running, cell)
+        right = np.array([results.unpack(found[f"seed{s}"]) for s in classifiers.SEEDS])
+        assert right.shape == (3, 5) and np.allclose(right.mean(0), found["correct"])
+        assert ("frozen" in found) == (not cell.retrained)
+    slow = [classifiers.load(1).logits([row], TextCell("tome", 0.8)).argmax() for row in task.rows]
+    with TextCell("tome", 0.8).applied(task.model) as running:
+        found = results.unpack(task.score(running, TextCell("tome", 0.8))["seed1"])
+    assert ((np.array(slow) == task.labels) == found).all()
+    cost = task.cost(TextCell("tome", 0.8))
+    lengths = [len(row) for row in task.rows]
+    slow = text_grid.macs(TextCell("tome", 0.8), task.model, lengths)
+    whole = text_grid.macs(TextCell(grid.WHOLE), task.model, lengths)
+    assert cost["share"] == pytest.approx(sum(slow) / sum(whole), abs=1e-6)
+    assert cost["tokens"][0] == pytest.approx(np.mean([len(row) for row in task.rows]), abs=1e-3)
+    assert set(task.about["weights"]) >= {"None-whole"} and "text" not in task.items
+    shifted = text_tasks.single("news", "dev", 2)
+    assert task.has_frozen(TextCell("tome", 0.8)) and not shifted.has_frozen(TextCell("tome", 0.8))
+
+
+def test_the_command_scores_dev_and_goes_on(random_classifiers, tmp_path, capsys):
+    call = ["text", "--tasks", "news", "--methods", "pitome", "--keep", "0.8", "--count", "4"]
+    call += ["--output", str(tmp_path)]
+    assert command.main(call) == 0
+    record = results.Record.load(tmp_path / "text-news-dev.json")
+    assert list(record.cells) == ["whole", "pitome@0.8"] and record.header["protocol"] == "text-1"
+    assert command.main(call) == 0 and "2 recorded already" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="--count is for dev"):
+        command.main([*call, "--split", "test"])
+
+
+def test_cells_without_weights_are_left_out(random_classifiers, capsys):
+    cells = text.trained(text_grid.cells(["pitome", "tome"], [0.8], retrained=True))
+    assert [cell.key for cell in cells] == ["whole", "pitome@0.8", "pitome@0.8/retrained", "tome@0.8"]
+    assert "not trained yet (`make text-weights`): tome@0.8/retrained" in capsys.readouterr().out
+
+
+def test_time_by_length_is_recorded_once(tmp_path, monkeypatch, capsys):
+    """Every cell has its quartiles and what the counts imply; a length that is there is not measured again."""
+    monkeypatch.setattr(text_timing, "METHODS", ("tome", "random-merge"))
+    found = {}
+    for lengths in ((24,), (24, 16)):
+        assert text_timing.run(tmp_path, lengths=lengths, seconds=0.01, batch=2) == 0
+        before, found = found, json.loads((tmp_path / "text-time.json").read_text())["lengths"]
+        assert list(found) == [str(length) for length in lengths] and before.items() <= found.items()
+    for cells in found.values():
+        assert list(cells) == [cell.key for cell in text_timing.cells()] and len(cells) == 7
+        assert all(v["speedup"][0] <= v["speedup"][1] <= v["speedup"][2] for v in cells.values())
+        assert cells["whole"]["speedup"] == [1, 1, 1]
+        assert cells["tome@0.8/all"]["implied"] > cells["tome@0.8"]["implied"] > 1
+
+
+def test_words_that_merged(encoder, rows):
+    groups, dropped = text_reading.groups(encoder, rows[4], TextCell("tome", 0.6))
+    assert sum(map(len, groups)) == len(rows[4]) and not dropped and ["[CLS]"] in groups and ["[SEP]"] in groups
+    assert max(map(len, groups)) > 1 and " + " in text_reading.in_words((groups, dropped))
+    groups, dropped = text_reading.groups(encoder, rows[4], TextCell("random-prune", 0.6, seed=0))
+    assert dropped and sum(map(len, groups)) + len(dropped) == len(rows[4])
+    assert "dropped: ~~" in text_reading.in_words((groups, dropped))
+
+
+def test_words_their_pieces_and_those_with_a_rating():
+    row = classifiers.encode(["A gorgeous, unwatchable movie"])[0]
+    found, owner = text_reading.words(row)
+    assert found == ["a", "gorgeous", ",", "unwatchable", "movie"] and len(owner) == len(row) - 2 > len(found)
+    assert text_reading.rated(found).tolist() == [False, True, False, False, False]
+    means = text_reading.by_word(np.arange(len(owner)), owner)
+    slow = [np.mean([i for i, word in enumerate(owner) if word == w]) for w in range(len(found))]
+    assert np.allclose(means, slow)
+
+
+def test_documents_are_whole_and_of_both_labels():
+    task = text_tasks.documents("dev", 128, 10)
+    assert len(task.rows) == 10 and set(task.items["label"]) == {0, 1}
+    assert max(task.items["tokens"]) <= 128 < 2 * min(task.items["tokens"])
+    assert len(set(task.items["identity"])) == 10
