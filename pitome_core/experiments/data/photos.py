@@ -169,7 +169,7 @@ def _read(name: str) -> np.ndarray:
         with Image.open(io.BytesIO(content)) as image:
             return np.array(image.convert("RGB"))
     if name not in PHOTOGRAPHS:
-        raise KeyError(f"no photograph {name!r}; there are {', '.join(PHOTOGRAPHS)}, and those of data.COLLECTION")
+        raise KeyError(f"no photograph {name!r}; there are {', '.join(PHOTOGRAPHS)}, and those of photos.COLLECTION")
     photo = PHOTOGRAPHS[name]
     file = assets.fetch(photo.asset) / photo.file
     try:

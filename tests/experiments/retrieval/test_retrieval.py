@@ -296,10 +296,10 @@ def test_stages_go_on_where_they_stopped(few, monkeypatch, capsys):
 def test_without_the_collection_there_are_installed_photographs(monkeypatch):
     """And a recipe that asks for nothing else stays as it is."""
     plain, own = retrieval_training.Recipe(), replace(QUICK, views=(("white", 3),))
-    monkeypatch.setattr(retrieval_training.data, "collection_available", lambda: False)
+    monkeypatch.setattr(retrieval_training.photos, "collection_available", lambda: False)
     assert retrieval_training.obtainable(plain) == replace(plain, views=retrieval_training.INSTALLED)
     assert retrieval_training.obtainable(own) == own
-    monkeypatch.setattr(retrieval_training.data, "collection_available", lambda: True)
+    monkeypatch.setattr(retrieval_training.photos, "collection_available", lambda: True)
     assert retrieval_training.obtainable(plain) == plain
 
 
