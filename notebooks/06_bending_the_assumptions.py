@@ -40,8 +40,8 @@ from pitome_core.experiments.data.clusters import clusters, wrong_merges
 from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import vit
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.statistics import bootstrap_mean, paired_difference
-from pitome_core.experiments.runs import grid
 from pitome_core.experiments.settings import profile
 from pitome_core.experiments.spectra import command as spectra
 from pitome_core.spectral import coarsen, inside_shares, lift, spectrum, token_graph
@@ -497,7 +497,7 @@ record = records["photographs"]
 name = record.items["id"][0]
 images = preprocess(list(spectra.data.photographs([name]).values()))
 layers = spectra.Layers(vit.vit_small(img_size=224), images)
-again = layers.score(grid.Cell("pitome", 0.9, proportional=True))
+again = layers.score(Cell("pitome", 0.9, proportional=True))
 off = {
     o: results.disagreement(
         record.outcome("pitome@0.9", o)[:1], again[o], tolerance

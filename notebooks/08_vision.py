@@ -42,6 +42,7 @@ from pitome_core.experiments import plots
 from pitome_core.experiments.data import scenes
 from pitome_core.experiments.data.pictures import to_display
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell, seeds_of
 from pitome_core.experiments.records.published import TABLE_5
 from pitome_core.experiments.records.statistics import bootstrap_mean, paired_difference
 from pitome_core.experiments.runs import grid
@@ -112,9 +113,9 @@ assert to_tome.side == to_whole.side == 0
 # %%
 live = tasks.Scenes("test", count=4 if quick else 24)
 live.prepare()
-checked = [grid.Cell("whole"), grid.Cell("pitome", 0.9), grid.Cell("tome", 0.9)]
+checked = [Cell("whole"), Cell("pitome", 0.9), Cell("tome", 0.9)]
 for cell in checked:
-    with cell.applied(live.model) as model:
+    with live.applied(cell) as model:
         scored = live.score(model, cell)
     recorded = native.outcome(cell.key, "auc")[: len(live.images)]
     off, allowed = results.disagreement(recorded, scored["auc"], tolerance=0.005)
@@ -138,7 +139,7 @@ figure, axes = plt.subplots(1, 3, figsize=(10.5, 5.2), sharey=True)
 for ax, (title, record) in zip(axes, sets.items(), strict=True):
     found = []
     for key in rows:
-        label = LABELS[key.split("@")[0]]
+        label = LABELS[record.about(key)["arm"]]
         found.append((label, record.difference(key, f"tome@{AT:g}", "auc")))
     marks = [plots.COLOURS["tome"] if row.side < 0 else plots.COLOURS["pitome"] for _, row in found]
     marks = ["0.45" if row.side == 0 else mark for mark, (_, row) in zip(marks, found, strict=True)]
@@ -182,7 +183,7 @@ lines = ["| NSS minus ToMe's, keep 0.9 | 6 photographs | 103 photographs | cut-o
 for key in ("whole", ours, "pitome-released-deit@0.9", "pitome-released-mae@0.9", "pitome-hidden@0.9", "energy-sorted@0.9",
             "dct@0.9", smaller, pooled):
     cells = [record.difference(key, rival, "nss").format(2) for record in sets.values()]
-    lines.append(f"| {LABELS[key.split('@')[0]]} | " + " | ".join(cells) + " |")
+    lines.append(f"| {LABELS[native.about(key)['arm']]} | " + " | ".join(cells) + " |")
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
@@ -224,7 +225,7 @@ assert all(wide.difference(f"pitome@{keep:g}", f"tome@{keep:g}", "mixed").side =
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy (AUC against the mask) and likeness (correlation with the whole model's map) of every arm at keep 0.9, of pooling and of pictures of 168 px, means over the scenes on 103 photographs. Hollow: hidden states are compared. *Recorded.*", "name": "fig-vision-likeness"}, "image": {"alt": "A scatter plot of methods: likeness on the horizontal, AUC on the vertical axis, with the whole model at likeness 1."}}
 figure, ax = plt.subplots(figsize=(7.4, 4.4))
 for key in ["whole", *[f"{arm}@{AT:g}" for arm in grid.ARMS], "grid-pool", "lower-resolution@168px"]:
-    arm = key.split("@")[0]
+    arm = wide.about(key)["arm"]
     colour, _, marker = plots.ARMS.get(arm, ("#000000", "-", "o"))
     x, y = (wide.mean_over_seeds(key, outcome).mean() for outcome in ("likeness", "auc"))
     hollow = {"markerfacecolor": "none"} if arm.endswith("-hidden") else {}
@@ -386,8 +387,7 @@ for ax, record, title in zip(axes, (digits, emoji), ("digits", "emoji groups"), 
     whole = record.outcome("whole", "correct").mean()
     for arm in HEADS[:-1]:
         for keep in tasks.REFIT_AT:
-            key = f"{arm}@{keep:g}"
-            key = key if key in record else f"{key}/seed0"
+            key = Cell(arm, keep, seed=seeds_of(arm)[0]).key
             colour, _, marker = plots.ARMS[arm]
             refit = record.outcome(key, "correct_refit").mean() - whole
             ax.plot(record.cells[key]["share"], refit, marker, color=colour, markerfacecolor="none", markersize=7)
@@ -507,8 +507,7 @@ plt.show()
 # %% tags=["hide-input"]
 lines = ["| at keep 0.9, on minus off | AUC, scenes | AUC, 103 photographs | digits | emoji groups |", "|---|---|---|---|---|"]
 for arm in [name for name, arm in grid.ARMS.items() if arm.also_off]:
-    seed = "/seed0" if grid.ARMS[arm].seeds > 1 else ""
-    cells = [f"{arm}@0.9{seed}", f"{arm}@0.9/off{seed}"]
+    cells = [Cell(arm, 0.9, proportional, seeds_of(arm)[0]).key for proportional in (None, False)]
     row = [str(r.difference(*cells, o)) for r, o in ((native, "auc"), (wide, "auc"), (digits, "correct"), (emoji, "correct"))]
     lines.append(f"| {grid.LABELS[arm]} | " + " | ".join(row) + " |")
 display(Markdown("\n".join(lines)))

@@ -46,12 +46,13 @@ from pitome_core.experiments import plots
 from pitome_core.experiments.data import sentences
 from pitome_core.experiments.models import bert as towers
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell, seeds_of
 from pitome_core.experiments.records.published import TABLE_6
 from pitome_core.experiments.records.statistics import bootstrap_mean
 from pitome_core.experiments.settings import profile
 from pitome_core.experiments.text import classifiers as models
 from pitome_core.experiments.text import grid, reading, tasks
-from pitome_core.experiments.text.grid import ARMS, TextCell
+from pitome_core.experiments.text.grid import ARMS
 
 plots.use_style()
 quick = profile() == "smoke"
@@ -138,9 +139,9 @@ task = tasks.single("movies", "test", 24 if quick else 120)
 at = [movies.items["id"].index(name) for name in task.items["id"]]
 task.prepare()
 arms = ("pitome", "tome", "pitome-released-bert")
-checked = [TextCell("whole"), *(TextCell(arm, 0.8) for arm in arms)]
+checked = [Cell("whole"), *(Cell(arm, 0.8) for arm in arms)]
 for cell in checked:
-    with cell.applied(task.model) as running:
+    with task.applied(cell) as running:
         live = task.score(running, cell)
     for name in ("seed0", "seed1", "seed2", "frozen"):
         recorded, scored = movies.outcome(cell.key, name)[at], results.unpack(live[name])
@@ -158,7 +159,7 @@ rows = ["whole", *[f"{arm}@0.8" for arm in ARMS if arm != "tome"]]
 sets = {f"sentences ({len(movies)})": movies, f"documents ({len(long)})": long}
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.9), sharey=True)
 for ax, (title, record) in zip(axes, sets.items(), strict=True):
-    found = [(grid.LABELS[key.split("@")[0]], record.difference(key, rival, "correct")) for key in rows]
+    found = [(record.about(key)["label"], record.difference(key, rival, "correct")) for key in rows]
     marks = {1: plots.COLOURS["pitome"], -1: plots.COLOURS["tome"], 0: "0.45"}
     plots.forest(ax, found, [marks[row.side] for _, row in found])
     ax.set(title=title, xlabel="accuracy minus ToMe's")
@@ -169,7 +170,7 @@ plt.show()
 def sides(record):
     """Which arms lie above ToMe, and which below, by their intervals."""
     found = {key: record.difference(key, rival, "correct") for key in rows[1:]}
-    named = {side: [f"{grid.LABELS[key.split('@')[0]]} ({d})" for key, d in found.items() if d.side == side] for side in (1, -1)}
+    named = {side: [f"{record.about(key)['label']} ({d})" for key, d in found.items() if d.side == side] for side in (1, -1)}
     return "; ".join(f"{word} {', '.join(named[side]) or 'nobody'}" for side, word in ((1, "above ToMe:"), (-1, "below:")))
 
 
@@ -210,7 +211,7 @@ assert fewer.side == -1
 
 # %%
 for length in (16, 32, 256):
-    left = grid.tokens(TextCell("tome", 0.8), 6, length)[3]
+    left = grid.tokens(Cell("tome", 0.8), 6, length)[3]
     print(f"{length} tokens: {left} after three layers, {left / length:.0%}")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: how long the texts are (tokens, [CLS] and [SEP] included). Right: speed-up of a batch of 32 texts of one length over the whole model, keep 0.8 in the first three layers (filled) or in all six (hollow); thick line: what the exact counts imply for three layers, thin: for six. Medians and quartiles of alternating runs in one process. *Recorded.*", "name": "fig-text-time"}, "image": {"alt": "Left: histograms of text lengths by source. Right: speed-up by length for PiToMe, ToMe and random merging, below the lines that the counts imply."}}
@@ -224,14 +225,15 @@ axes[0].legend(fontsize=8)
 lengths = [int(n) for n in timed["lengths"]]
 at = np.arange(len(lengths))
 for arm in ("pitome", "tome", "random-merge"):
-    seed = "/seed0" if ARMS[arm].seeds > 1 else ""
-    for tail, face in (("", plots.ARMS[arm][0]), ("/all", "none")):
-        low, mid, high = np.array([timed["lengths"][str(n)][f"{arm}@0.8{tail}{seed}"]["speedup"] for n in lengths]).T
+    for every_layer, face in ((False, plots.ARMS[arm][0]), (True, "none")):
+        key = Cell(arm, 0.8, seed=seeds_of(arm)[0], every_layer=every_layer).key
+        low, mid, high = np.array([timed["lengths"][str(n)][key]["speedup"] for n in lengths]).T
         look = dict(color=plots.ARMS[arm][0], marker=plots.ARMS[arm][2], markerfacecolor=face, capsize=2, linewidth=1)
-        axes[1].errorbar(at, mid, [mid - low, high - mid], label=None if tail else ARMS[arm].label, **look)
-for tail, width in (("", 2.5), ("/all", 1)):
-    implied = [timed["lengths"][str(n)][f"tome@0.8{tail}"]["implied"] for n in lengths]
-    label = f"counts (ToMe), {'six' if tail else 'three'} layers"
+        axes[1].errorbar(at, mid, [mid - low, high - mid], label=None if every_layer else ARMS[arm].label, **look)
+for every_layer, width in ((False, 2.5), (True, 1)):
+    key = Cell("tome", 0.8, every_layer=every_layer).key
+    implied = [timed["lengths"][str(n)][key]["implied"] for n in lengths]
+    label = f"counts (ToMe), {'six' if every_layer else 'three'} layers"
     axes[1].plot(at, implied, color="#E69F00", linewidth=width, zorder=0, label=label)
 axes[1].axhline(1, color="black", linewidth=0.8)
 axes[1].set(xlabel="tokens", ylabel="speed-up over the whole model", xticks=at, xticklabels=lengths)
@@ -352,7 +354,7 @@ assert quick or bootstrap_mean(np.array(ranked["paper", "content, function"])[:,
 def joined(cell, rows):
     """Share of rated words in tokens of several, minus that of other (content) words."""
     found = []
-    with cell.applied(encoder) as running:
+    with grid.applied(cell, encoder) as running:
         for row in rows:
             owner, pairs = kinds(row)
             with pc.record(running) as trace:
@@ -367,8 +369,8 @@ def joined(cell, rows):
 
 # %%
 arms = ("pitome", "pitome-released-bert", "energy-sorted", "tome")
-cells = {arm: TextCell(arm, 0.8) for arm in arms}
-cells["random-merge"] = TextCell("random-merge", 0.8, seed=0)
+cells = {arm: Cell(arm, 0.8) for arm in arms}
+cells["random-merge"] = Cell("random-merge", 0.8, seed=0)
 spared = {arm: joined(cell, rows[: 20 if quick else 120]) for arm, cell in cells.items()}
 
 # %% tags=["hide-input"]
@@ -481,8 +483,8 @@ won = np.flatnonzero((right == 0) & (kept == 1))
 texts = sentences.sentences("movies", "test")
 shown = [(kind, item) for kind, items in (("lost", lost), ("won", won)) for item in items[:3]]
 rows = models.encode([texts[item].text for _, item in shown])
-cells = {"whole model": TextCell("whole")}
-cells |= {"PiToMe": TextCell("pitome", 0.8), "ToMe": TextCell("tome", 0.8)}
+cells = {"whole model": Cell("whole")}
+cells |= {"PiToMe": Cell("pitome", 0.8), "ToMe": Cell("tome", 0.8)}
 positive = {}
 for name, cell in cells.items():
     logits = [classifier.logits(rows, cell) for classifier in task.tuned]
@@ -509,10 +511,9 @@ display(Markdown(f"{len(lost)} of {len(movies)} sentences are lost by all three 
 # out.
 
 # %% tags=["hide-input"]
-def switched(arm, tail):
+def switched(arm, **switch):
     """Accuracy of the switched cell minus that of the arm as it is, with one seed where it has seeds."""
-    seed = "/seed0" if ARMS[arm].seeds > 1 else ""
-    cells = [f"{arm}@0.8{tail}{seed}", f"{arm}@0.8{seed}"]
+    cells = [Cell(arm, 0.8, seed=seeds_of(arm)[0], **fields).key for fields in (switch, {})]
     return str(movies.difference(*cells, "correct")) if cells[0] in movies else ""
 
 
@@ -520,8 +521,8 @@ cost = movies.cells["tome@0.8/all"]["share"]
 lines = [f"| keep 0.8, sentences | merging in all six layers ({cost:.0%} of the cost) | proportional attention off |",
          "|---|---|---|"]
 for arm in ARMS:
-    if arm != released.split("@")[0]:
-        lines.append(f"| {ARMS[arm].label} | {switched(arm, '/all')} | {switched(arm, '/off')} |")
+    if arm != grid.RELEASED:
+        lines.append(f"| {ARMS[arm].label} | {switched(arm, every_layer=True)} | {switched(arm, proportional=False)} |")
 lines.append(f"| *PiToMe minus ToMe, so switched* | {movies.difference(f'{ours}/all', f'{rival}/all', 'correct')} | "
              f"{movies.difference(f'{ours}/off', f'{rival}/off', 'correct')} |")
 display(Markdown("\n".join(lines)))
@@ -600,7 +601,7 @@ display(Markdown(
 
 # %% tags=["hide-cell"]
 lengths = np.array(movies.items["tokens"])
-left = np.array([grid.tokens(TextCell("tome", 0.8), 6, n)[-1] for n in lengths])
+left = np.array([grid.tokens(Cell("tome", 0.8), 6, n)[-1] for n in lengths])
 print(f"{(left == lengths).sum()} of {len(lengths)} sentences lose nothing")
 losing = left < lengths
 print(f"the others keep {(left - 2)[losing].sum() / (lengths - 2)[losing].sum():.3f}; 0.8 to the third is {0.8**3:.3f}")

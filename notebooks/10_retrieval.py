@@ -47,10 +47,11 @@ from pitome_core.experiments.data import pairs
 from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import dual_encoder
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell, seeds_of
 from pitome_core.experiments.records.published import TABLE_2
 from pitome_core.experiments.records.statistics import Difference, paired_difference
 from pitome_core.experiments.retrieval import recall, training
-from pitome_core.experiments.retrieval.grid import RETRAINED, TEXT_ARMS, RetrievalCell
+from pitome_core.experiments.retrieval.grid import RETRAINED, TEXT_ARMS, applied
 from pitome_core.experiments.runs.grid import ARMS, LABELS
 from pitome_core.experiments.settings import profile
 
@@ -232,7 +233,7 @@ with torch.no_grad():
 def encoded(cell, pictures):
     """Features of pictures, and the token of every patch (None: nothing merged)."""
     parts, tokens = [], []
-    with cell.applied(model) as running:
+    with applied(cell, model) as running:
         for batch in pictures.split(16):
             if cell.arm == "whole":
                 parts.append(dual_encoder.image_features(running.visual.trunk, batch).cpu())
@@ -256,8 +257,8 @@ def compared(features):
 
 
 # %%
-cells = {"whole": RetrievalCell("whole")}
-cells |= {key: RetrievalCell(key.split("@")[0], 0.9) for key in (ours, rival)}
+cells = {"whole": Cell("whole")}
+cells |= {key: Cell.of(main.about(key)) for key in (ours, rival)}
 live = {key: encoded(cell, images) for key, cell in cells.items()}
 similarity, ranks = {}, {}
 for key, (features, _) in live.items():
@@ -306,7 +307,7 @@ assert quick or touched[ours][0] > touched[rival][0]
 rows = ["whole", *[f"{arm}@0.9" for arm in ARMS if arm != "tome"]]
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 5), sharey=True)
 for ax, record in zip(axes, (main, white), strict=True):
-    found = [(LABELS[key.split("@")[0]], recall.difference(record, key, rival)) for key in rows]
+    found = [(record.about(key)["label"], recall.difference(record, key, rival)) for key in rows]
     marks = {1: "black", -1: "black", 0: "0.6"}
     plots.forest(ax, found, [marks[row.side] for _, row in found])
     ax.set(title=TITLES[record.header["task"]], xlabel="rsum minus ToMe's")
@@ -316,7 +317,7 @@ plt.show()
 def sides(record):
     """Which arms lie above ToMe, and which below, by their intervals."""
     found = {key: recall.difference(record, key, rival) for key in rows[1:]}
-    named = {s: [LABELS[k.split("@")[0]] for k, d in found.items() if d.side == s] for s in (1, -1)}
+    named = {s: [record.about(k)["label"] for k, d in found.items() if d.side == s] for s in (1, -1)}
     return "; ".join(f"{word}: {', '.join(named[s]) or 'none'}" for s, word in ((1, "above ToMe"), (-1, "below")))
 
 
@@ -350,7 +351,7 @@ lines = ["| rsum at keep | " + " | ".join(f"{keep:g}" for keep in keeps) + " | 0
 for arm in ARMS:
     cells_ = [f"{arm}@{keep:g}" for keep in keeps]
     off = f"{arm}@0.9/off"
-    last = f"{recall.rsum(main, off)[0]:.0f}" if off in results.seedless(main.cells) else ""
+    last = f"{recall.rsum(main, off)[0]:.0f}" if off in main.groups() else ""
     lines.append(f"| {LABELS[arm]} | " + " | ".join(f"{recall.rsum(main, key)[0]:.0f}" for key in cells_) + f" | {last} |")
 lines.append("| *cost (ToMe)* | " + " | ".join(f"{main.about(f'tome@{keep:g}')['share']:.0%}" for keep in keeps) + " | |")
 mild = recall.difference(main, "pitome@0.95", "tome@0.95")
@@ -391,7 +392,7 @@ plt.show()
 # %% tags=["hide-input"]
 def first_page(key, outcome="rank"):
     """Shares of text queries whose picture leaves the first five, and enters them, mean over the heads (and seeds)."""
-    keys = [key] if key in main else [k for k in main.cells if k.startswith(f"{key}/seed")]
+    keys = main.seeds_of(key)
     was = main.outcome("whole", "rank")[is_text] <= 5
     gone = [(was & (main.outcome(k, outcome)[is_text] > 5)).mean() for k in keys]
     come = [(~was & (main.outcome(k, outcome)[is_text] <= 5)).mean() for k in keys]
@@ -428,7 +429,7 @@ for key in (ours, rival):
         shared += [len(set(a) & set(b)) for a, b in pair]
         first += [a[0] == b[0] for a, b in pair]
     same[key] = np.mean(shared), np.mean(first)
-    lines.append(f"| {LABELS[key.split('@')[0]]} | {same[key][0]:.1f} | {same[key][1]:.0%} |")
+    lines.append(f"| {main.about(key)['label']} | {same[key][0]:.1f} | {same[key][1]:.0%} |")
 display(Markdown("\n".join(lines) + "\n\n*Live*, drawings on two photographs, three heads. The index of texts is the same in all rows, as only "
                  "pictures merge. Whether pictures encoded with and without merging can stand in one index was not tested."))
 
@@ -492,9 +493,8 @@ plt.show()
 # %% tags=["hide-input"]
 def column(record, arm, towers_, keep, kind):
     """rsum, and its difference to ToMe and to the whole model, off the shelf or retrained."""
-    tail = "" if towers_ == "vision" else f"/{towers_}"
-    seed = "/seed0" if ARMS[arm].seeds > 1 else ""  # heads were trained with one
-    key, tome, name = f"{arm}@{keep:g}{tail}{seed}", f"tome@{keep:g}{tail}", "rank" if kind == "off the shelf" else "rank_retrained"
+    cell = Cell(arm, keep, seed=seeds_of(arm)[0], towers=towers_)  # of an arm with seeds, heads were trained with one
+    key, tome, name = cell.key, cell.beside("tome").key, "rank" if kind == "off the shelf" else "rank_retrained"
     against = "" if arm == "tome" else recall.difference(record, key, tome, name).format(1)
     return f"{recall.rsum(record, key, name)[0]:.0f} | {against} | {recall.difference(record, key, 'whole', name, 'rank').format(1)}"
 

@@ -49,11 +49,12 @@ from pitome_core.experiments.data import questions
 from pitome_core.experiments.models import llava
 from pitome_core.experiments.models import llava_answers as answering
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.published import TABLE_3
 from pitome_core.experiments.records.statistics import bootstrap_mean, paired_difference
 from pitome_core.experiments.settings import profile
 from pitome_core.experiments.vqa import grid, tasks, training
-from pitome_core.experiments.vqa.grid import LABELS, VqaCell
+from pitome_core.experiments.vqa.grid import LABELS
 
 plots.use_style()
 quick = profile() == "smoke"
@@ -210,9 +211,9 @@ model = llava.llava()
 scenes = 3 if quick else 16
 asked = list(questions.Questions("test", questions.PER_SCENE * scenes))
 pixels = llava.draw([("test", number) for number in range(scenes)], model.device)
-checked = (VqaCell("whole"), VqaCell("pitome", 0.9), VqaCell("tome", 0.9))
+checked = (Cell("whole"), Cell("pitome", 0.9), Cell("tome", 0.9))
 for cell in checked:
-    with cell.applied(model) as running:
+    with grid.applied(cell, model) as running:
         given = llava.ask(running, pixels, [q.text for q in asked], [q.scene for q in asked])
     off = sum(a != b for a, b in zip(given, tasks.said(full, cell.key), strict=False))
     print(f"{cell.key}: {off} of {len(asked)} answers differ")
@@ -227,11 +228,11 @@ print("agree with the record:", ", ".join(cell.key for cell in checked))
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy by type at keep 0.9 minus the whole model's, all 10,000 questions, with 95 % bootstrap intervals, scenes resampled. *Recorded.*", "name": "fig-vqa-types"}, "image": {"alt": "Nine rows of three intervals each, for PiToMe, ToMe and random merging. With PiToMe and ToMe lists and totals lose most; existence, relation and single objects least. PiToMe lies right of ToMe for totals and left of it for most others."}}
 figure, ax = plt.subplots(figsize=(7.5, 4.6))
 for shift, key in zip((-0.22, 0, 0.22), (ours, rival, random_merge), strict=True):
-    colour, _, marker = plots.ARMS[key.split("@")[0]]
+    colour, _, marker = plots.ARMS[main.about(key)["arm"]]
     for y, kind in enumerate(questions.TYPES):
         found = tasks.difference(main, key, "whole", [kind])
         ax.plot([found.low, found.high], [y + shift] * 2, color=colour, linewidth=1.6)
-        ax.plot(found.mean, y + shift, marker, color=colour, markersize=5, label=None if y else LABELS[key.split("@")[0]])
+        ax.plot(found.mean, y + shift, marker, color=colour, markersize=5, label=None if y else main.about(key)["label"])
 ax.axvline(0, color="0.5", linewidth=1)
 ax.set(yticks=range(len(questions.TYPES)), yticklabels=questions.TYPES, ylim=(8.6, -0.6), xlabel="accuracy minus the whole model's")
 ax.legend(fontsize=8.5, loc="lower left")
@@ -292,7 +293,7 @@ for title, rule in rules.items():
 @torch.no_grad()
 def tokens_of(cell, image):
     """`(12, 12)`: the token of every patch."""
-    with cell.applied(model) as running, pc.record(running.model.vision_tower) as trace:
+    with grid.applied(cell, model) as running, pc.record(running.model.vision_tower) as trace:
         answering.image_tokens(running, llava.normalised(image.to(model.device)))
     return trace.assignment[0].cpu().numpy().reshape(12, 12)
 
@@ -332,7 +333,7 @@ display(Markdown(f"Of {int((good['whole'] & fits).sum())} such questions that th
 def positions(cell):
     """Steps back, and repeated positions, per picture."""
     batch = llava.normalised(pixels.to(model.device))
-    with cell.applied(model) as running, torch.no_grad():
+    with grid.applied(cell, model) as running, torch.no_grad():
         found = answering.image_tokens(running, batch).positions
     back = (found.diff(dim=1) < 0).sum() / len(found)
     twice = np.mean([len(row) - len(row.unique()) for row in found])
@@ -435,14 +436,14 @@ for size, rounds in ((1, 2 if quick else 7), (2 if quick else 8, 1 if quick else
     found = {cell.key: [] for cell in checked[:2]}
     for _ in range(rounds):  # taking turns
         for cell in checked[:2]:
-            with cell.applied(model) as running:
+            with grid.applied(cell, model) as running:
                 found[cell.key].append(stages(running, batch, words))
     figures[size] = {key: np.median(rows, axis=0) for key, rows in found.items()}
 lines = ["| pictures at a time | | tower | reading | three more tokens | together | speed-up |", "|---" * 7 + "|"]
 for size, rows in figures.items():
     for key, parts in rows.items():
         gain = rows["whole"].sum() / parts.sum()
-        lines.append(f"| {size} | {LABELS[key.split('@')[0]]}{'' if key == 'whole' else ', keep 0.9'} | "
+        lines.append(f"| {size} | {main.about(key)['label']}{'' if key == 'whole' else ', keep 0.9'} | "
                      + " | ".join(f"{1000 * part:.0f} ms" for part in (*parts, parts.sum())) + f" | {gain:.2f} |")
 cost = {key: main.cells[key] for key in ("whole", ours)}
 implied = {part: cost["whole"][part] / cost[ours][part] for part in ("gmacs_tower", "gmacs_prefill", "gmacs")}

@@ -175,7 +175,7 @@ def read_page(path: Path) -> Page:
 
 def _cells(record: Record, key: str) -> list[dict]:
     """A cell, or those of its seeds."""
-    return [cell for name, cell in record.cells.items() if name == key or name.startswith(f"{key}/seed")]
+    return [record.cells[name] for name in record.seeds_of(key)]
 
 
 def _same_strength(record: Record, pointer: dict) -> None:

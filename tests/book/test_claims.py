@@ -131,8 +131,9 @@ def small_record() -> dict:
         "b@0.9": {"keep": 0.9, "outcomes": {"auc": base, "right": [1, 0] * 3 + [0] * 6, "worse": base}},
         "b@0.8": {"keep": 0.8, "outcomes": {"auc": base}},
         "whole": {"keep": 1.0, "outcomes": {"auc": base}},
-        "c@0.9/seed0": {"keep": 0.9, "outcomes": {"auc": base + 0.1}},
-        "c@0.9/seed1": {"keep": 0.9, "outcomes": {"auc": base + 0.3 * generator.normal(size=ITEMS)}},
+        "random-merge@0.9/seed0": {"arm": "random-merge", "seed": 0, "keep": 0.9, "outcomes": {"auc": base + 0.1}},
+        "random-merge@0.9/seed1": {"arm": "random-merge", "seed": 1, "keep": 0.9,
+                                   "outcomes": {"auc": base + 0.3 * generator.normal(size=ITEMS)}},
         "silent": {"keep": 0.9, "outcomes": {"auc": base}},
         "pool": {"keep": 0.7, "outcomes": {"auc": base - 0.2}},
         "gaps": {"keep": 0.9, "outcomes": {"auc": [None, *base[1:]], "layers": np.zeros((ITEMS, 3))}},
@@ -367,9 +368,9 @@ def test_other_clusters(root, clusters, words):
 
 
 def test_seeds_are_averaged_item_by_item(root):
-    pointer = {"record": "results/record.json", "outcome": "auc", "first": "c@0.9", "second": "b@0.9"}
+    pointer = {"record": "results/record.json", "outcome": "auc", "first": "random-merge@0.9", "second": "b@0.9"}
     cells = small_record()["cells"]
-    mean = np.mean([cells[f"c@0.9/seed{i}"]["outcomes"]["auc"] for i in range(2)], axis=0)
+    mean = np.mean([cells[f"random-merge@0.9/seed{i}"]["outcomes"]["auc"] for i in range(2)], axis=0)
     found, exact, _ = claims.computed(pointer, root)
     assert found.mean == pytest.approx(np.mean(mean - cells["b@0.9"]["outcomes"]["auc"])) and exact is None
 

@@ -16,7 +16,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
-from pitome_core.experiments.records.results import seedless
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.statistics import paired_difference
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey by order of lightness.
@@ -372,7 +372,7 @@ def against_cost(
     """Outcome of a `results.Record` minus that of the `reference` cell, against the share of its multiply-accumulates.
 
     One line per arm, over its keep ratios (or resolutions); a band for the arms in `bands`: the 95 % interval of the
-    difference, paired by item. Cells whose key says more than arm and strength (``/off``, ``/retrained``) are left out.
+    difference, paired by item. Cells with a switch, of other layers or retrained are left out (`Cell.is_plain`).
     ``outcome`` is a name, or a function that gives one number per item of a cell, by its key. ``cost`` is what cells
     call the budget; axes' label and limits fit the share alone.
     """
@@ -380,10 +380,10 @@ def against_cost(
     base = values(reference)
     for arm in arms:
         rows = []
-        for key in seedless(key for key, cell in record.cells.items() if cell["arm"] == arm):
+        cells = [cell for cell in map(Cell.of, record.cells.values()) if cell.arm == arm and cell.is_plain]
+        for key in record.groups(cells):
             cell = record.about(key)
-            if "/" not in key:  # the arm as it is: no switch, not in other layers, not retrained
-                rows.append((cell[cost], (values(key) - base).mean(), key))
+            rows.append((cell[cost], (values(key) - base).mean(), key))
         if not rows:
             continue
         x, mean, keys = zip(*sorted(rows), strict=True)

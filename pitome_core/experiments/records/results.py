@@ -29,6 +29,7 @@ import torch
 from filelock import FileLock
 
 from pitome_core.experiments import settings
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.statistics import Difference, bootstrap_mean, mcnemar, paired_difference
 
 FORMAT = 1  # of the file; raise it when the layout changes
@@ -164,16 +165,46 @@ class Record:
 
     def about(self, key: str) -> dict[str, Any]:
         """The cell `key`, or that of the first of its seeds."""
-        return self.cells.get(key) or self.cells[f"{key}/seed0"]
+        return self.cells[self.seeds_of(key)[0]]
+
+    def seeds_of(self, key: str) -> list[str]:
+        """The keys of the cells that `key` stands for: its own cell, or the cells of all seeds of an arm that draws.
+
+        Example: ``random-prune@0.9`` stands for ``random-prune@0.9/seed0``, ``random-prune@0.9/seed1``, ...
+        `KeyError` names the cells that there are.
+        """
+        if key in self.cells:
+            return [key]
+        of_seeds = {name: Cell.of(about) for name, about in self.cells.items() if "seed" in about}
+        keys = [name for name, cell in of_seeds.items() if cell.without_seed.key == key]
+        if not keys:
+            raise KeyError(f"no cell {key!r} in {self.path.name}; there are {', '.join(self.cells)}")
+        return keys
+
+    def groups(self, cells: Iterable[Cell] | None = None) -> list[str]:
+        """Keys without seeds, each once, in order: of the given cells, or of all cells of the record."""
+        cells = map(Cell.of, self.cells.values()) if cells is None else cells
+        return list(dict.fromkeys(cell.without_seed.key for cell in cells))
+
+    def rival_of(self, key: str, rival: str = "tome") -> str | None:
+        """The key of the cell of another arm that the cell `key` may be compared with (`Cell.beside`).
+
+        None where the record has no such cell, and for the rival itself.
+        """
+        cell = Cell.of(self.about(key))
+        other = (cell if key in self.cells else cell.without_seed).beside(rival)
+        if other is None or other.arm == cell.arm:
+            return None
+        return other.key if other.key in self.groups() or other.key in self.cells else None
 
     def mean_over_seeds(self, key: str, name: str) -> np.ndarray:
-        """As `outcome`, averaged over those of the cells ``key/seed0``, ``key/seed1``, ... that have it, where the arm
-        has seeds."""
-        seeds = [k for k in self.cells if k.startswith(f"{key}/seed")]
-        if key in self.cells or not seeds:
-            return self.outcome(key, name)
-        having = [k for k in seeds if name in self.cells[k]["outcomes"]]
-        return np.mean([self.outcome(k, name) for k in having or seeds], axis=0)
+        """As `outcome`, averaged over the cells that `key` stands for (`seeds_of`) and that have the outcome."""
+        return np.mean([self.outcome(one, name) for one in self.having(key, name)], axis=0)
+
+    def having(self, key: str, name: str) -> list[str]:
+        """The cells that `key` stands for and that have the outcome `name`; all of them where none has it."""
+        keys = self.seeds_of(key)
+        return [one for one in keys if name in self.cells[one]["outcomes"]] or keys
 
     def per_item(self, key: str, name: str) -> np.ndarray:
         """As `mean_over_seeds`, one number per item: several, such as one for each layer, are averaged."""
@@ -219,11 +250,6 @@ class Record:
 def load(name: str, tier: str = "embedded") -> Record:
     """The committed record ``<tier>/<name>.json``. Raises `RecordError` where there is none."""
     return Record.load(folder() / tier / f"{name}.json")
-
-
-def seedless(keys: Iterable[str]) -> list[str]:
-    """Keys of cells without their seeds, each once, in order: what `Record.mean_over_seeds` and `Record.about` take."""
-    return list(dict.fromkeys(key.split("/seed")[0] for key in keys))
 
 
 def disagreement(recorded: Sequence, live: Sequence, tolerance: float) -> tuple[int, int]:

@@ -27,12 +27,12 @@ import sys
 
 from pitome_core.experiments import assets, settings
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.retrieval import grid as retrieval_grid
 from pitome_core.experiments.retrieval import hub as retrieval_hub
 from pitome_core.experiments.retrieval import recall
 from pitome_core.experiments.retrieval import tasks as retrieval_tasks
 from pitome_core.experiments.retrieval import training as retrieval_training
-from pitome_core.experiments.retrieval.grid import RetrievalCell
 from pitome_core.experiments.runs import grid, sweep
 
 PROTOCOL = "retrieval-1"  # the grid in book/protocol.md
@@ -81,7 +81,8 @@ def _score(args: argparse.Namespace) -> None:
     for name in names:
         cells = retrieval_grid.cells(args.methods, **_grid(name, args.keep))
         path = sweep.output_folder(args) / f"retrieval-{name}{'' if args.split == 'test' else '-dev'}.json"
-        missing = [c.key for c in cells if c.retrained and not retrieval_tasks.retrained_heads_exist(c)]
+        with_own_heads = [cell for cell in cells if retrieval_grid.has_own_heads(cell)]
+        missing = [cell.key for cell in with_own_heads if not retrieval_tasks.retrained_heads_exist(cell)]
         if missing and path.is_file() and not args.again:  # what is recorded with them needs them no more
             known = results.Record.load(path).cells
             missing = [key for key in missing if "rank_retrained" not in known.get(key, {}).get("outcomes", ())]
@@ -102,19 +103,19 @@ def _grid(name: str, keeps: list[float] | None) -> dict:
     return listed if not keeps else listed | {tower: keeps for tower in ("keeps", "text", "both") if tower in listed}
 
 
-def summary(record: results.Record, cells: list[RetrievalCell]) -> str:
+def summary(record: results.Record, cells: list[Cell]) -> str:
     """A plain table of the cells that were asked for: cost, R@1 both ways, rsum of each column, and differences."""
     lines = [f"{'cell':32s} {'share':>6s} {'image R@1':>9s} {'text R@1':>9s} {'rsum':>7s} {'retrained':>9s}   "
              "rsum minus ToMe's; minus the whole's"]
-    for key in results.seedless(cell.key for cell in cells):
+    for key in record.groups(cells):
         about = record.about(key)
         found = recall.table(record, key)
         retrained = "rank_retrained" in about["outcomes"]
         again = f"{recall.table(record, key, 'rank_retrained')['rsum']:9.1f}" if retrained else f"{'':9s}"
         line = (f"{key:32s} {about['share']:6.3f} {found['image_r1']:9.1f} {found['text_r1']:9.1f} "
                 f"{found['rsum']:7.1f} {again}")
-        rival = key.replace(about["arm"], "tome", 1)
-        if rival in record and rival != key:
+        rival = record.rival_of(key)
+        if rival is not None:
             line += f"   {recall.difference(record, key, rival).format(1)}"
         if about["arm"] != grid.WHOLE:
             line += f"; {recall.difference(record, key, grid.WHOLE).format(1)}"

@@ -42,9 +42,9 @@ from tqdm.auto import tqdm
 import pitome_core as pc
 from pitome_core.experiments import settings
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.retrieval import grid as retrieval_grid
 from pitome_core.experiments.retrieval import recall
-from pitome_core.experiments.retrieval.grid import RetrievalCell
 from pitome_core.experiments.runs import grid, shards, sweep
 from pitome_core.experiments.runs.shards import Refused, Unit
 from pitome_core.families import find_family
@@ -345,12 +345,12 @@ def _score_model(
     print(summary(record, cells))
 
 
-def _sides(cells: Sequence[RetrievalCell]) -> list[RetrievalCell]:
+def _sides(cells: Sequence[Cell]) -> list[Cell]:
     """What has to be encoded for these cells: images, then texts, each kind of merging once."""
-    return list(dict.fromkeys(cell.of(tower) for tower in TOWERS for cell in cells))
+    return list(dict.fromkeys(retrieval_grid.side(cell, tower) for tower in TOWERS for cell in cells))
 
 
-def _cells(args: argparse.Namespace, loaded: Loaded) -> list[RetrievalCell]:
+def _cells(args: argparse.Namespace, loaded: Loaded) -> list[Cell]:
     keeps = args.keep or grid.KEEPS
     more = {"text": keeps, "both": keeps} if loaded.text_merges else {}
     try:
@@ -404,7 +404,7 @@ def _encode(
     with bar:
         for cell, units in itertools.groupby(mine, key=lambda unit: unit.cell):
             bar.set_description(cell.key)
-            with cell.applied(loaded.model) as running:
+            with retrieval_grid.applied(cell, loaded.model) as running:
                 for unit in units:
                     start = time.perf_counter()
                     found = _encode_unit(args, device, loaded, captions, running, unit, loader)
@@ -453,14 +453,14 @@ def _embeddings(parts: shards.Parts, units: Sequence[Unit]) -> Tensor:
 
 
 def _record(
-    record: results.Record, parts: shards.Parts, units: Mapping[str, Sequence[Unit]], cell: RetrievalCell,
+    record: results.Record, parts: shards.Parts, units: Mapping[str, Sequence[Unit]], cell: Cell,
     captions: Captions, cost: Mapping[str, Any],
 ) -> None:
     """Ranks of one cell, from the embeddings of its two sides."""
-    images, texts = (_embeddings(parts, units[cell.of(tower).key]) for tower in TOWERS)
+    images, texts = (_embeddings(parts, units[retrieval_grid.side(cell, tower).key]) for tower in TOWERS)
     of_images, of_texts = recall.both_ways(images, texts, captions.answers)
     found = {name: round(value, 4) for name, value in recall.summary(of_images, of_texts).items()}
-    seconds = sum(parts.read(unit)["seconds"] for unit in units[cell.of("vision").key])
+    seconds = sum(parts.read(unit)["seconds"] for unit in units[retrieval_grid.side(cell, "vision").key])
     about = cell.describe() | dict(cost) | {"recall": found, "seconds": round(seconds, 2)}
     record.add(cell.key, about, {"rank": np.concatenate([of_images, of_texts])})
 

@@ -132,6 +132,4 @@ def per_query(record: Record, key: str, column: str) -> np.ndarray:
 
 def _outcomes(record: Record, key: str, column: str) -> list[np.ndarray]:
     """The outcome of a cell, or of each of its seeds that has it."""
-    keys = [key] if key in record.cells else [k for k in record.cells if k.startswith(f"{key}/seed")]
-    having = [k for k in keys if column in record.cells[k]["outcomes"]]
-    return [record.outcome(k, column) for k in having or keys or [key]]  # without one: raises, naming what there is
+    return [record.outcome(one, column) for one in record.having(key, column)]

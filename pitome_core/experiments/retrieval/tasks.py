@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
@@ -20,10 +21,10 @@ from pitome_core.experiments.data import pairs, photos, scenes
 from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import dual_encoder
 from pitome_core.experiments.records import weight_files
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.retrieval import grid as retrieval_grid
 from pitome_core.experiments.retrieval import recall
 from pitome_core.experiments.retrieval import training as retrieval_training
-from pitome_core.experiments.retrieval.grid import RetrievalCell
 from pitome_core.experiments.runs import grid
 from pitome_core.experiments.vision.tasks import VisionTask
 
@@ -73,7 +74,7 @@ class Retrieval(VisionTask):
         """How many texts have each number of tokens."""
         return dict(Counter((self.ids != self.model.text.config.pad_token_id).sum(dim=1).tolist()))
 
-    def cost(self, cell: RetrievalCell) -> dict[str, Any]:
+    def cost(self, cell: Cell) -> dict[str, Any]:
         """As `retrieval_grid.cost`, and which heads were trained with the cell's merging on."""
         found = retrieval_grid.cost(cell, self.model, self.lengths)
         if retrained_heads_exist(cell):
@@ -81,7 +82,11 @@ class Retrieval(VisionTask):
             found["weights"] = {path.stem: weight_files.digest(path) for path in paths}
         return found
 
-    def work(self, cell: RetrievalCell) -> int:
+    def applied(self, cell: Cell) -> AbstractContextManager[nn.Module]:
+        """The dual encoder as the cell runs it; it is patched inside the `with` block only."""
+        return retrieval_grid.applied(cell, self.model)
+
+    def work(self, cell: Cell) -> int:
         """Images; where the image tower is whole its features are there already, and a text is a hundredth of one."""
         return len(self.ids) // 100 if cell.towers == "text" else len(self.images)
 
@@ -100,11 +105,11 @@ class Retrieval(VisionTask):
                 dual_encoder.text_features(running.text, part.to(self.device)).cpu() for part in self.ids.split(64)
             ])
 
-    def score(self, running: nn.Module, cell: RetrievalCell) -> dict[str, Any]:
+    def score(self, running: nn.Module, cell: Cell) -> dict[str, Any]:
         images, texts = self.whole
-        if cell.of("vision").arm != grid.WHOLE:
+        if retrieval_grid.side(cell, "vision").arm != grid.WHOLE:
             images = self._image_features(running)
-        if cell.of("text").arm != grid.WHOLE:
+        if retrieval_grid.side(cell, "text").arm != grid.WHOLE:
             texts = self._text_features(running)
         outcomes: dict[str, Any] = {"rank": self.ranks(self.heads, images, texts)}
         if retrained_heads_exist(cell):
@@ -121,9 +126,9 @@ class Retrieval(VisionTask):
         ], axis=1)
 
 
-def retrained_heads_exist(cell: RetrievalCell) -> bool:
+def retrained_heads_exist(cell: Cell) -> bool:
     """Whether the cell is one of those with heads of its own, and they have been trained."""
-    return cell.retrained and all(
+    return retrieval_grid.has_own_heads(cell) and all(
         retrieval_training.heads_path(seed, cell).is_file() for seed in retrieval_training.SEEDS
     )
 

@@ -32,13 +32,15 @@ from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import bert, dual_encoder, vit
 from pitome_core.experiments.models.dual_encoder import Heads
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell, seeds_of
+from pitome_core.experiments.retrieval import grid as retrieval_grid
 from pitome_core.experiments.retrieval import recall
-from pitome_core.experiments.retrieval.grid import RETRAINED, RetrievalCell
+from pitome_core.experiments.retrieval.grid import RETRAINED
 from pitome_core.experiments.runs import grid
 
 LOG = "retrieval-training"
 SEEDS = (0, 1, 2)
-WHOLE = RetrievalCell(grid.WHOLE)
+WHOLE = Cell(grid.WHOLE)
 View = tuple[str, int]  # background and seed, as `pairs.views` takes them
 PACKAGE = Path(__file__).resolve().parents[2]
 
@@ -109,52 +111,52 @@ def obtainable(recipe: Recipe) -> Recipe:
 # --- features
 
 
-def image_features(cell: RetrievalCell, split: str, view: View, count: int | None = None) -> Tensor:
+def image_features(cell: Cell, split: str, view: View, count: int | None = None) -> Tensor:
     """`dual_encoder.image_features` of the pictures of a split in one view, merged as the cell says: `(n, 2, 384)`.
 
     From the cache, computed first where they are not in it. ``count`` as in `pairs.pairs`. Raises
     ``assets.AssetError`` where the background needs an asset that cannot be had.
     """
-    cell = cell.of("vision")
+    cell = retrieval_grid.side(cell, "vision")
     return _cached(_about(cell, split, view, count), lambda: _encoded([cell], split, view, count)[cell])
 
 
-def compute_view(cells: Sequence[RetrievalCell], split: str, view: View, count: int | None = None) -> None:
+def compute_view(cells: Sequence[Cell], split: str, view: View, count: int | None = None) -> None:
     """Put the `image_features` that the cache lacks into it, of all cells at once: drawing takes a third of the time.
     """
-    every = dict.fromkeys(cell.of("vision") for cell in cells)
+    every = dict.fromkeys(retrieval_grid.side(cell, "vision") for cell in cells)
     missing = [cell for cell in every if not _place(_about(cell, split, view, count))[0].is_dir()]
     for cell, features in _encoded(missing, split, view, count).items():
         _cached(_about(cell, split, view, count), lambda features=features: features)
 
 
 def _encoded(
-    cells: Sequence[RetrievalCell], split: str, view: View, count: int | None
-) -> dict[RetrievalCell, Tensor]:
+    cells: Sequence[Cell], split: str, view: View, count: int | None
+) -> dict[Cell, Tensor]:
     if not cells:
         return {}
-    found: dict[RetrievalCell, list[Tensor]] = {cell: [] for cell in cells}
+    found: dict[Cell, list[Tensor]] = {cell: [] for cell in cells}
     things = pairs.pairs(split, count=count).things
     for batch in _batches(pairs.views(things, view[0], split, view[1])):
         batch = batch.to(settings.device())
         for cell in cells:
-            with cell.applied(_model()[0]) as running, torch.no_grad():
+            with retrieval_grid.applied(cell, _model()[0]) as running, torch.no_grad():
                 found[cell].append(dual_encoder.image_features(running.visual.trunk, batch).cpu())
     return {cell: torch.cat(parts) for cell, parts in found.items()}
 
 
-def _about(cell: RetrievalCell, split: str, view: View, count: int | None) -> list[Any]:
+def _about(cell: Cell, split: str, view: View, count: int | None) -> list[Any]:
     return ["image", cell.key, split, *view, count]
 
 
-def text_features(cell: RetrievalCell, split: str, count: int | None = None) -> Tensor:
+def text_features(cell: Cell, split: str, count: int | None = None) -> Tensor:
     """`dual_encoder.text_features` of the texts of a split, merged as the cell says: `(T, 384)`. From the cache."""
-    cell = cell.of("text")
+    cell = retrieval_grid.side(cell, "text")
 
     def compute() -> Tensor:
         model, tokenizer = _model()
         ids = tokenizer(list(pairs.pairs(split, count=count).texts))
-        with cell.applied(model) as running, torch.no_grad():
+        with retrieval_grid.applied(cell, model) as running, torch.no_grad():
             parts = [dual_encoder.text_features(running.text, part.to(settings.device())) for part in ids.split(64)]
         return torch.cat(parts).cpu()
 
@@ -222,7 +224,7 @@ class Examples:
     pairs: pairs.Pairs
 
     @classmethod
-    def read(cls, split: str, views: Sequence[View], cell: RetrievalCell = WHOLE, count: int | None = None) -> Examples:
+    def read(cls, split: str, views: Sequence[View], cell: Cell = WHOLE, count: int | None = None) -> Examples:
         images = torch.stack([image_features(cell, split, view, count) for view in views])
         return cls(images, text_features(cell, split, count), pairs.pairs(split, count=count))
 
@@ -372,7 +374,7 @@ def reference() -> Ridge:
 # --- stages
 
 
-def heads_path(seed: int, cell: RetrievalCell | None = None) -> Path:
+def heads_path(seed: int, cell: Cell | None = None) -> Path:
     """Where heads are: shipped with the records, or, for heads trained with merging on, in the cache."""
     if cell is not None and cell.arm != grid.WHOLE:
         return settings.cache_dir() / "retrieval-weights" / f"{cell.key.replace('/', '-')}-head{seed}.safetensors"
@@ -381,7 +383,7 @@ def heads_path(seed: int, cell: RetrievalCell | None = None) -> Path:
     return shipped if shipped.is_file() else results.writable(committed=True) / "retrieval-weights" / name
 
 
-def trained_heads(cell: RetrievalCell | None = None) -> list[Heads]:
+def trained_heads(cell: Cell | None = None) -> list[Heads]:
     """The heads of every seed (None: trained without merging). ``results.RecordError`` where some are missing."""
     paths = [heads_path(seed, cell) for seed in SEEDS]
     if missing := [path.name for path in paths if not path.is_file()]:
@@ -389,10 +391,10 @@ def trained_heads(cell: RetrievalCell | None = None) -> list[Heads]:
     return [dual_encoder.load(path) for path in paths]
 
 
-def retrained_cells(methods: Sequence[str] | None = None, keeps: Sequence[float] | None = None) -> list[RetrievalCell]:
+def retrained_cells(methods: Sequence[str] | None = None, keeps: Sequence[float] | None = None) -> list[Cell]:
     """The cells whose heads are trained with merging on, or those of them with these arms and ratios."""
     return [
-        RetrievalCell(arm, keep, seed=0 if grid.ARMS[arm].seeds > 1 else None, towers=towers_)
+        Cell(arm, keep, seed=seeds_of(arm)[0], towers=towers_)
         for towers_, arms in RETRAINED.items() for arm, ratios in arms.items() for keep in ratios
         if (methods is None or arm in methods) and (keeps is None or keep in keeps)
     ]

@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 
 from pitome_core.experiments import settings
 from pitome_core.experiments.records import results
-from pitome_core.experiments.runs import grid
+from pitome_core.experiments.records.cells import Cell
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -65,13 +65,13 @@ def check_numbers(args: argparse.Namespace) -> None:
 class Unit:
     """The smallest piece of work: a cell on the items ``start .. stop - 1``, shard number ``shard``."""
 
-    cell: grid.Cell
+    cell: Cell
     shard: int
     start: int
     stop: int
 
 
-def split(cell: grid.Cell, count: int, size: int) -> list[Unit]:
+def split(cell: Cell, count: int, size: int) -> list[Unit]:
     """The units of a cell on ``count`` items, ``size`` in a shard."""
     return [Unit(cell, number, start, min(start + size, count)) for number, start in enumerate(range(0, count, size))]
 
@@ -114,7 +114,7 @@ class Parts:
     def path(self, unit: Unit) -> Path:
         return self.cell_folder(unit.cell) / f"shard-{unit.shard:05d}.json"
 
-    def cell_folder(self, cell: grid.Cell) -> Path:
+    def cell_folder(self, cell: Cell) -> Path:
         return self.folder / cell.key.replace("/", "+")
 
     def write(self, unit: Unit, part: Mapping[str, Any]) -> None:

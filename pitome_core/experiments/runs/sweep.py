@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 from pitome_core.experiments import settings
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid
 
 
@@ -38,7 +40,15 @@ class Task(Protocol):
         """Measured time of the whole model on one image, for the estimate."""
         ...
 
-    def work(self, cell: grid.Cell) -> int:
+    def applied(self, cell: Cell) -> AbstractContextManager[nn.Module]:
+        """The model as the cell runs it; it is patched inside the `with` block only."""
+        ...
+
+    def cost(self, cell: Cell) -> Mapping[str, Any]:
+        """What one item costs, and what else records say of the cell: ``share`` of the whole model's work, tokens."""
+        ...
+
+    def work(self, cell: Cell) -> int:
         """How many images the cell sends through its model, for the estimate."""
         ...
 
@@ -46,7 +56,7 @@ class Task(Protocol):
         """Whatever scoring needs of the whole model; called once, while nothing is patched."""
         ...
 
-    def score(self, running: nn.Module, cell: grid.Cell) -> Mapping[str, Any]:
+    def score(self, running: nn.Module, cell: Cell) -> Mapping[str, Any]:
         """Outcomes of every item under `running`, the model as the cell runs it."""
         ...
 
@@ -54,7 +64,7 @@ class Task(Protocol):
 def run(
     experiment: str,
     task: Task,
-    cells: Sequence[grid.Cell],
+    cells: Sequence[Cell],
     path: Path,
     *,
     split: str,
@@ -72,13 +82,11 @@ def run(
         "clusters": list(task.clusters), **task.about,
     }
     record = results.Record.open(path, header, task.items)
-    # Texts have lengths of their own, so a task of texts counts over its items.
-    cost = getattr(task, "cost", None) or (lambda cell: grid.cost(cell, task.model))
     todo = [cell for cell in cells if again or cell.key not in record]
     done = len(cells) - len(todo)
     print(f"{experiment}-{task.name}, {split}: {len(record)} items, {len(cells)} cells, {done} recorded already")
     if todo:
-        costs = {cell.key: cost(cell) for cell in todo}
+        costs = {cell.key: task.cost(cell) for cell in todo}
         seconds = task.seconds_per_image() * sum(costs[cell.key]["share"] * task.work(cell) for cell in todo)
         print(f"  estimate: {seconds / 60:.1f} min on this machine for {len(todo)} cells")
     if estimate_only or not todo:
@@ -91,7 +99,7 @@ def run(
         bar.set_description(cell.key)
         start = time.perf_counter()
         about = cell.describe() | costs[cell.key]
-        with cell.applied(task.model) as running:
+        with task.applied(cell) as running:
             outcomes = task.score(running, cell)
         about["seconds"] = round(time.perf_counter() - start, 2)
         record.add(cell.key, about, outcomes, seed=0)

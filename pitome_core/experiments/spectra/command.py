@@ -37,6 +37,7 @@ from pitome_core.experiments.data import photos, scenes, sentences
 from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import bert, vit
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid
 from pitome_core.spectral import coarsen, inside_shares, lift, spectrum, token_graph
 
@@ -84,11 +85,11 @@ def drops(last: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
     return lost[:, 0], lost[:, 1:].mean(dim=1)
 
 
-def cells(keep: float = KEEP) -> Iterator[grid.Cell]:
+def cells(keep: float = KEEP) -> Iterator[Cell]:
     """What is compared, at equal k."""
     for name in METHODS:
         for seed in range(SEEDS) if grid.ARMS[name].seeds > 1 else (None,):
-            yield grid.Cell(name, keep, proportional=True, seed=seed)
+            yield Cell(name, keep, proportional=True, seed=seed)
 
 
 class Layers:
@@ -117,7 +118,7 @@ class Layers:
         """The model's own plan, as a partition of the tokens of the metric."""
         return pc.MergePlan(plan.assignment.cpu(), plan.num_tokens, plan.anchored.cpu())
 
-    def score(self, cell: grid.Cell) -> dict[str, Tensor]:
+    def score(self, cell: Cell) -> dict[str, Tensor]:
         """Outcomes of every image: ``(n, L)`` each, and ``(n,)`` for the run that merges in all layers."""
         found: dict[str, list] = {name: [] for name in OUTCOMES}
         for number in range(len(self.batches)):
@@ -125,9 +126,8 @@ class Layers:
                 found[name].append(value)
         return {name: torch.cat(values) for name, values in found.items()}
 
-    def _score(self, cell: grid.Cell, number: int) -> dict[str, Tensor]:
-        arm = grid.ARMS[cell.arm]
-        options = dict(arm.options) | ({} if cell.seed is None else {"seed": cell.seed})
+    def _score(self, cell: Cell, number: int) -> dict[str, Tensor]:
+        arm, options = grid.ARMS[cell.arm], cell.options
         rows: dict[str, list] = {name: [] for name in OUTCOMES if not name.endswith("_all")}
         for layer in range(self.depth):
             keep = [1.0] * self.depth

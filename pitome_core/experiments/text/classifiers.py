@@ -20,7 +20,8 @@ from torch.nn.utils import parametrize
 from pitome_core.experiments import settings
 from pitome_core.experiments.models import bert
 from pitome_core.experiments.records import results, weight_files
-from pitome_core.experiments.text.grid import TextCell
+from pitome_core.experiments.records.cells import Cell
+from pitome_core.experiments.text import grid as text_grid
 
 RANK, SCALE = 8, 2.0
 SEEDS = (0, 1, 2)
@@ -136,12 +137,12 @@ class Classifier:
     bias: Tensor
     unit: bool = False  # whether the head reads embeddings of unit length
 
-    def logits(self, rows: Sequence[Sequence[int]], cell: TextCell | None = None) -> np.ndarray:
+    def logits(self, rows: Sequence[Sequence[int]], cell: Cell | None = None) -> np.ndarray:
         """``(N, 2)`` of token rows, merged as the cell says (None: as the encoder is now)."""
         if cell is None:
             return self.read(features(self.encoder, rows))
-        with cell.applied(self.encoder) as running:
-            return self.read(features(running, rows, equal=cell.equal_lengths))
+        with text_grid.applied(cell, self.encoder) as running:
+            return self.read(features(running, rows, equal=text_grid.needs_equal_lengths(cell)))
 
     def read(self, pooled_states: Tensor) -> np.ndarray:
         """``(N, 2)`` logits of pooled states ``(N, C)``."""
@@ -149,7 +150,7 @@ class Classifier:
         return (states @ self.weight.float().T + self.bias.float()).numpy()
 
 
-def weights_path(seed: int | None, cell: TextCell | None = None) -> Path:
+def weights_path(seed: int | None, cell: Cell | None = None) -> Path:
     """Where the weights of a classifier are: shipped with the records, or, for retrained ones, in the cache.
 
     ``seed=None`` is the logistic head on the frozen encoder.
@@ -161,7 +162,7 @@ def weights_path(seed: int | None, cell: TextCell | None = None) -> Path:
     return shipped if shipped.is_file() else results.writable(committed=True) / "text-weights" / name
 
 
-def load(seed: int | None, cell: TextCell | None = None, *, path: Path | None = None) -> Classifier:
+def load(seed: int | None, cell: Cell | None = None, *, path: Path | None = None) -> Classifier:
     """The classifier of that seed (None: frozen encoder with a logistic head), on `settings.device`.
 
     Raises ``results.RecordError`` where it has not been trained.

@@ -21,12 +21,12 @@ import math
 
 from pitome_core.experiments import settings
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid, sweep
 from pitome_core.experiments.text import classifiers
 from pitome_core.experiments.text import grid as text_grid
 from pitome_core.experiments.text import hub as text_hub
 from pitome_core.experiments.text import tasks as text_tasks
-from pitome_core.experiments.text.grid import TextCell
 
 PROTOCOL = "text-1"  # the grid in book/protocol.md
 
@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def trained(cells: list[TextCell]) -> list[TextCell]:
+def trained(cells: list[Cell]) -> list[Cell]:
     """The cells whose classifiers exist; says which do not."""
     missing = [
         cell.key for cell in cells
@@ -92,16 +92,16 @@ def trained(cells: list[TextCell]) -> list[TextCell]:
     return [cell for cell in cells if cell.key not in missing]
 
 
-def summary(record: results.Record, cells: list[TextCell]) -> str:
+def summary(record: results.Record, cells: list[Cell]) -> str:
     """A plain table of the cells that were asked for: cost, accuracy of each column, difference to ToMe."""
     lines = [f"{'cell':36s} {'share':>6s} {'correct':>8s} {'frozen':>8s}   correct minus ToMe's; minus the whole's"]
-    for key in results.seedless(cell.key for cell in cells):
+    for key in record.groups(cells):
         about = record.about(key)
         names = [name if name in about["outcomes"] else None for name in ("correct", "frozen")]
         have = [math.nan if name is None else record.mean_over_seeds(key, name).mean() for name in names]
         line = f"{key:36s} {about['share']:6.3f} " + " ".join(f"{value:8.4f}" for value in have)
-        rival = key.replace(about["arm"], "tome")
-        if about["arm"] not in ("tome", grid.WHOLE) and rival in record:
+        rival = record.rival_of(key)
+        if rival is not None:
             line += f"   {record.difference(key, rival, 'correct')}"
         if about["arm"] != grid.WHOLE:
             line += f"; {record.difference(key, grid.WHOLE, 'correct')}"

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from pitome_core.experiments import settings
 from pitome_core.experiments.data import splits
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import sweep
 from pitome_core.experiments.text import classifiers
 from pitome_core.experiments.text import grid as text_grid
 from pitome_core.experiments.text import tasks as text_tasks
-from pitome_core.experiments.text.grid import TextCell
 
 if TYPE_CHECKING:
     from transformers import BertForSequenceClassification
@@ -95,10 +95,10 @@ class HubTexts(text_tasks.Texts):
     def about(self) -> dict[str, Any]:
         return self._about
 
-    def has_frozen(self, cell: TextCell) -> bool:
+    def has_frozen(self, cell: Cell) -> bool:
         return False
 
-    def work(self, cell: TextCell) -> int:
+    def work(self, cell: Cell) -> int:
         return len(self.rows)
 
     def prepare(self) -> None:
@@ -116,9 +116,9 @@ class HubTexts(text_tasks.Texts):
     def run_once(self, rows: Sequence[Sequence[int]]) -> None:
         self.logits(self.model, rows)
 
-    def score(self, running: nn.Module, cell: TextCell) -> dict[str, Any]:
-        right = self.logits(running, self.rows, equal=cell.equal_lengths).argmax(1).numpy() == self.labels
-        return {"correct": results.pack(right)}
+    def score(self, running: nn.Module, cell: Cell) -> dict[str, Any]:
+        logits = self.logits(running, self.rows, equal=text_grid.needs_equal_lengths(cell))
+        return {"correct": results.pack(logits.argmax(1).numpy() == self.labels)}
 
 
 # --- models

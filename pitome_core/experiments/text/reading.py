@@ -12,11 +12,12 @@ from torch import nn
 import pitome_core as pc
 from pitome_core.experiments.data import sentences
 from pitome_core.experiments.models import bert
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.text import classifiers
-from pitome_core.experiments.text.grid import TextCell
+from pitome_core.experiments.text import grid as text_grid
 
 
-def groups(encoder: nn.Module, row: Sequence[int], cell: TextCell) -> tuple[list[list[str]], list[str]]:
+def groups(encoder: nn.Module, row: Sequence[int], cell: Cell) -> tuple[list[list[str]], list[str]]:
     """Tokens of one text that ended together, group by group in order of their first member; and those dropped.
 
     A token by itself is a group of one. Pieces of a word keep their ``##``. ``cell`` is one that assigns tokens (no
@@ -24,7 +25,7 @@ def groups(encoder: nn.Module, row: Sequence[int], cell: TextCell) -> tuple[list
     """
     pieces = _pieces(row)
     ids, mask = classifiers.padded([row], next(encoder.parameters()).device)
-    with cell.applied(encoder) as running, pc.record(running) as trace, torch.no_grad():
+    with text_grid.applied(cell, encoder) as running, pc.record(running) as trace, torch.no_grad():
         running(input_ids=ids, attention_mask=mask)
     together: dict[int, list[str]] = {}
     dropped = []

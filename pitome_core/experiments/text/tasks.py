@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
@@ -18,10 +19,10 @@ import torch
 from pitome_core.experiments.data import sentences
 from pitome_core.experiments.models import bert
 from pitome_core.experiments.records import results, weight_files
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid, sweep
 from pitome_core.experiments.text import classifiers
 from pitome_core.experiments.text import grid as text_grid
-from pitome_core.experiments.text.grid import TextCell
 
 MODEL = "all-MiniLM-L6-v2 (BERT, 6 layers, width 384), low-rank updates fine-tuned on film reviews"
 
@@ -75,34 +76,38 @@ class Texts:
         sample = [self.rows[order[i * len(order) // count]] for i in range(count)]
         return sweep.quickest(lambda: self.run_once(sample)) / len(sample)
 
-    def has_frozen(self, cell: TextCell) -> bool:
+    def has_frozen(self, cell: Cell) -> bool:
         """Whether the cell has the third column: not on shifted sources, and not where few seeds would say little."""
         if self.name in SHIFTED:
             return False
         plain = not (cell.every_layer or cell.retrained or cell.proportional is False)
         return plain and (cell.seed is None or cell.keep == text_grid.PRIMARY)
 
-    def work(self, cell: TextCell) -> int:
+    def applied(self, cell: Cell) -> AbstractContextManager[torch.nn.Module]:
+        """The encoder as the cell runs it; it is patched inside the `with` block only."""
+        return text_grid.applied(cell, self.model)
+
+    def work(self, cell: Cell) -> int:
         return len(self.rows) * (len(classifiers.SEEDS) + self.has_frozen(cell))
 
     def prepare(self) -> None:
         self.tuned, self.frozen  # noqa: B018  (loaded before anything is scored)
 
-    def cost(self, cell: TextCell) -> dict[str, Any]:
+    def cost(self, cell: Cell) -> dict[str, Any]:
         """Mean over the items of the exact counts: 10^9 multiply-accumulates, share, tokens entering each layer."""
         macs = self._macs(cell)
         left = sum(n * np.array(text_grid.tokens(cell, self.depth, length)) for length, n in self._lengths.items())
-        return {
+        return text_grid.describe(cell) | {
             "gmacs": round(macs / len(self.rows) / 1e9, 6),
             "share": round(macs / self._whole, 6),
             "tokens": np.round(left / len(self.rows), 3).tolist(),
         } | self._retrained_weights(cell)
 
-    def _retrained_weights(self, cell: TextCell) -> dict[str, Any]:
+    def _retrained_weights(self, cell: Cell) -> dict[str, Any]:
         paths = [classifiers.weights_path(seed, cell) for seed in classifiers.SEEDS] if cell.retrained else []
         return {"weights": {path.stem: weight_files.digest(path) for path in paths}} if paths else {}
 
-    def _macs(self, cell: TextCell) -> int:
+    def _macs(self, cell: Cell) -> int:
         """Of all items together; counted once per cell."""
         if cell.key not in self._counted:
             counts = text_grid.macs(cell, self.model, list(self._lengths))
@@ -115,20 +120,20 @@ class Texts:
 
     @cached_property
     def _whole(self) -> int:
-        return self._macs(TextCell(grid.WHOLE))
+        return self._macs(Cell(grid.WHOLE))
 
     @cached_property
     def _lengths(self) -> Counter[int]:
         """How many items have each number of tokens."""
         return Counter(self.items["tokens"])
 
-    def score(self, running: torch.nn.Module, cell: TextCell) -> dict[str, Any]:
+    def score(self, running: torch.nn.Module, cell: Cell) -> dict[str, Any]:
         chosen = [classifiers.load(s, cell) for s in classifiers.SEEDS] if cell.retrained else self.tuned
         right = [one.logits(self.rows, cell).argmax(1) == self.labels for one in chosen]
         outcomes: dict[str, Any] = {"correct": np.mean(right, axis=0)}
         outcomes |= {f"seed{s}": results.pack(r) for s, r in zip(classifiers.SEEDS, right, strict=True)}
         if self.has_frozen(cell):
-            states = classifiers.features(running, self.rows, equal=cell.equal_lengths)
+            states = classifiers.features(running, self.rows, equal=text_grid.needs_equal_lengths(cell))
             outcomes["frozen"] = results.pack(self.frozen.read(states).argmax(1) == self.labels)
         return outcomes
 

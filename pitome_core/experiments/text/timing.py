@@ -13,25 +13,25 @@ from pitome_core.experiments import settings
 from pitome_core.experiments.cost import command as cost
 from pitome_core.experiments.models import bert
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid
 from pitome_core.experiments.text import classifiers
 from pitome_core.experiments.text import grid as text_grid
-from pitome_core.experiments.text.grid import TextCell
 
 FORMAT = 1
 LENGTHS = (16, 32, 64, 128, 256)  # tokens; longer texts are cut
 BATCH = 32
-METHODS = ("pitome", text_grid.RELEASED.name, "energy-sorted", "tome", "random-merge")
+METHODS = ("pitome", text_grid.RELEASED, "energy-sorted", "tome", "random-merge")
 
 
-def cells() -> list[TextCell]:
+def cells() -> list[Cell]:
     """The whole model, and five methods at keep .8 and .6 in the first three layers; .8 in all."""
-    chosen = [TextCell(grid.WHOLE)]
+    chosen = [Cell(grid.WHOLE)]
     for name in METHODS:
         seed = 0 if name.startswith("random") else None
-        chosen += [TextCell(name, keep, seed=seed) for keep in (0.8, 0.6)]
-        if name != text_grid.RELEASED.name:
-            chosen.append(TextCell(name, 0.8, seed=seed, every_layer=True))
+        chosen += [Cell(name, keep, seed=seed) for keep in (0.8, 0.6)]
+        if name != text_grid.RELEASED:
+            chosen.append(Cell(name, 0.8, seed=seed, every_layer=True))
     return chosen
 
 
@@ -49,7 +49,7 @@ def measure(length: int, seconds: float, batch: int = BATCH) -> dict:
     with ExitStack() as stack:
         bare = bert.sentence_encoder()
         for cell in cells():
-            model = stack.enter_context(cell.applied(bert.sentence_encoder()))
+            model = stack.enter_context(text_grid.applied(cell, bert.sentence_encoder()))
             calls[cell.key] = partial(_once, model, ids, mask)
             macs[cell.key] = text_grid.macs(cell, bare, [length])[0]
         with torch.inference_mode():

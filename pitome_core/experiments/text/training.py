@@ -22,9 +22,11 @@ from pitome_core.experiments import settings
 from pitome_core.experiments.data import sentences
 from pitome_core.experiments.models import bert
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid
 from pitome_core.experiments.text import classifiers
-from pitome_core.experiments.text.grid import RETRAINED, TextCell
+from pitome_core.experiments.text import grid as text_grid
+from pitome_core.experiments.text.grid import RETRAINED
 
 SOURCE = "movies"
 
@@ -80,7 +82,7 @@ def batches(lengths: Sequence[int], size: int, generator: torch.Generator) -> It
 
 
 def fine_tune(
-    train: Labelled, dev: Labelled, seed: int, cell: TextCell | None = None, recipe: Recipe = CANDIDATES[CHOSEN]
+    train: Labelled, dev: Labelled, seed: int, cell: Cell | None = None, recipe: Recipe = CANDIDATES[CHOSEN]
 ) -> tuple[dict[str, Tensor], Tensor, Tensor, list[float]]:
     """Low-rank updates (empty with rank 0), head weight and bias of the best epoch, and dev accuracy per epoch.
 
@@ -110,7 +112,7 @@ def fine_tune(
         lengths = [len(row) for row in train.rows]
         scores: list[float] = []
         best: tuple = ()
-        merging = cell.applied(encoder) if cell is not None else nullcontext(encoder)
+        merging = text_grid.applied(cell, encoder) if cell is not None else nullcontext(encoder)
         with merging as running:
             for _ in range(recipe.epochs):
                 encoder.train()
@@ -157,13 +159,13 @@ def frozen_head(train: Labelled, dev: Labelled) -> tuple[Tensor, Tensor, dict[fl
 
 def stages(methods: Sequence[str] | None = None, keeps: Sequence[float] | None = None) -> list[tuple]:
     """(seed, cell) of every classifier: the frozen head, those without merging, those with, by seed."""
-    found: list[tuple[int | None, TextCell | None]] = []
+    found: list[tuple[int | None, Cell | None]] = []
     if methods is None or grid.WHOLE in methods:
         found += [(None, None), *((seed, None) for seed in classifiers.SEEDS)]
     for seed in classifiers.SEEDS:
         for arm, ratios in RETRAINED.items():
             if methods is None or arm in methods:
-                found += [(seed, TextCell(arm, r, retrained=True)) for r in ratios if keeps is None or r in keeps]
+                found += [(seed, Cell(arm, r, retrained=True)) for r in ratios if keeps is None or r in keeps]
     return found
 
 

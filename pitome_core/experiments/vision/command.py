@@ -24,6 +24,7 @@ import argparse
 
 from pitome_core.experiments import settings
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid, sweep
 from pitome_core.experiments.vision import imagenet
 from pitome_core.experiments.vision import tasks as vision_tasks
@@ -59,9 +60,9 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def summary(record: results.Record, cells: list[grid.Cell]) -> str:
+def summary(record: results.Record, cells: list[Cell]) -> str:
     """A plain table of the cells that were asked for: cost, mean of every outcome, difference to ToMe in the first."""
-    keys = results.seedless(cell.key for cell in cells)
+    keys = record.groups(cells)
     first = cells[0].key
     names = [name for name in record.cells[first]["outcomes"] if record.outcome(first, name).ndim == 1]
     lines = [f"{'cell':32s} {'share':>6s} " + " ".join(f"{n[:13]:>13s}" for n in names) + f"   {names[0]} minus ToMe's"]
@@ -69,8 +70,8 @@ def summary(record: results.Record, cells: list[grid.Cell]) -> str:
         about = record.about(key)
         have = [record.mean_over_seeds(key, n).mean() if n in about["outcomes"] else float("nan") for n in names]
         line = f"{key:32s} {about['share']:6.3f} " + " ".join(f"{value:13.4f}" for value in have)
-        rival = f"tome@{about.get('keep', 0):g}" + ("/off" if about.get("proportional") is False else "")
-        if rival in record and about["arm"] != "tome":
+        rival = record.rival_of(key)
+        if rival is not None:
             line += f"   {record.difference(key, rival, names[0])}"
         lines.append(line)
     return "\n".join(lines)

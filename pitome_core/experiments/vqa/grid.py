@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 import pitome_core as pc
 from pitome_core.experiments.models.llava_answers import ORDERS
+from pitome_core.experiments.records import cells as records_cells
+from pitome_core.experiments.records.cells import LOWER, WHOLE, Arm, Cell, checked, seeds_of
 from pitome_core.experiments.runs import grid
 from pitome_core.families.common import linear
 from pitome_core.families.hf_llava import image_token_count
@@ -18,63 +19,27 @@ from pitome_core.families.hf_llava import image_token_count
 KEEPS = (0.95, 0.9, 0.85)  # share of the patch tokens that every layer keeps
 PRIMARY = 0.9
 SEEDS = 2  # of the random controls
-RELEASED = grid.Arm(
-    "pitome-released-llava", "PiToMe (released, LLaVA)", "pitome", "pitome", {"preset": "released-llava"},
-    also_off=False,
-)
-LISTED = ("pitome", RELEASED.name, "energy-sorted", "tome", "tofu", "random-merge", "random-prune")  # in this tier
-ARMS: dict[str, grid.Arm] = {
-    name: RELEASED if name == RELEASED.name else grid.ARMS[name] for name in (*LISTED, "dct", "diffrate")
-}
-ORDERED = ("pitome", RELEASED.name, "tome")  # arms that are read in every order at the primary ratio
-# Pixels to a side of the smaller pictures: 81, 49 and 25 tokens, next to the 83, 45 and 23 that the keep ratios leave
-# of 144; and 100 and 64 between them.
+RELEASED = "pitome-released-llava"
+LISTED = ("pitome", RELEASED, "energy-sorted", "tome", "tofu", "random-merge", "random-prune")  # in the embedded tier
+ARMS: dict[str, Arm] = {name: records_cells.ARMS[name] for name in (*LISTED, "dct", "diffrate")}
+ORDERED = ("pitome", RELEASED, "tome")  # arms that are read in every order at the primary ratio
+# Pixels to a side of the smaller pictures. They leave 100, 81, 64, 49 and 25 tokens of 144. The keep ratios leave 83,
+# 45 and 23.
 SIDES = (140, 126, 112, 98, 70)
-LABELS = {name: grid.LABELS[name] for name in (grid.WHOLE, grid.LOWER)} | {n: arm.label for n, arm in ARMS.items()}
+LABELS = {name: records_cells.LABELS[name] for name in (WHOLE, LOWER, *ARMS)}
 
 
-@dataclass(frozen=True)
-class VqaCell(grid.Cell):
-    """An arm at one strength in the vision tower of a LLaVA, whose language model reads the merged tokens in an order.
+@contextmanager
+def applied(cell: Cell, model: nn.Module) -> Iterator[nn.Module]:
+    """The LLaVA as this cell runs it; it is patched inside the block only.
+
+    At a lower resolution it is the model itself: whoever asks it has to make the pictures ``cell.pixels`` to a side.
     """
-
-    order: str = ORDERS[0]
-
-    @property
-    def key(self) -> str:
-        """As in `grid.Cell`; another order than the default is added: ``tome@0.9/released``."""
-        return super().key + ("" if self.arm == grid.WHOLE or self.order == ORDERS[0] else f"/{self.order}")
-
-    def describe(self) -> dict[str, Any]:
-        """What a record says about it."""
-        known: dict[str, Any] = {"arm": self.arm, "label": LABELS[self.arm], "keep": self.keep, "seed": self.seed,
-                                 "pixels": self.pixels}
-        if arm := ARMS.get(self.arm):
-            known |= {"method": arm.method, "options": dict(arm.options), "order": self.order}
-        return {name: value for name, value in known.items() if value is not None}
-
-    @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The model as this cell runs it; patched inside the block only. At a lower resolution it is the model itself:
-        pictures have to be ``pixels`` to a side."""
-        if self.arm in (grid.WHOLE, grid.LOWER):
-            yield model
-            return
-        arm = ARMS[self.arm]
-        options = dict(arm.options) | ({} if self.seed is None else {"seed": self.seed})
-        with pc.patched(model, arm.method, self.keep, restore=False, **options):
-            yield model
-
-
-def checked(arms: Iterable[str], keeps: Sequence[float], known: Sequence[str]) -> list[str]:
-    """The arms but the whole model, which is always run. `ValueError` for one that is not ``known``, or a keep ratio
-    that is none."""
-    chosen = [name for name in arms if name != grid.WHOLE]
-    if unknown := [name for name in chosen if name not in known]:
-        raise ValueError(f"no method {unknown[0]!r} in visual question answering; there are {', '.join(known)}")
-    if wrong := [keep for keep in keeps if not 0 < keep < 1]:
-        raise ValueError(f"keep {wrong[0]} must lie between 0 and 1; the whole model (keep 1) is always run")
-    return chosen
+    if cell.arm in (WHOLE, LOWER):
+        yield model
+        return
+    with grid.applied(cell, model, restore=False):
+        yield model
 
 
 def cells(
@@ -84,32 +49,38 @@ def cells(
     ordered: Sequence[str] = (),
     sides: Sequence[int] = (),
     seeds: int = SEEDS,
-) -> list[VqaCell]:
-    """The whole model; the arms (None: `LISTED`, and the lower resolution) at the keep ratios.
+) -> list[Cell]:
+    """The whole model, and the arms (None: `LISTED` and the lower resolution) at the keep ratios.
 
-    Arms in ``ordered`` are read in all of `ORDERS` at keep .9, if that is among the ratios; ``sides`` are the pixels of
-    the control at lower resolution. `ValueError` for an arm that does not exist or a keep ratio that is none.
+    Arms in ``ordered`` are read in all of `ORDERS` at keep .9, if that is among the ratios. ``sides`` are the pixels of
+    the control at lower resolution.
+
+    Raises:
+        ValueError: an arm that does not exist, or a keep ratio that is not between 0 and 1.
     """
-    chosen = checked([*LISTED, grid.LOWER] if arms is None else arms, keeps, (*ARMS, grid.LOWER))
-    found = [VqaCell(grid.WHOLE)]
-    for name in chosen:
-        if name == grid.LOWER:
-            found += [VqaCell(name, pixels=side) for side in sides]
+    chosen = [Cell(WHOLE)]
+    for name in checked(list([*LISTED, LOWER] if arms is None else arms), keeps, (*ARMS, LOWER)):
+        if name == LOWER:
+            chosen += [Cell(name, pixels=side) for side in sides]
             continue
-        numbers = range(seeds) if ARMS[name].seeds > 1 else (None,)
-        found += [VqaCell(name, keep, seed=seed) for keep in keeps for seed in numbers]
+        chosen += [Cell(name, keep, seed=seed) for keep in keeps for seed in seeds_of(name, seeds)]
         if name in ordered and PRIMARY in keeps:
-            found += [VqaCell(name, PRIMARY, order=order) for order in ORDERS[1:]]
-    return list(dict.fromkeys(found))
+            chosen += [Cell(name, PRIMARY, order=order) for order in ORDERS[1:]]
+    return list(dict.fromkeys(chosen))
 
 
-def cost(cell: VqaCell, model: nn.Module, lengths: Mapping[int, int]) -> dict[str, Any]:
+def order_of(cell: Cell) -> str:
+    """The order in which the language model reads the image tokens."""
+    return cell.order or ORDERS[0]
+
+
+def cost(cell: Cell, model: nn.Module, lengths: Mapping[int, int]) -> dict[str, Any]:
     """Tokens and 10^9 multiply-accumulates of one picture and one question, up to the first token of the answer.
 
-    ``lengths`` says how many prompts have each number of tokens without the picture's; a cost is the mean over them.
+    ``lengths`` says how many prompts have each number of tokens without the picture's. A cost is the mean over them.
     ``gmacs_tower`` is the vision tower with merging and projector, ``gmacs_prefill`` the language model on the prompt,
-    ``gmacs`` their sum and ``share`` its share of the whole model's; ``image_tokens`` go into the language model, with
-    ``prompt_tokens`` of text; ``tokens`` are the patch tokens that enter each layer of the tower and leave it.
+    ``gmacs`` their sum and ``share`` its share of the whole model's. ``image_tokens`` go into the language model, with
+    ``prompt_tokens`` of text. ``tokens`` are the patch tokens that enter each layer of the tower and leave it.
     """
     def both(running: nn.Module, size: tuple[int, int, int] | None) -> tuple[Any, int, float]:
         image = image_token_count(running, size)
@@ -118,9 +89,9 @@ def cost(cell: VqaCell, model: nn.Module, lengths: Mapping[int, int]) -> dict[st
 
     tower, _, prefill = both(model, None)
     whole, prefix = tower.total + prefill, pc.schedule(model, keep=1.0).prefix
-    with cell.applied(model) as running:
+    with applied(cell, model) as running:
         tower, image, prefill = both(running, None if cell.pixels is None else (3, cell.pixels, cell.pixels))
-    return {
+    return ({} if cell.keep is None else {"order": order_of(cell)}) | {
         "gmacs": round((tower.total + prefill) / 1e9, 6),
         "share": round((tower.total + prefill) / whole, 6),
         "gmacs_tower": round(tower.total / 1e9, 6),

@@ -57,6 +57,7 @@ from pitome_core.experiments import settings
 from pitome_core.experiments.models import llava_answers
 from pitome_core.experiments.models.llava_answers import IMAGE, ORDERS
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.statistics import Difference
 from pitome_core.experiments.runs import grid, shards, sweep
 from pitome_core.experiments.runs.shards import Refused, Unit
@@ -65,7 +66,6 @@ from pitome_core.experiments.vqa import files as vqa_files
 from pitome_core.experiments.vqa import grid as vqa_grid
 from pitome_core.experiments.vqa import metrics as vqa_metrics
 from pitome_core.experiments.vqa.benchmarks import Benchmark
-from pitome_core.experiments.vqa.grid import VqaCell
 
 PROTOCOL = "vqa-paper-1"
 MODEL = "llava-hf/llava-1.5-7b-hf"
@@ -293,22 +293,22 @@ COMPACT = "raster-compact"
 KEEPS = (0.9,)  # of Table 3 for the model of 7B
 # The rows of Table 3, with the presets and controls that say where a difference comes from.
 ARMS = {name: vqa_grid.ARMS[name] for name in ("pitome", "energy-sorted", "tome", "tofu", "dct", "diffrate",
-                                               "random-merge", "random-prune", vqa_grid.RELEASED.name)}
+                                               "random-merge", "random-prune", vqa_grid.RELEASED)}
 
 
 def cells(
     arms: Sequence[str] | None = None, keeps: Sequence[float] = KEEPS, orders: Sequence[str] = ORDERS[:1]
-) -> list[VqaCell]:
+) -> list[Cell]:
     """The whole model, then each arm (None: all of `ARMS`) at each keep ratio in each order of `llava_answers.ORDERS`.
 
     What a transform leaves lies nowhere on the grid, so that its tokens are read as they come, whatever the orders.
     `ValueError` for an arm that does not exist or a keep ratio that is none.
     """
     chosen = vqa_grid.checked(ARMS if arms is None else arms, keeps, tuple(ARMS))
-    found = [VqaCell(grid.WHOLE)]
+    found = [Cell(grid.WHOLE)]
     for name in chosen:
         possible = (COMPACT,) if ARMS[name].kind == "transform" else orders
-        found += [VqaCell(name, keep, order=order) for keep in keeps for order in possible]
+        found += [Cell(name, keep, order=order) for keep in keeps for order in possible]
     return list(dict.fromkeys(found))
 
 
@@ -377,7 +377,7 @@ def _lengths(loaded: Loaded, prompts: Sequence[str]) -> Counter[int]:
     return Counter(len(ids) - 1 for ids in loaded.tokenizer(list(prompts))["input_ids"])
 
 
-def _cells(args: argparse.Namespace) -> list[VqaCell]:
+def _cells(args: argparse.Namespace) -> list[Cell]:
     try:
         return cells(args.methods, args.keep or KEEPS, args.order)
     except ValueError as error:
@@ -410,7 +410,7 @@ def _parts(args: argparse.Namespace, device: torch.device, loaded: Loaded, recor
     })
 
 
-def _missing(running: _Run, cells: Sequence[VqaCell]) -> list[tuple[str, int]]:
+def _missing(running: _Run, cells: Sequence[Cell]) -> list[tuple[str, int]]:
     """(cell, shard) of all that has to be answered. Clears what a run left that died while it recorded a cell."""
     parts, found = running.parts, []
     parts.begin()
@@ -451,7 +451,7 @@ def _batches(unit: Unit, size: int) -> list[range]:
     return [range(start, min(start + size, unit.stop)) for start in range(unit.start, unit.stop, size)]
 
 
-def _answer_units(running: _Run, mine: Sequence[Unit], todo: Sequence[Unit], waiting: list[VqaCell]) -> None:
+def _answer_units(running: _Run, mine: Sequence[Unit], todo: Sequence[Unit], waiting: list[Cell]) -> None:
     """Answers of this process's units, one part each; the main process shows progress and records whole cells."""
     args, questions, main = running.args, running.questions, running.state.is_main_process
     batches = (  # of pictures: two questions on one need it once
@@ -467,7 +467,7 @@ def _answer_units(running: _Run, mine: Sequence[Unit], todo: Sequence[Unit], wai
     with bar:
         for cell, units in itertools.groupby(mine, key=lambda unit: unit.cell):
             bar.set_description(cell.key)
-            with cell.applied(running.loaded.model):
+            with vqa_grid.applied(cell, running.loaded.model):
                 for unit in units:
                     start = time.perf_counter()
                     part = _answer_unit(running, unit, loader)
@@ -511,7 +511,7 @@ def _answer_unit(running: _Run, unit: Unit, loader: Iterator) -> dict[str, Any]:
             place = {number: at for at, number in enumerate(found)}
             texts = llava_answers.answer(
                 running.loaded.model, running.loaded.tokenizer, pixels, [running.prompts[i] for i in asked],
-                image_of=[place[questions.picture[i]] for i in asked], order=unit.cell.order,
+                image_of=[place[questions.picture[i]] for i in asked], order=vqa_grid.order_of(unit.cell),
                 max_new_tokens=running.args.max_answer,
             )
             for i, text in zip(asked, texts, strict=True):
@@ -523,7 +523,7 @@ def _where(questions: Questions, i: int) -> str:
     return f"{questions.file}, question {questions.items[i].id}"
 
 
-def _collect(running: _Run, waiting: list[VqaCell], final: bool = False) -> None:
+def _collect(running: _Run, waiting: list[Cell], final: bool = False) -> None:
     """Record the cells whose shards are all there, in their order. `RecordError` if, at the end, some are not."""
     while waiting:
         units = running.units[waiting[0].key]
@@ -536,7 +536,7 @@ def _collect(running: _Run, waiting: list[VqaCell], final: bool = False) -> None
         _take(running, waiting.pop(0))
 
 
-def _take(running: _Run, cell: VqaCell) -> None:
+def _take(running: _Run, cell: Cell) -> None:
     """Move a cell from its parts into the record, and its answers into the file beside it."""
     questions = running.questions
     parts = [running.parts.read(unit, "answers") for unit in running.units[cell.key]]
@@ -562,7 +562,7 @@ def answers_folder(record: results.Record) -> Path:
     return record.path.with_suffix(".answers")
 
 
-def _write_answers(running: _Run, cell: VqaCell, answers: Sequence[str | None], scores: np.ndarray) -> None:
+def _write_answers(running: _Run, cell: Cell, answers: Sequence[str | None], scores: np.ndarray) -> None:
     """One line of JSON per question: id, question, answer, score; without answer where there was no picture."""
     questions, folder = running.questions, answers_folder(running.record)
     lines = []
@@ -575,7 +575,7 @@ def _write_answers(running: _Run, cell: VqaCell, answers: Sequence[str | None], 
         results.write_atomically(folder / "left_out.txt", "\n".join([*questions.left_out, ""]))
 
 
-def _report(running: _Run, cells: Sequence[VqaCell]) -> int:
+def _report(running: _Run, cells: Sequence[Cell]) -> int:
     """Say how many questions have no answer; that number, with the records that were left out."""
     unread = list(dict.fromkeys(name for cell in cells for name in running.record.cells[cell.key]["unreadable"]))
     if unread:
@@ -588,7 +588,7 @@ def _report(running: _Run, cells: Sequence[VqaCell]) -> int:
     return len(unread) + len(running.questions.left_out)
 
 
-def summary(record: results.Record, cells: Sequence[VqaCell]) -> str:
+def summary(record: results.Record, cells: Sequence[Cell]) -> str:
     """A plain table: image tokens, cost, accuracy with its interval, paired differences to whole model and ToMe."""
     lines = [f"{'cell':40s} {'tokens':>6s} {'share':>6s} {'accuracy %':>10s} {'':16s} {'minus whole model':>24s}  "
              f"{'minus ToMe':>24s}"]
@@ -599,7 +599,7 @@ def summary(record: results.Record, cells: Sequence[VqaCell]) -> str:
             lines.append(f"{start}   no question has an answer")
             continue
         mean, low, high = (100 * value for value in record.estimate(cell.key, "score", skip_missing=True))
-        rival = "" if cell.keep is None else cell.key.replace(cell.arm, "tome", 1).split("/seed")[0]
+        rival = record.rival_of(cell.key) or ""
         lines.append(f"{start} {mean:10.2f} [{low:6.2f}, {high:6.2f}] {_against(record, cell.key, grid.WHOLE):>24s}  "
                      f"{_against(record, cell.key, rival):>24s}".rstrip())
     return "\n".join(lines)

@@ -12,6 +12,7 @@ import base64
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
@@ -22,11 +23,11 @@ from torch import nn
 from pitome_core.experiments.data import questions
 from pitome_core.experiments.models import llava
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.statistics import Difference, McNemar, mcnemar, paired_difference
 from pitome_core.experiments.runs import grid, sweep
 from pitome_core.experiments.vqa import grid as vqa_grid
 from pitome_core.experiments.vqa import training as vqa_training
-from pitome_core.experiments.vqa.grid import VqaCell
 
 STREAMS = {"dev": "validation", "test": "test"}
 FEW = 2000  # questions of the grid
@@ -74,7 +75,11 @@ class Vqa:
         ahead = len(vqa_training.before())
         return dict(Counter(ahead + len(vqa_training.tokens_of(q.text, q.answer)[0]) for q in self.asked))
 
-    def cost(self, cell: VqaCell) -> dict[str, Any]:
+    def applied(self, cell: Cell) -> AbstractContextManager[nn.Module]:
+        """The LLaVA as the cell runs it; it is patched inside the `with` block only."""
+        return vqa_grid.applied(cell, self.model)
+
+    def cost(self, cell: Cell) -> dict[str, Any]:
         return vqa_grid.cost(cell, self.model, self.lengths)
 
     @property
@@ -82,7 +87,7 @@ class Vqa:
         """How many there are."""
         return self.asked[-1].scene + 1
 
-    def work(self, cell: VqaCell) -> int:
+    def work(self, cell: Cell) -> int:
         """Scenes."""
         return self.scenes
 
@@ -96,9 +101,9 @@ class Vqa:
     def prepare(self) -> None:
         """Nothing."""
 
-    def score(self, running: nn.Module, cell: VqaCell) -> dict[str, Any]:
+    def score(self, running: nn.Module, cell: Cell) -> dict[str, Any]:
         given = llava.ask(running, self.pixels, [q.text for q in self.asked], [q.scene for q in self.asked],
-                          order=cell.order, side=cell.pixels)
+                          order=vqa_grid.order_of(cell), side=cell.pixels)
         right = [float(text == q.answer) for text, q in zip(given, self.asked, strict=True)]
         return {"correct": results.pack(right), "answer": pack_texts(given)}
 

@@ -12,6 +12,7 @@ import pytest
 
 from pitome_core.experiments import plots
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 
 
 def state(shift: float) -> dict:
@@ -59,22 +60,25 @@ def test_data_hold_every_state():
 def test_curves_hold_the_arm_as_it_is(tmp_path):
     """Cells with a switch, in other layers or retrained are no points of the curve; seeds are averaged."""
     record = results.Record(tmp_path / "none.json", {}, {"id": ["a", "b"]}, [], {})
-    shares = {"whole": 1.0, "tome@0.9": 0.9, "tome@0.8": 0.8, "tome@0.8/off": 0.8, "tome@0.8/all": 0.6}
-    shares |= {"tome@0.8/retrained": 0.8, "random-merge@0.8/seed0": 0.8, "random-merge@0.8/seed1": 0.8}
-    for i, (key, share) in enumerate(shares.items()):
-        record.cells[key] = {"arm": key.split("@")[0], "label": key, "share": share, "outcomes": {"correct": [i, i]}}
+    cells = {Cell("whole"): 1.0, Cell("tome", 0.9): 0.9, Cell("tome", 0.8): 0.8, Cell("tome", 0.8, False): 0.8}
+    cells |= {Cell("random-merge", 0.8, seed=seed): 0.8 for seed in (0, 1)}
+    for i, (cell, share) in enumerate(cells.items()):
+        record.cells[cell.key] = cell.describe() | {"share": share, "outcomes": {"correct": [i, i]}}
+    for more in ({"layers": "all"}, {"retrained": True}, {"order": "released"}, {"towers": "both"}):
+        about = Cell("tome", 0.8).describe() | more
+        record.cells[Cell.of(about).key] = about | {"share": 0.6, "outcomes": {"correct": [99, 99]}}
     _, ax = plt.subplots()
     plots.against_cost(ax, record, "correct", ["tome", "random-merge"], bands=())
     curves = {line.get_color(): line.get_xydata().tolist() for line in ax.get_lines() if line.get_color() != "black"}
     plt.close()
-    assert curves == {plots.ARMS["tome"][0]: [[0.8, 2], [0.9, 1]], plots.ARMS["random-merge"][0]: [[0.8, 6.5]]}
+    assert curves == {plots.ARMS["tome"][0]: [[0.8, 2], [0.9, 1]], plots.ARMS["random-merge"][0]: [[0.8, 4.5]]}
 
 
 def test_curves_of_another_value_against_another_cost(tmp_path):
     """A function of the key stands for the outcome, and any number that cells have for the share; bands are paired."""
     record = results.Record(tmp_path / "none.json", {}, {"id": ["a", "b"]}, [], {})
-    for key, tokens in (("whole", 144), ("tome@0.9", 45), ("tome@0.8", 12)):
-        record.cells[key] = {"arm": key.split("@")[0], "label": key, "share": 0.5, "tokens": tokens, "outcomes": {}}
+    for cell, tokens in ((Cell("whole"), 144), (Cell("tome", 0.9), 45), (Cell("tome", 0.8), 12)):
+        record.cells[cell.key] = cell.describe() | {"share": 0.5, "tokens": tokens, "outcomes": {}}
     gone = {"whole": [9, 9], "tome@0.9": [5, 7], "tome@0.8": [1, 1]}
     _, ax = plt.subplots()
     plots.against_cost(ax, record, lambda key: np.array(gone[key]), ["tome"], bands=["tome"], cost="tokens")

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from pitome_core.experiments.records import results, statistics
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.results import Record, RecordError
 
 HEADER = {"experiment": "vision", "task": "toy", "tier": "smoke", "split": "dev", "protocol": "p-1", "model": "m"}
@@ -246,24 +247,26 @@ def seeded(tmp_path, clusters=()) -> tuple[Record, np.ndarray]:
     drawn = np.random.default_rng(0).normal(size=(3, 4)).round(4)
     made = record(tmp_path, clusters, tome=[0.5, 0.5, 1.0, 0.0])
     for seed, values in enumerate(drawn):
-        made.add(f"random@0.9/seed{seed}", {}, {"score": values} | ({"refit": values + 1} if seed == 0 else {}))
-    made.add("random@0.9/off/seed0", {}, {"score": [9, 9, 9, 9]})
+        cell = Cell("random-merge", 0.9, seed=seed)
+        made.add(cell.key, cell.describe(), {"score": values} | ({"refit": values + 1} if seed == 0 else {}))
+    off = Cell("random-merge", 0.9, False, seed=0)
+    made.add(off.key, off.describe(), {"score": [9, 9, 9, 9]})
     return made, drawn
 
 
 def test_the_mean_is_over_the_seeds(tmp_path):
     made, drawn = seeded(tmp_path)
-    np.testing.assert_allclose(made.mean_over_seeds("random@0.9", "score"), drawn.mean(axis=0), atol=1e-12)
-    np.testing.assert_allclose(made.mean_over_seeds("random@0.9/seed1", "score"), drawn[1], atol=1e-12)
+    np.testing.assert_allclose(made.mean_over_seeds("random-merge@0.9", "score"), drawn.mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(made.mean_over_seeds("random-merge@0.9/seed1", "score"), drawn[1], atol=1e-12)
     np.testing.assert_array_equal(made.mean_over_seeds("tome", "score"), made.outcome("tome", "score"))
-    assert made.mean_over_seeds("random@0.9/off", "score").tolist() == [9, 9, 9, 9]
+    assert made.mean_over_seeds("random-merge@0.9/off", "score").tolist() == [9, 9, 9, 9]
 
 
 def test_an_outcome_that_one_seed_has_is_that_seeds(tmp_path):
     made, drawn = seeded(tmp_path)
-    np.testing.assert_allclose(made.mean_over_seeds("random@0.9", "refit"), drawn[0] + 1, atol=1e-12)
+    np.testing.assert_allclose(made.mean_over_seeds("random-merge@0.9", "refit"), drawn[0] + 1, atol=1e-12)
     with pytest.raises(KeyError, match="no outcome 'auc'; it has score"):
-        made.mean_over_seeds("random@0.9", "auc")
+        made.mean_over_seeds("random-merge@0.9", "auc")
     with pytest.raises(KeyError, match="no cell 'random'"):
         made.mean_over_seeds("random", "score")
 
@@ -274,7 +277,7 @@ def test_intervals_are_those_of_the_columns(tmp_path, clusters):
     labels = [None, ITEMS["object"], (ITEMS["object"], ITEMS["photograph"])][len(clusters)]
     assert made.clusters == labels
     whole = made.outcome("tome", "score")
-    assert made.difference("random@0.9", "tome", "score") == statistics.paired_difference(
+    assert made.difference("random-merge@0.9", "tome", "score") == statistics.paired_difference(
         drawn.mean(axis=0), whole, labels
     )
     assert made.estimate("tome", "score") == statistics.bootstrap_mean(whole, labels)

@@ -19,6 +19,7 @@ from torch import nn
 import pitome_core as pc
 from pitome_core.experiments.__main__ import main
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.retrieval import grid as retrieval_grid
 from pitome_core.experiments.retrieval import hub as retrieval_hub
 from pitome_core.experiments.retrieval import recall
@@ -144,7 +145,7 @@ def outcomes(record: results.Record) -> tuple:
     return record.items, {key: cell["outcomes"] for key, cell in record.cells.items()}
 
 
-def plain_loop(folder: Path, pictures: Path, cell: retrieval_grid.RetrievalCell) -> list[int]:
+def plain_loop(folder: Path, pictures: Path, cell: Cell) -> list[int]:
     """Ranks from one picture and one caption at a time, with open_clip's functions and python's sort."""
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     model.eval()
@@ -220,7 +221,7 @@ def test_a_bert_as_text_tower_merges_too(words, with_bert, pictures, tmp_path, c
     assert [key for key in record.cells if "/text" in key or "/both" in key] == [
         "pitome@0.6/text", "tome@0.6/text", "pitome@0.6/both", "tome@0.6/both"]
     for key, towers in (("tome@0.6/text", "text"), ("pitome@0.6/both", "both")):
-        cell = retrieval_grid.RetrievalCell(key.partition("@")[0], 0.6, towers=towers)
+        cell = Cell(key.partition("@")[0], 0.6, towers=towers)
         assert record.outcome(key, "rank").tolist() == plain_loop(with_bert, pictures, cell)
         assert record.cells[key]["gmacs_text"] < record.cells["whole"]["gmacs_text"]
     assert "rsum minus ToMe's" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.statistics import paired_difference
 from pitome_core.experiments.retrieval import recall
 
@@ -94,8 +95,9 @@ def record(tmp_path):
     queries = ["image"] * 4 + ["text"] * 9
     items = {"id": list(map(str, range(13))), "query": queries, "identity": [*"abcc", *"aabbcccca"]}
     made = results.Record.open(tmp_path / "r.json", {"clusters": ["identity"]}, items)
-    for key in ("whole", "tome@0.9", "random-prune@0.9/seed0", "random-prune@0.9/seed1"):
-        made.add(key, {"arm": key}, {"rank": draw.integers(1, 15, 13)})
+    random = [Cell("random-prune", 0.9, seed=seed) for seed in (0, 1)]
+    for cell in (Cell("whole"), Cell("tome", 0.9), *random):
+        made.add(cell.key, cell.describe(), {"rank": draw.integers(1, 15, 13)})
     return made
 
 

@@ -17,12 +17,12 @@ from pitome_core.experiments.data import pairs, photos
 from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import dual_encoder
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.retrieval import command as retrieval
 from pitome_core.experiments.retrieval import grid as retrieval_grid
 from pitome_core.experiments.retrieval import recall
 from pitome_core.experiments.retrieval import tasks as retrieval_tasks
 from pitome_core.experiments.retrieval import training as retrieval_training
-from pitome_core.experiments.retrieval.grid import RetrievalCell
 from pitome_core.experiments.runs import grid
 
 pytest.importorskip("open_clip")
@@ -86,12 +86,12 @@ def test_keys_tell_cells_apart():
         assert cells[0].key == grid.WHOLE and len({c.key for c in cells}) == len(cells), name
     cells = retrieval_grid.cells(**retrieval_tasks.GRIDS["collection"])
     assert [c.key for c in cells if c.towers == "vision"] == [c.key for c in grid.cells(img_size=224)]
-    assert RetrievalCell("tome", 0.8, towers="text").key == "tome@0.8/text"
-    assert RetrievalCell("random-prune", 0.8, seed=1, towers="both").key == "random-prune@0.8/both/seed1"
-    assert results.seedless(["random-prune@0.8/both/seed1"]) == ["random-prune@0.8/both"]
+    assert Cell("tome", 0.8, towers="text").key == "tome@0.8/text"
+    assert Cell("random-prune", 0.8, seed=1, towers="both").key == "random-prune@0.8/both/seed1"
+    assert Cell("random-prune", 0.8, seed=1, towers="both").without_seed.key == "random-prune@0.8/both"
     listed = {c.key for name in retrieval_tasks.GRIDS for c in retrieval_grid.cells(**retrieval_tasks.GRIDS[name])}
     assert {c.key for c in retrieval_training.retrained_cells()} <= listed
-    assert all(c.retrained for c in retrieval_training.retrained_cells())
+    assert all(retrieval_grid.has_own_heads(c) for c in retrieval_training.retrained_cells())
     with pytest.raises(ValueError, match="keep 1.5 must lie"):
         retrieval_grid.cells(text=(1.5,))
     with pytest.raises(ValueError, match="no method 'nonsense'"):
@@ -100,12 +100,14 @@ def test_keys_tell_cells_apart():
 
 def test_a_cell_of_both_is_a_cell_of_each():
     """What a cell does to a tower that it leaves alone is nothing."""
-    both = RetrievalCell("random-prune", 0.8, seed=1, towers="both")
-    assert both.of("vision").key == "random-prune@0.8/seed1" and both.of("text").key == "random-prune@0.8/text/seed1"
-    assert RetrievalCell("tome", 0.8, towers="text").of("vision") == RetrievalCell(grid.WHOLE)
-    assert RetrievalCell("tome", 0.8).of("text") == RetrievalCell(grid.WHOLE).of("text")
-    assert RetrievalCell(grid.WHOLE).of("vision") == RetrievalCell(grid.WHOLE) != RetrievalCell(grid.WHOLE).of("text")
-    assert RetrievalCell("tome", 0.9, False).of("vision").key == "tome@0.9/off"
+    both = Cell("random-prune", 0.8, seed=1, towers="both")
+    assert retrieval_grid.side(both, "vision").key == "random-prune@0.8/seed1"
+    assert retrieval_grid.side(both, "text").key == "random-prune@0.8/text/seed1"
+    assert retrieval_grid.side(Cell("tome", 0.8, towers="text"), "vision") == Cell(grid.WHOLE)
+    assert retrieval_grid.side(Cell("tome", 0.8), "text") == retrieval_grid.side(Cell(grid.WHOLE), "text")
+    assert retrieval_grid.side(Cell(grid.WHOLE), "vision") == Cell(grid.WHOLE)
+    assert retrieval_grid.side(Cell(grid.WHOLE), "text") != Cell(grid.WHOLE)
+    assert retrieval_grid.side(Cell("tome", 0.9, False), "vision").key == "tome@0.9/off"
 
 
 @pytest.mark.parametrize("towers_", ["text", "both"])
@@ -115,22 +117,22 @@ def test_every_arm_for_texts_runs(model, sample, towers_):
     with torch.no_grad():
         whole = encoder.encode_text(ids)
         for name in retrieval_grid.TEXT_ARMS:
-            cell = RetrievalCell(name, 0.6, seed=0 if grid.ARMS[name].seeds > 1 else None, towers=towers_)
-            with cell.applied(encoder) as running:
+            cell = Cell(name, 0.6, seed=0 if grid.ARMS[name].seeds > 1 else None, towers=towers_)
+            with retrieval_grid.applied(cell, encoder) as running:
                 text = running.encode_text(ids)
                 image = running.encode_image(images[:1]) if name == "tome" else None
             assert torch.isfinite(text).all() and not torch.allclose(text, whole, atol=1e-5), name
             if image is not None:
-                with cell.of("vision").applied(encoder) as running:
+                with retrieval_grid.applied(retrieval_grid.side(cell, "vision"), encoder) as running:
                     torch.testing.assert_close(running.encode_image(images[:1]), image)
-            with cell.of("text").applied(encoder) as running:
+            with retrieval_grid.applied(retrieval_grid.side(cell, "text"), encoder) as running:
                 torch.testing.assert_close(running.encode_text(ids), text)
         assert torch.equal(encoder.encode_text(ids), whole)
 
 
 def test_lower_resolution_is_a_copy(model, sample):
     """The model itself stays at 224 pixels."""
-    with RetrievalCell(grid.LOWER, pixels=140).applied(model[0]) as running, torch.no_grad():
+    with retrieval_grid.applied(Cell(grid.LOWER, pixels=140), model[0]) as running, torch.no_grad():
         assert running is not model[0] and running.visual.trunk.patch_embed.img_size == (140, 140)
         assert running.encode_image(sample[0][:1, :, :140, :140]).shape == (1, dual_encoder.WIDTH)
     assert model[0].visual.trunk.patch_embed.img_size == (224, 224)
@@ -139,21 +141,21 @@ def test_lower_resolution_is_a_copy(model, sample):
 def test_costs_are_of_both_towers(model):
     """An image and a mean text, heads included; only what merges gets cheaper."""
     encoder, lengths = model[0], {5: 3, 20: 1}
-    whole = retrieval_grid.cost(RetrievalCell(grid.WHOLE), encoder, lengths)
+    whole = retrieval_grid.cost(Cell(grid.WHOLE), encoder, lengths)
     head = sum(p.numel() for name, p in encoder.named_parameters() if name.startswith("text.proj"))
     text = [pc.flops(encoder.text.transformer, (length,)).total for length in lengths]
     assert whole["gmacs_text"] == pytest.approx(((3 * text[0] + text[1]) / 4 + head) / 1e9, abs=1e-6)
     assert whole["gmacs_image"] == pytest.approx(pc.flops(encoder).total / 1e9, abs=1e-6)
     assert whole["share"] == 1 and whole["gmacs"] == pytest.approx(whole["gmacs_image"] + whole["gmacs_text"], abs=2e-6)
     assert whole["tokens"] == [256] * 13
-    found = {t: retrieval_grid.cost(RetrievalCell("tome", 0.8, towers=t), encoder, lengths)
+    found = {t: retrieval_grid.cost(Cell("tome", 0.8, towers=t), encoder, lengths)
              for t in retrieval_grid.TOWERS}
     assert found["text"]["gmacs_image"] == whole["gmacs_image"] == 1 * whole["gmacs_image"]
     assert found["vision"]["gmacs_text"] == whole["gmacs_text"] > found["text"]["gmacs_text"]
     assert found["both"]["gmacs_text"] == found["text"]["gmacs_text"]
     assert found["both"]["gmacs_image"] == found["vision"]["gmacs_image"] < whole["gmacs_image"]
     assert found["vision"]["tokens"] == found["both"]["tokens"] != whole["tokens"] == found["text"]["tokens"]
-    lower = retrieval_grid.cost(RetrievalCell(grid.LOWER, pixels=112), encoder, lengths)
+    lower = retrieval_grid.cost(Cell(grid.LOWER, pixels=112), encoder, lengths)
     assert lower["tokens"] == [64] * 13 and lower["share"] < 0.3
 
 
@@ -237,13 +239,13 @@ def test_the_reference_is_kernel_ridge():
 def test_features_are_computed_once(few, monkeypatch):
     """The second time from the cache; another cell, view or split, or other code, is another entry."""
     first = retrieval_training.image_features(retrieval_training.WHOLE, "dev", ("white", 0))
-    text = retrieval_training.text_features(RetrievalCell("tome", 0.9), "dev")
+    text = retrieval_training.text_features(Cell("tome", 0.9), "dev")
     assert first.shape == (FEW, 2, 384) and text.shape == (len(pairs.pairs("dev").texts), 384)
     monkeypatch.setattr(retrieval_training, "_model", lambda: pytest.fail("computed again"))
-    again = retrieval_training.image_features(RetrievalCell("tome", 0.9, towers="text"), "dev", ("white", 0))
+    again = retrieval_training.image_features(Cell("tome", 0.9, towers="text"), "dev", ("white", 0))
     assert torch.equal(first, again), "merging in the text tower changes no picture"
     assert torch.equal(retrieval_training.text_features(retrieval_training.WHOLE, "dev"), text)
-    for arguments in ((RetrievalCell("tome", 0.9), "dev", ("white", 0)), (retrieval_training.WHOLE, "train",
+    for arguments in ((Cell("tome", 0.9), "dev", ("white", 0)), (retrieval_training.WHOLE, "train",
                       ("white", 0)), (retrieval_training.WHOLE, "dev", ("white", 1))):
         with pytest.raises(pytest.fail.Exception, match="computed again"):
             retrieval_training.image_features(*arguments)
@@ -254,7 +256,7 @@ def test_features_are_computed_once(few, monkeypatch):
 
 def test_a_view_is_drawn_once_for_all_cells(few, monkeypatch):
     """And what comes out is what each cell gives alone; what is in the cache is not computed again."""
-    cells = [RetrievalCell("tome", 0.9), RetrievalCell("pitome", 0.8), RetrievalCell("pitome", 0.8, towers="both")]
+    cells = [Cell("tome", 0.9), Cell("pitome", 0.8), Cell("pitome", 0.8, towers="both")]
     alone = retrieval_training._encoded(cells[1:2], "dev", ("photographs", 3), 3)[cells[1]]
     drawn, views = [], pairs.views
     monkeypatch.setattr(pairs, "views", lambda *a: drawn.append(a[1]) or views(*a))
@@ -344,7 +346,7 @@ def with_heads(few):
     """Random heads of every seed, and such as were trained with ToMe in the image tower."""
     for seed in retrieval_training.SEEDS:
         dual_encoder.save(dual_encoder.Heads(seed=seed), retrieval_training.heads_path(seed))
-        cell = RetrievalCell("tome", 0.9)
+        cell = Cell("tome", 0.9)
         dual_encoder.save(dual_encoder.Heads(seed=10 + seed), retrieval_training.heads_path(seed, cell))
     return few
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pitome_core as pc
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid
 
 SIDE = 64  # of the tiny ViT: 4 x 4 patches of 16 pixels
@@ -36,7 +37,7 @@ def vit(build_vit):
     return build_vit()
 
 
-def one_of_each() -> list[grid.Cell]:
+def one_of_each() -> list[Cell]:
     """The strongest cell of every arm, and that with proportional attention off."""
     return list({(cell.arm, cell.proportional): cell for cell in GRID}.values())
 
@@ -49,7 +50,7 @@ each = pytest.mark.parametrize("cell", one_of_each(), ids=lambda cell: cell.key)
 
 def test_keys_are_unique_and_the_whole_model_comes_first():
     keys = [cell.key for cell in GRID]
-    assert len(set(keys)) == len(keys) and GRID[0] == grid.Cell(grid.WHOLE) and keys[0] == "whole"
+    assert len(set(keys)) == len(keys) and GRID[0] == Cell(grid.WHOLE) and keys[0] == "whole"
     assert keys.count("whole") == 1 and all(cell.key == cell.key.strip() for cell in GRID)
 
 
@@ -82,7 +83,7 @@ def test_who_counts_sizes_is_switched_off_at_one_strength(vit, images):
             continue
         outs = []
         for proportional in (None, False):
-            with torch.no_grad(), grid.Cell(name, 0.8, proportional).applied(vit) as running:
+            with torch.no_grad(), grid.applied(Cell(name, 0.8, proportional), vit) as running:
                 outs.append(running(x))
         assert torch.equal(*outs), name
 
@@ -94,7 +95,7 @@ def test_part_of_the_grid_is_part_of_the_whole():
     assert [cell.key for cell in part[1:]] == ["tome@0.9", "tome@0.9/off", *seeds]
     assert [cell.key for cell in grid.cells(["tome"], [0.85])] == ["whole", "tome@0.85"]
     assert grid.cells(["tome", "whole", "tome"], [0.9, 0.9]) == grid.cells(["tome"], [0.9])
-    assert grid.cells([]) == [grid.Cell(grid.WHOLE)]
+    assert grid.cells([]) == [Cell(grid.WHOLE)]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_lower_resolutions_are_smaller_multiples_of_the_patch(size, patch, expec
 @pytest.mark.parametrize(
     "arms, keeps, words",
     [
-        (["tome", "best"], [0.9], "no method 'best' in the grid; there are pitome, .*tome.*lower-resolution"),
+        (["tome", "best"], [0.9], "no method 'best' in this experiment; there are pitome, .*tome.*lower-resolution"),
         (None, [0.9, 1.0], "keep 1.0 must lie between 0 and 1"),
         (None, [0.0], "keep 0.0 must lie"),
         (None, [-0.5], "keep -0.5 must lie"),
@@ -125,7 +126,7 @@ def test_a_description_makes_the_cell_again():
     for cell in GRID:
         about = json.loads(json.dumps(cell.describe()))
         names = ("arm", "keep", "proportional", "seed", "pixels")
-        assert grid.Cell(**{name: about.get(name) for name in names}) == cell
+        assert Cell(**{name: about.get(name) for name in names}) == cell
         assert about["label"] == grid.LABELS[cell.arm]
 
 
@@ -162,12 +163,12 @@ def test_a_changed_model_is_seen(build_vit):
 def test_the_model_is_left_as_it_was(vit, images, cell):
     x = images(2)
     before, output = state(vit), vit(x)
-    with cell.applied(vit) as running:
+    with grid.applied(cell, vit) as running:
         side = running.patch_embed.img_size[0]
         inside = running(torch.nn.functional.interpolate(x, size=(side, side)))
     assert unchanged(before, state(vit)) and torch.equal(output, vit(x))
     assert inside.isfinite().all() and torch.equal(inside, output) == (cell.arm == grid.WHOLE)
-    with pytest.raises(ZeroDivisionError), cell.applied(vit):
+    with pytest.raises(ZeroDivisionError), grid.applied(cell, vit):
         raise ZeroDivisionError
     assert unchanged(before, state(vit)) and torch.equal(output, vit(x))
 
@@ -181,7 +182,7 @@ def test_all_arms_have_the_same_tokens_in_every_layer(build_vit, images, keep):
     for cell in grid.cells(list(grid.ARMS), [keep]):
         if cell.arm == grid.WHOLE:
             continue
-        with cell.applied(model) as running, pc.record(running) as trace:
+        with grid.applied(cell, model) as running, pc.record(running) as trace:
             running.forward_features(x)
         ran = [25, *(layer.plan.num_tokens for layer in trace.layers)]
         assert ran == grid.cost(cell, model)["tokens"], cell.key
@@ -195,8 +196,8 @@ def test_all_arms_have_the_same_tokens_in_every_layer(build_vit, images, keep):
 
 @torch.no_grad()
 def test_grid_pooling_leaves_a_quarter_before_the_first_block(vit, images):
-    cell = grid.Cell(grid.GRID_POOL)
-    with cell.applied(vit) as running, pc.record(running) as trace:
+    cell = Cell(grid.GRID_POOL)
+    with grid.applied(cell, vit) as running, pc.record(running) as trace:
         running.forward_features(images(2))
     corners = torch.arange(16).view(4, 4)
     windows = torch.arange(4).view(2, 2).repeat_interleave(2, 0).repeat_interleave(2, 1)
@@ -232,7 +233,7 @@ def test_seeds_are_other_choices_and_one_seed_is_one_choice(build_vit, images, a
     model, x = build_vit(img_size=112), images(2, 112)
     plans = []
     for cell in [c for c in grid.cells([arm], [0.9]) if c.seed is not None and c.proportional is None] * 2:
-        with cell.applied(model) as running, pc.record(running) as trace:
+        with grid.applied(cell, model) as running, pc.record(running) as trace:
             running.forward_features(x)
         plans.append(tuple(trace.assignment[0].tolist()))
     assert len(plans) == 10 and len(set(plans)) == 5 and plans[:5] == plans[5:]

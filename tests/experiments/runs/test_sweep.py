@@ -31,6 +31,12 @@ class Fake:
     def seconds_per_image(self) -> float:
         return 2.0
 
+    def applied(self, cell):
+        return Applied(self)
+
+    def cost(self, cell) -> dict:
+        return {"gmacs": 1.0, "share": 1.0 if cell.arm == grid.WHOLE else 0.5, "tokens": [4, 3]}
+
     def work(self, cell) -> int:
         return ITEMS * (2 if cell.arm == grid.WHOLE else 1)
 
@@ -50,26 +56,22 @@ def outcome(key: str) -> np.ndarray:
     return np.random.default_rng([len(key), *key.encode()]).integers(100, size=ITEMS)
 
 
+class Applied:
+    """A patch that changes nothing, and tells the task that it is there."""
+
+    def __init__(self, task: Fake):
+        self.task = task
+
+    def __enter__(self):
+        self.task.patched = True
+        return self.task.model
+
+    def __exit__(self, *error):
+        self.task.patched = False
+
+
 @pytest.fixture(autouse=True)
-def without_a_model(monkeypatch):
-    """Cells that patch nothing, with half the cost of the whole model."""
-
-    class Applied:
-        def __init__(self, cell, model):
-            self.model = model
-
-        def __enter__(self):
-            if hasattr(self.model, "task"):
-                self.model.task.patched = True
-            return self.model
-
-        def __exit__(self, *error):
-            if hasattr(self.model, "task"):
-                self.model.task.patched = False
-
-    monkeypatch.setattr(grid.Cell, "applied", lambda cell, model: Applied(cell, model))
-    cost = {"gmacs": 1.0, "share": 0.5, "tokens": [4, 3]}
-    monkeypatch.setattr(grid, "cost", lambda cell, model: cost | {"share": 1.0 if cell.arm == "whole" else 0.5})
+def without_provenance(monkeypatch):
     monkeypatch.setattr(results, "provenance", lambda seed=0: {"seed": seed})
 
 
@@ -82,7 +84,6 @@ def logged(monkeypatch):
 
 
 def run(folder: Path, task: Fake, cells=CELLS, split: str = "dev", **options):
-    object.__setattr__(task.model, "task", task)
     return sweep.run("toy", task, cells, folder / "toy.json", split=split, protocol="p-1", **options)
 
 

@@ -9,6 +9,7 @@ import torch
 
 import pitome_core as pc
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid
 from pitome_core.experiments.spectra import command as spectra
 
@@ -29,7 +30,7 @@ def test_cells_are_the_methods_at_one_keep_ratio():
 def test_outcomes_are_those_of_single_plans(layers, name):
     """Distances are of plans on the keys of the whole model; the last layer's merge never reaches the class token."""
     seed = 0 if grid.ARMS[name].seeds > 1 else None
-    found = layers.score(grid.Cell(name, 0.75, proportional=True, seed=seed))
+    found = layers.score(Cell(name, 0.75, proportional=True, seed=seed))
     assert set(found) == set(spectra.OUTCOMES)
     assert all(value.shape == ((3,) if key.endswith("_all") else (3, 3)) for key, value in found.items())
     margins = pc.margin_schedule(3)
@@ -67,7 +68,7 @@ def test_words_merge_with_words_alone():
     rows = [torch.randint(5, 50, (1, length)) for length in (12, 17)]
     layers = spectra.TextLayers(model, rows)
     assert [metric.shape for metrics in layers.metrics for metric in metrics] == [(1, 10, 12)] * 2 + [(1, 15, 12)] * 2
-    found = layers.score(grid.Cell("tome", 0.8, proportional=True))
+    found = layers.score(Cell("tome", 0.8, proportional=True))
     for item, removed in enumerate((2, 3)):
         for layer in range(2):
             metric = layers.metrics[item][layer]

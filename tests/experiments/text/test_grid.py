@@ -15,6 +15,7 @@ from pitome_core.experiments import __main__ as command
 from pitome_core.experiments.data import sentences
 from pitome_core.experiments.models import bert
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid
 from pitome_core.experiments.text import classifiers
 from pitome_core.experiments.text import command as text
@@ -23,7 +24,6 @@ from pitome_core.experiments.text import reading as text_reading
 from pitome_core.experiments.text import tasks as text_tasks
 from pitome_core.experiments.text import timing as text_timing
 from pitome_core.experiments.text import training as text_training
-from pitome_core.experiments.text.grid import TextCell
 
 pytestmark = pytest.mark.usefixtures("on_the_processor")
 SENTENCES = [
@@ -34,7 +34,7 @@ SENTENCES = [
     "Visually imaginative, thematically instructive and thoroughly delightful, it takes us on a roller coaster ride.",
     "Not bad at all, but not as good as the book that it was made from, which was very good.",
 ]
-EVERY = [TextCell(name, 0.6, seed=0 if arm.seeds > 1 else None) for name, arm in text_grid.ARMS.items()]
+EVERY = [Cell(name, 0.6, seed=0 if arm.seeds > 1 else None) for name, arm in text_grid.ARMS.items()]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def random_classifiers(monkeypatch, tmp_path):
     monkeypatch.setattr(classifiers, "weights_path", path)
     encoder = bert.sentence_encoder("cpu")
     names = classifiers.linears(encoder)
-    cells = [None, TextCell("pitome", 0.8, retrained=True)]
+    cells = [None, Cell("pitome", 0.8, retrained=True)]
     for cell in cells:
         for seed in (None, *classifiers.SEEDS):
             draw = torch.Generator().manual_seed(seed or 0)
@@ -87,7 +87,7 @@ def test_the_protocols_arms_and_ratios_are_there():
 
 def test_part_of_the_grid_and_what_is_not_in_it():
     assert [cell.key for cell in text_grid.cells(["tome", "whole"], [0.7])] == ["whole", "tome@0.7"]
-    with pytest.raises(ValueError, match="no method 'evit' for texts; there are pitome, "):
+    with pytest.raises(ValueError, match="no method 'evit' in this experiment; there are pitome, "):
         text_grid.cells(["evit"])
     for keep in (0.4, 1.0):
         with pytest.raises(ValueError, match=f"keep {keep} must lie between 0.5 and 1"):
@@ -97,13 +97,13 @@ def test_part_of_the_grid_and_what_is_not_in_it():
 # --- padding takes no part
 
 
-@pytest.mark.parametrize("cell", [*EVERY, TextCell("pitome", 0.8, every_layer=True), TextCell(grid.WHOLE)],
+@pytest.mark.parametrize("cell", [*EVERY, Cell("pitome", 0.8, every_layer=True), Cell(grid.WHOLE)],
                          ids=lambda cell: cell.key)
 def test_the_rest_of_a_batch_changes_nothing(encoder, rows, cell):
-    with cell.applied(encoder) as running:
+    with text_grid.applied(cell, encoder) as running:
         alone = torch.cat([classifiers.features(running, [row]) for row in rows])
-        together = classifiers.features(running, rows, equal=cell.equal_lengths)
-        turned = classifiers.features(running, rows[::-1], equal=cell.equal_lengths).flip(0)
+        together = classifiers.features(running, rows, equal=text_grid.needs_equal_lengths(cell))
+        turned = classifiers.features(running, rows[::-1], equal=text_grid.needs_equal_lengths(cell)).flip(0)
     assert alone.isfinite().all()
     assert (together - alone).abs().max() < 1e-5 and (turned - alone).abs().max() < 1e-5
 
@@ -142,7 +142,7 @@ def test_without_removal_the_cosine_model_is_the_model(encoder, rows):
 
 
 def test_the_cosine_model_keeps_shape_and_refuses_padding(encoder, rows):
-    with TextCell("dct", 0.8).applied(encoder) as running, torch.no_grad():
+    with text_grid.applied(Cell("dct", 0.8), encoder) as running, torch.no_grad():
         ids, mask = classifiers.padded([rows[1]], torch.device("cpu"))
         assert running(input_ids=ids, attention_mask=mask).last_hidden_state.shape == (1, len(rows[1]), 384)
         with pytest.raises(ValueError, match="one length"):
@@ -158,8 +158,8 @@ def test_tokens_are_those_that_run_and_equal_for_all(encoder, length):
     ids = torch.arange(1000, 1000 + length)[None]
     for cell in EVERY:
         wanted = text_grid.tokens(cell, 6, length)
-        if not cell.equal_lengths:
-            with cell.applied(encoder) as running, pc.record(running) as trace, torch.no_grad():
+        if not text_grid.needs_equal_lengths(cell):
+            with text_grid.applied(cell, encoder) as running, pc.record(running) as trace, torch.no_grad():
                 running(input_ids=ids)
             assert [length, *(layer.plan.num_tokens for layer in trace.layers)] == list(wanted), cell.key
         left = length - 2
@@ -170,10 +170,10 @@ def test_tokens_are_those_that_run_and_equal_for_all(encoder, length):
 
 
 def test_counts_by_hand(encoder):
-    whole = text_grid.macs(TextCell(grid.WHOLE), encoder, [32])[0]
+    whole = text_grid.macs(Cell(grid.WHOLE), encoder, [32])[0]
     assert whole == 6 * (12 * 32 * 384**2 + 2 * 32**2 * 384)
-    merged = text_grid.macs(TextCell("tome", 0.8), encoder, [32])[0]
-    released = text_grid.macs(TextCell("dct", 0.8), encoder, [32])[0]
+    merged = text_grid.macs(Cell("tome", 0.8), encoder, [32])[0]
+    released = text_grid.macs(Cell("dct", 0.8), encoder, [32])[0]
     assert merged < whole and released < whole and math.isclose(merged, released, rel_tol=0.03)
 
 
@@ -205,7 +205,7 @@ def test_fine_tuning_learns_and_its_file_is_what_was_learned(tmp_path):
     chosen = sentences.sentences("movies", "train")[:200]
     chosen = [s for s in chosen if s.label][:8] + [s for s in chosen if s.label == 0][:8]
     few = text_training.Labelled(classifiers.encode([s.text for s in chosen]), np.array([s.label for s in chosen]))
-    cell = TextCell("pitome", 0.8, retrained=True)
+    cell = Cell("pitome", 0.8, retrained=True)
     recipe = text_training.Recipe(epochs=4, batch=8, rate=3e-3, head_rate=1e-2)
     stored, weight, bias, scores = text_training.fine_tune(few, few, 0, cell, recipe)
     assert len(scores) == 4 and max(scores) > 0.9
@@ -254,25 +254,25 @@ def test_without_weights_the_error_names_the_remedy(monkeypatch, tmp_path):
 def test_a_task_records_every_column(random_classifiers):
     task = text_tasks.single("movies", "dev", 5)
     task.prepare()
-    for cell in (TextCell("dct", 0.8), TextCell("pitome", 0.8, retrained=True)):
-        with cell.applied(task.model) as running:
+    for cell in (Cell("dct", 0.8), Cell("pitome", 0.8, retrained=True)):
+        with text_grid.applied(cell, task.model) as running:
             found = task.score(running, cell)
         right = np.array([results.unpack(found[f"seed{s}"]) for s in classifiers.SEEDS])
         assert right.shape == (3, 5) and np.allclose(right.mean(0), found["correct"])
         assert ("frozen" in found) == (not cell.retrained)
-    slow = [classifiers.load(1).logits([row], TextCell("tome", 0.8)).argmax() for row in task.rows]
-    with TextCell("tome", 0.8).applied(task.model) as running:
-        found = results.unpack(task.score(running, TextCell("tome", 0.8))["seed1"])
+    slow = [classifiers.load(1).logits([row], Cell("tome", 0.8)).argmax() for row in task.rows]
+    with text_grid.applied(Cell("tome", 0.8), task.model) as running:
+        found = results.unpack(task.score(running, Cell("tome", 0.8))["seed1"])
     assert ((np.array(slow) == task.labels) == found).all()
-    cost = task.cost(TextCell("tome", 0.8))
+    cost = task.cost(Cell("tome", 0.8))
     lengths = [len(row) for row in task.rows]
-    slow = text_grid.macs(TextCell("tome", 0.8), task.model, lengths)
-    whole = text_grid.macs(TextCell(grid.WHOLE), task.model, lengths)
+    slow = text_grid.macs(Cell("tome", 0.8), task.model, lengths)
+    whole = text_grid.macs(Cell(grid.WHOLE), task.model, lengths)
     assert cost["share"] == pytest.approx(sum(slow) / sum(whole), abs=1e-6)
     assert cost["tokens"][0] == pytest.approx(np.mean([len(row) for row in task.rows]), abs=1e-3)
     assert set(task.about["weights"]) >= {"None-whole"} and "text" not in task.items
     shifted = text_tasks.single("news", "dev", 2)
-    assert task.has_frozen(TextCell("tome", 0.8)) and not shifted.has_frozen(TextCell("tome", 0.8))
+    assert task.has_frozen(Cell("tome", 0.8)) and not shifted.has_frozen(Cell("tome", 0.8))
 
 
 def test_the_command_scores_dev_and_goes_on(random_classifiers, tmp_path, capsys):
@@ -308,10 +308,10 @@ def test_time_by_length_is_recorded_once(tmp_path, monkeypatch, capsys):
 
 
 def test_words_that_merged(encoder, rows):
-    groups, dropped = text_reading.groups(encoder, rows[4], TextCell("tome", 0.6))
+    groups, dropped = text_reading.groups(encoder, rows[4], Cell("tome", 0.6))
     assert sum(map(len, groups)) == len(rows[4]) and not dropped and ["[CLS]"] in groups and ["[SEP]"] in groups
     assert max(map(len, groups)) > 1 and " + " in text_reading.in_words((groups, dropped))
-    groups, dropped = text_reading.groups(encoder, rows[4], TextCell("random-prune", 0.6, seed=0))
+    groups, dropped = text_reading.groups(encoder, rows[4], Cell("random-prune", 0.6, seed=0))
     assert dropped and sum(map(len, groups)) + len(dropped) == len(rows[4])
     assert "dropped: ~~" in text_reading.in_words((groups, dropped))
 

@@ -20,6 +20,7 @@ from pitome_core.experiments.data import photos, splits
 from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import vit
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid, sweep
 from pitome_core.experiments.vision import command as vision
 from pitome_core.experiments.vision import tasks as vision_tasks
@@ -50,7 +51,7 @@ def photographs():
 
 
 def score(task, cell) -> dict[str, np.ndarray]:
-    with cell.applied(task.model) as running:
+    with task.applied(cell) as running:
         return {name: np.asarray(values, float) for name, values in task.score(running, cell).items()}
 
 
@@ -211,7 +212,7 @@ def test_the_mean_is_over_the_patches_that_are_left(plain, pictures, method):
 
 @pytest.fixture(scope="module")
 def whole(few):
-    return score(few, grid.Cell(grid.WHOLE))
+    return score(few, Cell(grid.WHOLE))
 
 
 def test_the_whole_model_is_like_itself(whole):
@@ -222,7 +223,7 @@ def test_the_whole_model_is_like_itself(whole):
 
 @pytest.mark.parametrize("arm", ["pitome", "random-prune"])
 def test_a_model_that_keeps_everything_scores_like_the_whole_one(few, whole, arm):
-    found = score(few, grid.Cell(arm, 1.0))
+    found = score(few, Cell(arm, 1.0))
     for name in ("auc", "nss", "likeness"):
         assert found[name] == pytest.approx(whole[name], abs=1e-3), name
     if pc.methods()[grid.ARMS[arm].method].partition:
@@ -230,34 +231,34 @@ def test_a_model_that_keeps_everything_scores_like_the_whole_one(few, whole, arm
 
 
 def test_merging_moves_the_map_and_mixes_patches(few):
-    cell = grid.Cell("random-merge", 0.9, seed=0)
+    cell = Cell("random-merge", 0.9, seed=0)
     strong = score(few, cell)
     assert (strong["likeness"] < 0.999).all() and (strong["mixed"] > 0).all() and (strong["mixed"] <= 1).all()
-    with cell.applied(few.model) as running, pc.record(running) as trace, torch.no_grad():
+    with few.applied(cell) as running, pc.record(running) as trace, torch.no_grad():
         running.forward_features(few.images)
     expected = [slow_mixed(*pair) for pair in zip(trace.assignment.tolist(), few.cover.tolist(), strict=True)]
     assert strong["mixed"] == pytest.approx(expected)
-    assert np.isnan(score(few, grid.Cell("dct", 0.9))["mixed"]).all()
+    assert np.isnan(score(few, Cell("dct", 0.9))["mixed"]).all()
 
 
 def test_photographs_of_the_whole_model(photographs):
-    whole = score(photographs, grid.Cell(grid.WHOLE))
+    whole = score(photographs, Cell(grid.WHOLE))
     assert whole["likeness"] == pytest.approx(np.ones(1), abs=1e-5)
     for name in ("class_cosine", "patch_cosine"):
         assert whole[name].shape == (1, 12) and whole[name] == pytest.approx(np.ones((1, 12)), abs=1e-5)
-    kept = score(photographs, grid.Cell("tome", 1.0))
+    kept = score(photographs, Cell("tome", 1.0))
     assert {*kept} == {"likeness", "class_cosine", "patch_cosine"}
     assert kept["patch_cosine"] == pytest.approx(np.ones((1, 12)), abs=1e-4)
-    merged = score(photographs, grid.Cell("tome", 0.8))
+    merged = score(photographs, Cell("tome", 0.8))
     assert merged["patch_cosine"][0, 0] > merged["patch_cosine"][0, -1] and merged["patch_cosine"][0, -1] < 0.99
-    lower = score(photographs, grid.Cell(grid.LOWER, pixels=168))
+    lower = score(photographs, Cell(grid.LOWER, pixels=168))
     assert lower["patch_cosine"].shape == (1, 12) and (lower["patch_cosine"] > 0.3).all()
 
 
 @torch.no_grad()
 def test_what_merging_reads_is_that_of_loops(photographs):
     """Cosines and energies of one layer of one photograph, pair by pair."""
-    found, layer = score(photographs, grid.Cell(grid.WHOLE)), 3
+    found, layer = score(photographs, Cell(grid.WHOLE)), 3
     block, seen = photographs.model.blocks[layer], {}
     hooks = [
         block.attn.qkv.register_forward_hook(lambda m, a, out: seen.update(qkv=out)),
@@ -367,22 +368,22 @@ def test_a_second_column_where_heads_are_fitted_again():
     task = Toy()
     task.prepare()
     assert task.asked == [(True, 60)]
-    whole = task.score(task.model, grid.Cell(grid.WHOLE))
+    whole = task.score(task.model, Cell(grid.WHOLE))
     assert whole["correct"].all() and (whole["correct"] == whole["correct_refit"]).all()
     merged = object()
-    again = task.score(merged, grid.Cell("tome", 0.9))
+    again = task.score(merged, Cell("tome", 0.9))
     assert again["correct"].mean() < 0.8 and again["correct_refit"].all()  # lost off the shelf, not refitted
-    once = task.score(merged, grid.Cell("tome", 0.95))
+    once = task.score(merged, Cell("tome", 0.95))
     assert {*once} == {"correct"} and task.asked[-1] == (False, 40) and task.asked.count((True, 60)) == 1
 
 
 @pytest.mark.parametrize(
     "cell, refitted",
     [
-        (grid.Cell(grid.WHOLE), True), (grid.Cell("tome", 0.9), True), (grid.Cell("tome", 0.8), True),
-        (grid.Cell("tome", 0.95), False), (grid.Cell("tome", 0.9, False), False), (grid.Cell(grid.GRID_POOL), False),
-        (grid.Cell("random-prune", 0.9, seed=0), True), (grid.Cell("random-prune", 0.9, seed=1), False),
-        (grid.Cell(grid.LOWER, pixels=168), False),
+        (Cell(grid.WHOLE), True), (Cell("tome", 0.9), True), (Cell("tome", 0.8), True),
+        (Cell("tome", 0.95), False), (Cell("tome", 0.9, False), False), (Cell(grid.GRID_POOL), False),
+        (Cell("random-prune", 0.9, seed=0), True), (Cell("random-prune", 0.9, seed=1), False),
+        (Cell(grid.LOWER, pixels=168), False),
     ],
 )
 def test_which_cells_are_fitted_again(cell, refitted):

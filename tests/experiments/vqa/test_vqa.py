@@ -12,12 +12,12 @@ from pitome_core.experiments import __main__ as command
 from pitome_core.experiments.data import questions
 from pitome_core.experiments.models import llava
 from pitome_core.experiments.records import results, weight_files
+from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid
 from pitome_core.experiments.vqa import command as vqa
 from pitome_core.experiments.vqa import grid as vqa_grid
 from pitome_core.experiments.vqa import tasks as vqa_tasks
 from pitome_core.experiments.vqa import training as vqa_training
-from pitome_core.experiments.vqa.grid import VqaCell
 from pitome_core.families.hf_llava import image_token_count
 
 pytest.importorskip("transformers", minversion="5.23")
@@ -67,14 +67,14 @@ def test_every_cell_runs_and_costs_what_it_says(model):
     pixels = llava.draw([("validation", 4)], torch.device("cpu"))
     images = llava.normalised(pixels)
     lengths = {20: 3, 30: 1}
-    whole = vqa_grid.cost(VqaCell(grid.WHOLE), model, lengths)
+    whole = vqa_grid.cost(Cell(grid.WHOLE), model, lengths)
     assert whole["share"] == 1 and whole["image_tokens"] == 144 and whole["prompt_tokens"] == 22.5
     assert whole["gmacs_tower"] == pytest.approx(pc.flops(model).total / 1e9, abs=1e-6)
     before = llava.ask(model, pixels, ["What is the object?"], [0])
     with torch.no_grad():
         for cell in vqa_grid.cells(**vqa_tasks.GRIDS["grid"] | {"keeps": (0.9,), "ordered": (), "seeds": 1}):
             cost = vqa_grid.cost(cell, model, lengths)
-            with cell.applied(model) as running:
+            with vqa_grid.applied(cell, model) as running:
                 size = images.shape[1:] if cell.pixels is None else (3, cell.pixels, cell.pixels)
                 shrunk = torch.nn.functional.interpolate(images, size=size[-2:], mode="bilinear", antialias=True)
                 features = running.model.get_image_features(pixel_values=shrunk, return_dict=True).pooler_output
@@ -104,8 +104,11 @@ def record_of(tmp_path, cells, kinds, headline=("exist", "single")):
     items = {"id": list(range(len(kinds))), "scene": [i // 3 for i in range(len(kinds))], "type": list(kinds)}
     header = {"headline": list(headline), "clusters": ["scene"], "prior": {}}
     record = results.Record.open(tmp_path / "r.json", header, items)
-    for key, right in cells.items():
-        record.cells[key] = {"arm": key.split("@")[0], "outcomes": {"correct": results.pack(right)}}
+    listed = (Cell("whole"), Cell("tome", 0.9), *(Cell("random-merge", 0.9, seed=seed) for seed in (0, 1)))
+    for cell in listed:
+        if cell.key in cells:
+            record.cells[cell.key] = cell.describe() | {"outcomes": {"correct": results.pack(cells[cell.key])}}
+    assert list(record.cells) == list(cells)
     return record
 
 

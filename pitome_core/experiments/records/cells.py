@@ -1,0 +1,212 @@
+"""What a record's cell is: an arm (a method with its options) at one strength, as fields; its key follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pitome_core as pc
+
+SEEDS = 5  # of the arms that draw at random
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to make tokens fewer.
+
+    Attributes:
+        name: what cells and commands call it.
+        label: what readers see.
+        method: its name in `pc.methods`.
+        kind: ``pitome`` (its presets and switches), ``merge``, ``prune``, ``transform`` or ``control``.
+        options: of `pc.apply`: a preset, a metric, or options of the method.
+        also_off: whether the grids run it with proportional attention switched off as well. That makes sense where
+            tokens carry sizes and proportional attention is on otherwise.
+        seeds: how many seeds it is run with.
+    """
+
+    name: str
+    label: str
+    method: str
+    kind: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    also_off: bool = True
+    seeds: int = 1
+
+    @property
+    def settings(self) -> dict[str, set]:
+        """What its layers use: the sets of their values of ``metric``, ``insertion`` and ``proportional``."""
+        preset = pc.presets().get(self.options.get("preset", ""))
+        rows = [] if preset is None else [row for row in (preset.early, preset.late) if row is not None]
+        given = {"metric": "keys", "insertion": "between", "proportional": True} | dict(self.options)
+        return {
+            name: {getattr(row, name) for row in rows} or {given[name]}
+            for name in ("metric", "insertion", "proportional")
+        }
+
+
+SORTED = {"protection": False, "edges": "best"}
+# fmt: off
+ARMS: dict[str, Arm] = {arm.name: arm for arm in (
+    Arm("pitome", "PiToMe (paper)", "pitome", "pitome"),
+    Arm("pitome-released-deit", "PiToMe (released, DeiT)", "pitome", "pitome", {"preset": "released-deit"},
+        also_off=False),
+    Arm("pitome-released-mae", "PiToMe (released, MAE)", "pitome", "pitome", {"preset": "released-mae"},
+        also_off=False),
+    Arm("pitome-released-bert", "PiToMe (released, BERT)", "pitome", "pitome", {"preset": "released-bert"},
+        also_off=False),
+    Arm("pitome-released-llava", "PiToMe (released, LLaVA)", "pitome", "pitome", {"preset": "released-llava"},
+        also_off=False),
+    Arm("energy-sorted", "energy-sorted BSM", "pitome", "pitome", SORTED),
+    Arm("tome", "ToMe", "tome", "merge"),
+    Arm("tofu", "ToFu", "tofu", "merge"),
+    # ToFu as published drops tokens in the first half of the layers. On texts these are all the layers that merge.
+    Arm("tofu-merge", "ToFu, merging only", "tofu", "merge", {"pruned": 0.0}),
+    Arm("crossget", "CrossGET", "crossget", "merge"),
+    Arm("mctf", "MCTF", "mctf", "merge"),
+    Arm("atc", "ATC", "atc", "merge", {"linkage": "average"}),
+    Arm("diffrate", "DiffRate", "diffrate", "merge"),
+    Arm("dct", "DCT", "dct", "transform", also_off=False),
+    Arm("evit", "EViT", "evit", "prune"),  # its fused token stands for many, so it has sizes
+    Arm("topk-attention", "top-k attention", "topk_attention", "prune", also_off=False),
+    Arm("random-merge", "random merging", "random_merge", "control", seeds=SEEDS),
+    Arm("random-prune", "random pruning", "random_prune", "control", also_off=False, seeds=SEEDS),
+    # Secondary arms: they compare the tokens themselves and not their keys.
+    Arm("pitome-hidden", "PiToMe on hidden states", "pitome", "pitome", {"metric": "hidden"}, also_off=False),
+    Arm("energy-sorted-hidden", "energy-sorted on hidden states", "pitome", "pitome", {**SORTED, "metric": "hidden"},
+        also_off=False),
+    Arm("tome-hidden", "ToMe on hidden states", "tome", "merge", {"metric": "hidden"}, also_off=False),
+)}
+# fmt: on
+GRID_POOL, LOWER, WHOLE = "grid-pool", "lower-resolution", "whole"  # cells that no arm stands for
+LABELS = {WHOLE: "whole model", GRID_POOL: "2 x 2 pooling", LOWER: "lower resolution"} | {
+    name: arm.label for name, arm in ARMS.items()
+}
+FIRST_ORDER = "raster-centroid"  # of image tokens in a LLaVA, where a cell says nothing (`models.llava_answers`)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An arm at one strength, and where and how it merges.
+
+    Attributes:
+        arm: a name in `ARMS`, or `WHOLE`, `GRID_POOL` or `LOWER`.
+        keep: share of the tokens that a merging layer keeps; None where no layer merges.
+        proportional: whether attention counts keys by size; None = as the arm's preset says, else yes.
+        seed: of an arm that draws at random; None = the arm has no seeds, or all of its seeds are meant.
+        pixels: side of the image, of the control at lower resolution.
+        towers: which tower merges: ``vision``, ``text`` or ``both``.
+        every_layer: whether every layer of a text model merges; otherwise its first layers do.
+        retrained: whether the heads were trained with this merging on; otherwise they were trained without merging.
+        order: in which a language model reads image tokens; None = `FIRST_ORDER`, or there is no language model.
+    """
+
+    arm: str
+    keep: float | None = None
+    proportional: bool | None = None
+    seed: int | None = None
+    pixels: int | None = None
+    towers: str = "vision"
+    every_layer: bool = False
+    retrained: bool = False
+    order: str | None = None
+
+    @property
+    def key(self) -> str:
+        """How records call the cell.
+
+        Examples: ``whole``, ``tome@0.9``, ``tome@0.9/off``, ``random-prune@0.9/seed3``, ``lower-resolution@98px``,
+        ``tome@0.8/both``, ``tome@0.8/all``, ``tome@0.8/retrained``, ``tome@0.9/released``.
+        """
+        name = self.arm
+        if self.pixels is not None:
+            name += f"@{self.pixels}px"
+        elif self.keep is not None:
+            name += f"@{self.keep:g}"
+        parts = {
+            self.towers: self.towers != "vision", "all": self.every_layer, "off": self.proportional is False,
+            "retrained": self.retrained, f"seed{self.seed}": self.seed is not None,
+            self.order: self.order not in (None, FIRST_ORDER),
+        }
+        return "/".join([name, *(part for part, is_said in parts.items() if is_said)])
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any]) -> Cell:
+        """The cell that a record describes, from the entries that `describe` and the experiments write."""
+        names = ("arm", "keep", "seed", "pixels", "towers", "retrained", "order")
+        given = {name: about[name] for name in names if about.get(name) is not None}
+        # `proportional` says what a run asked for; what a preset brings stands in the preset.
+        return cls(**given, proportional=about.get("proportional"), every_layer=about.get("layers") == "all")
+
+    def describe(self) -> dict[str, Any]:
+        """What every record says of the cell. Experiments add the fields that only they have."""
+        arm = ARMS.get(self.arm)
+        about = {"arm": self.arm, "label": LABELS[self.arm], "keep": self.keep, "pixels": self.pixels}
+        about |= {"seed": self.seed, "method": arm.method if arm else None, "options": dict(arm.options) if arm else {}}
+        about |= {"proportional": self.proportional}
+        return {name: value for name, value in about.items() if value is not None}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of `pc.apply` that the arm and the seed stand for."""
+        return dict(ARMS[self.arm].options) | ({} if self.seed is None else {"seed": self.seed})
+
+    @property
+    def without_seed(self) -> Cell:
+        """The same cell, standing for all of its seeds."""
+        return replace(self, seed=None)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the cell is the arm as it is: no switch, no other tower or layers, no other order, not retrained."""
+        return self == Cell(self.arm, self.keep, seed=self.seed, pixels=self.pixels)
+
+    def beside(self, rival: str) -> Cell | None:
+        """The cell of another arm that this one may be compared with; None where there is none.
+
+        Everything but the method is the same: attention (switched off where this cell's preset switches it off),
+        metric, insertion point, towers, layers, order, training, tokens and, if both arms have seeds, seed.
+
+        Example:
+            >>> Cell("pitome-released-bert", 0.8).beside("tome").key
+            'tome@0.8/off'
+            >>> Cell("pitome-hidden", 0.9).beside("tome").key
+            'tome-hidden@0.9'
+        """
+        if self.keep is None or self.arm not in ARMS:
+            return None
+        ours = ARMS[self.arm].settings
+        if self.proportional is not None:
+            ours["proportional"] = {self.proportional}
+        if any(len(values) > 1 for values in ours.values()):
+            return None  # its layers differ from one another
+        for arm in ARMS.values():
+            theirs = arm.settings
+            same_way = arm.method == ARMS[rival].method and set(arm.options) <= {"metric"}
+            if same_way and all(theirs[name] == ours[name] for name in ("metric", "insertion")):
+                off = ours["proportional"] == {False}
+                seed = self.seed if arm.seeds > 1 else None
+                return replace(self, arm=arm.name, seed=seed, proportional=False if off else self.proportional)
+        return None
+
+
+def checked(arms: Mapping[str, Any] | list[str] | tuple[str, ...], keeps: tuple[float, ...] | list[float],
+            known: tuple[str, ...] | list[str], *, least: float = 0.0) -> list[str]:
+    """The arms without the whole model, which is always run.
+
+    Raises:
+        ValueError: an arm that is not ``known``, or a keep ratio that is below ``least``, not above 0 or not below 1.
+    """
+    chosen = [name for name in arms if name != WHOLE]
+    if unknown := [name for name in chosen if name not in known]:
+        raise ValueError(f"no method {unknown[0]!r} in this experiment; there are {', '.join(known)}")
+    if wrong := [keep for keep in keeps if not (0 < keep < 1 and keep >= least)]:
+        raise ValueError(f"keep {wrong[0]} must lie between {least:g} and 1; the whole model (keep 1) is always run")
+    return chosen
+
+
+def seeds_of(name: str, most: int = SEEDS) -> list[int | None]:
+    """The seeds that an arm is run with, ``most`` of them; [None] for an arm that does not draw at random."""
+    arm = ARMS[name]
+    return list(range(min(most, arm.seeds))) if arm.seeds > 1 else [None]
