@@ -201,6 +201,10 @@ class Record:
         """As `outcome`, averaged over the cells that `key` stands for (`seeds_of`) and that have the outcome."""
         return np.mean([self.outcome(one, name) for one in self.having(key, name)], axis=0)
 
+    def has(self, key: str, name: str) -> bool:
+        """Whether a cell that `key` stands for has the outcome `name`."""
+        return any(name in self.cells[one]["outcomes"] for one in self.seeds_of(key))
+
     def having(self, key: str, name: str) -> list[str]:
         """The cells that `key` stands for and that have the outcome `name`; all of them where none has it."""
         keys = self.seeds_of(key)

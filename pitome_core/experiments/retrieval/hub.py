@@ -44,7 +44,7 @@ from pitome_core.experiments import settings
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.retrieval import grid as retrieval_grid
-from pitome_core.experiments.retrieval import recall
+from pitome_core.experiments.retrieval import recall, summary
 from pitome_core.experiments.runs import grid, shards, sweep
 from pitome_core.experiments.runs.shards import Refused, Unit
 from pitome_core.families import find_family
@@ -340,9 +340,7 @@ def _score_model(
         for side in _sides(cells):
             shutil.rmtree(parts.cell_folder(side), ignore_errors=True)
         parts.end()
-    from pitome_core.experiments.retrieval.command import summary
-
-    print(summary(record, cells))
+    print(summary.table(record, cells))
 
 
 def _sides(cells: Sequence[Cell]) -> list[Cell]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 from pitome_core.experiments import settings
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
-from pitome_core.experiments.runs import grid
 
 
 class Task(Protocol):
@@ -116,27 +115,13 @@ def quickest(call: Callable[[], Any]) -> float:
     return min(seconds[1:])
 
 
-def add_grid_arguments(
-    parser: argparse.ArgumentParser, arms: Iterable[str] = (*grid.ARMS, grid.GRID_POOL, grid.LOWER),
-    keep: str = f"share of tokens that every layer keeps (default: the protocol's, {list(grid.KEEPS)})",
-) -> None:
-    """The arguments that every experiment with a grid has: of these ``arms`` and the whole model; ``keep`` says what a
-    keep ratio is."""
-    known = [grid.WHOLE, *arms]
-    parser.add_argument("--profile", choices=settings.PROFILES, help="tier; default: PITOME_PROFILE, else embedded")
-    parser.add_argument("--methods", nargs="+", choices=known, metavar="METHOD",
-                        help=f"default: the protocol's grid; of {', '.join(known)}")
-    parser.add_argument("--keep", nargs="+", type=float, metavar="R", help=keep)
-    parser.add_argument("--split", choices=("dev", "test"), default="dev",
-                        help="dev explores; test is scored by the protocol and logged (default: %(default)s)")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where records go; default: results/<tier> for "
-                        "test, _build/results/<tier> for dev")
-    parser.add_argument("--again", action="store_true", help="score cells that are recorded already once more")
-    parser.add_argument("--estimate", action="store_true", help="print how long it would take, and stop")
-
-
 def output_folder(args: argparse.Namespace) -> Path:
     """Where the records of this call go."""
     if args.output:
         return args.output
     return results.writable(committed=args.split == "test") / settings.profile()
+
+
+def record_path(args: argparse.Namespace, experiment: str, task: str) -> Path:
+    """The file of a task's record: ``<experiment>-<task>.json``, with ``-dev`` behind it where it explores."""
+    return output_folder(args) / f"{experiment}-{task}{'' if args.split == 'test' else '-dev'}.json"

@@ -24,7 +24,7 @@ from pitome_core.experiments.data import splits
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import sweep
-from pitome_core.experiments.text import classifiers
+from pitome_core.experiments.text import classifiers, summary
 from pitome_core.experiments.text import grid as text_grid
 from pitome_core.experiments.text import tasks as text_tasks
 
@@ -66,9 +66,7 @@ def run(args: argparse.Namespace) -> int:
     record = sweep.run("text", task, cells, path, split=args.split, protocol=PROTOCOL, again=args.again,
                        estimate_only=args.estimate)
     if not args.estimate:
-        from pitome_core.experiments.text.command import summary
-
-        print(summary(record, cells))
+        print(summary.table(record, cells))
     return 0
 
 

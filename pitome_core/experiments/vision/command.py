@@ -21,57 +21,30 @@ examples:
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
-from pitome_core.experiments import settings
-from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
-from pitome_core.experiments.runs import grid, sweep
-from pitome_core.experiments.vision import imagenet
-from pitome_core.experiments.vision import tasks as vision_tasks
-
-PROTOCOL = "vision-1"  # the grid in book/protocol.md
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this experiment."""
-    sweep.add_grid_arguments(parser)
-    group = parser.add_argument_group("embedded tier")
-    group.add_argument("--tasks", nargs="+", choices=list(vision_tasks.TASKS), metavar="TASK",
-                       help=f"default: all that can run here; of {', '.join(vision_tasks.TASKS)}")
-    imagenet.configure(parser)
+from pitome_core.experiments.records.results import Record
+from pitome_core.experiments.runs import grid, summary
+from pitome_core.experiments.runs.command_line import Command
+from pitome_core.experiments.vision import imagenet, tasks
 
 
-def main(args: argparse.Namespace) -> int:
-    """Run what was asked for, print a table per task, return the exit status."""
-    if settings.profile() == "paper":
-        return imagenet.run(args, PROTOCOL)
-    results.exact_float32()
-    names = args.tasks or [name for name in vision_tasks.TASKS if vision_tasks.available(name)]
-    for name in names:
-        task = vision_tasks.TASKS[name](args.split)
-        cells = grid.cells(args.methods, args.keep or vision_tasks.keeps(name), img_size=task.images.shape[-1])
-        path = sweep.output_folder(args) / f"vision-{name}{'' if args.split == 'test' else '-dev'}.json"
-        record = sweep.run(
-            "vision", task, cells, path, split=args.split, protocol=PROTOCOL, again=args.again,
-            estimate_only=args.estimate,
-        )
-        if not args.estimate:
-            print(summary(record, cells))
-    return 0
+def cells(args: argparse.Namespace, name: str) -> list[Cell]:
+    """The protocol's grid for a task, or the part of it that was asked for."""
+    return grid.cells(args.methods, args.keep or tasks.keeps(name), img_size=tasks.side(name))
 
 
-def summary(record: results.Record, cells: list[Cell]) -> str:
-    """A plain table of the cells that were asked for: cost, mean of every outcome, difference to ToMe in the first."""
-    keys = record.groups(cells)
-    first = cells[0].key
+def table(record: Record, chosen: Sequence[Cell]) -> str:
+    """Cost, mean of every outcome that has one value per item, and differences in the first of them."""
+    first = chosen[0].key
     names = [name for name in record.cells[first]["outcomes"] if record.outcome(first, name).ndim == 1]
-    lines = [f"{'cell':32s} {'share':>6s} " + " ".join(f"{n[:13]:>13s}" for n in names) + f"   {names[0]} minus ToMe's"]
-    for key in keys:
-        about = record.about(key)
-        have = [record.mean_over_seeds(key, n).mean() if n in about["outcomes"] else float("nan") for n in names]
-        line = f"{key:32s} {about['share']:6.3f} " + " ".join(f"{value:13.4f}" for value in have)
-        rival = record.rival_of(key)
-        if rival is not None:
-            line += f"   {record.difference(key, rival, names[0])}"
-        lines.append(line)
-    return "\n".join(lines)
+    columns = summary.share(record) | summary.means(record, names)
+    return summary.table(record, chosen, columns, summary.per_item(record, names[0]), names[0])
+
+
+COMMAND = Command(
+    experiment="vision", protocol=imagenet.PROTOCOL, cells=cells, summary=table, paper=imagenet,
+    tasks=tasks.TASKS, available=tasks.available,
+)
+configure, main = COMMAND.configure, COMMAND.main

