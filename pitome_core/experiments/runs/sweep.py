@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,12 +34,12 @@ class Task(Protocol):
     clusters: tuple[str, ...]
     about: Mapping[str, Any]
 
-    def seconds_per_image(self) -> float:
-        """Measured time of the whole model on one image, for the estimate."""
+    def seconds_per_item(self) -> float:
+        """Measured seconds of the whole model per item, for the estimate."""
         ...
 
     def work(self, cell: grid.Cell) -> int:
-        """How many images the cell sends through its model, for the estimate."""
+        """How many items the cell sends through its model, for the estimate."""
         ...
 
     def prepare(self) -> None:
@@ -79,7 +79,7 @@ def run(
     print(f"{experiment}-{task.name}, {split}: {len(record)} items, {len(cells)} cells, {done} recorded already")
     if todo:
         costs = {cell.key: cost(cell) for cell in todo}
-        seconds = task.seconds_per_image() * sum(costs[cell.key]["share"] * task.work(cell) for cell in todo)
+        seconds = task.seconds_per_item() * sum(costs[cell.key]["share"] * task.work(cell) for cell in todo)
         print(f"  estimate: {seconds / 60:.1f} min on this machine for {len(todo)} cells")
     if estimate_only or not todo:
         return record
@@ -96,16 +96,6 @@ def run(
         about["seconds"] = round(time.perf_counter() - start, 2)
         record.add(cell.key, about, outcomes, seed=0)
     return record
-
-
-def quickest(call: Callable[[], Any]) -> float:
-    """Seconds of a call: the quicker of two, after one that warms up."""
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
 
 
 def add_grid_arguments(
