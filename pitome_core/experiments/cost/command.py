@@ -81,8 +81,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
                       "merge steps; compile: the whole model through torch.compile")
     what.add_argument("--proportional", nargs="+", choices=PROPORTIONAL, default=["preset"],
                       help="whether attention counts a token as often as its size says (default: as the preset does)")
-    what.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD",
-                      help=f"methods beside the whole model and the free merge (default: {' '.join(METHODS)})")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD",
+                        help=f"methods beside the whole model and the free merge (default: {' '.join(METHODS)})")
     parser.add_argument("--repeats", type=int, default=25, help="largest number of rounds per setup (default: 25)")
     parser.add_argument("--seconds", type=float, default=None,
                         help="end the rounds of a setup after this time (default: 0.5 on CUDA, 6 on a CPU); there are "

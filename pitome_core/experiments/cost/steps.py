@@ -17,8 +17,8 @@ from typing import Any
 from torch import nn
 
 from pitome_core.experiments.runs.clock import MIN_ROUNDS
-from pitome_core.patch import LayerStep, find_patch
-from pitome_core.patching import use_merge
+from pitome_core.patch import LayerStep
+from pitome_core.patching import find_patch, use_merge
 
 STEP = "merge step"  # its name in a profile
 
@@ -27,7 +27,8 @@ STEP = "merge step"  # its name in a profile
 def around_steps(model: nn.Module, around: Callable[[Callable[[], Any]], Any]) -> Iterator[None]:
     """Run every merge step of `model` as `around(step)` for the length of a `with` block.
 
-    `around` has to call the step and to return what the step returns. A model that does not merge has no steps.
+    `around` has to call the step and to return what the step returns. `model` has one tower. If it does not merge,
+    there are no steps.
     """
     before = find_patch(model)
     if before is None:
@@ -35,12 +36,10 @@ def around_steps(model: nn.Module, around: Callable[[Callable[[], Any]], Any]) -
         return
 
     def merge_tokens(step: LayerStep, *inputs: Any) -> Any:
-        # Compiled steps are kept by patch: under the patch of before the step is not compiled again.
-        own = replace(step, patch=originals[step.patch])
-        return around(partial(own.merge, *inputs))
+        # Compiled steps are kept by patch, so a step of another patch would be compiled again, and that would be timed.
+        return around(partial(replace(step, patch=before).merge, *inputs))
 
     use_merge(model, merge_tokens)
-    originals = dict(zip(find_patch(model).towers, before.towers, strict=True))
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ import torch
 
 import pitome_core as pc
 from pitome_core.experiments.cost.steps import around_steps, step_operators, step_share
-from pitome_core.patch import find_patch
+from pitome_core.patching import find_patch
 
 pytest.importorskip("timm")
 

@@ -10,7 +10,7 @@ import torch
 import pitome_core as pc
 from pitome_core.experiments.cost.setups import Setup
 from pitome_core.experiments.cost.variants import Workshop, free_merge, rounded, twin
-from pitome_core.patch import find_patch
+from pitome_core.patching import find_patch
 
 timm = pytest.importorskip("timm")
 TINY = "vit_tiny_patch16_224"
