@@ -40,8 +40,11 @@ from IPython.display import Markdown, display
 
 import pitome_core as pc
 from pitome_core.experiments import plots
-from pitome_core.experiments.cost import command as cost
+from pitome_core.experiments.cost.measure import measure
+from pitome_core.experiments.cost.setups import EVEN, STEPS, PrefillShape, Setup
+from pitome_core.experiments.cost.variants import Workshop, twin
 from pitome_core.experiments.records import results
+from pitome_core.experiments.runs import timings
 from pitome_core.experiments.settings import profile
 
 plots.use_style()
@@ -51,9 +54,8 @@ quick = profile() == "smoke"
 # %% tags=["hide-input"]
 def load(file):
     """The cells of a record that have numbers, each with the run that measured it; none where nothing was run."""
-    path = results.folder() / file
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cells": {}, "runs": []}
-    return [{**cell, "run": found["runs"][cell["run"]]} for cell in found["cells"].values() if cell.get("variants")]
+    cells = timings.load(results.folder() / file, "cost")
+    return [cell for cell in cells.values() if cell.get("variants")]
 
 
 def pick(cells, **wanted):
@@ -64,7 +66,7 @@ def pick(cells, **wanted):
 recorded, gpu = load("embedded/cost.json"), load("gpu/cost.json")
 towers = [cell for cell in recorded if "whole" in cell["variants"]]
 usual = {"mode": "eager", "proportional": "preset", "multiple": 1, "every": 1}
-plain = [cell for cell in pick(towers, **usual) if cell["model"] not in cost.EVEN]
+plain = [cell for cell in pick(towers, **usual) if cell["model"] not in EVEN]
 
 # %% [markdown]
 # ## Three numbers
@@ -145,7 +147,7 @@ display(Markdown(
 # %%
 whole = timm.create_model("vit_small_patch16_224").eval()
 before = pc.flops(whole)
-merged = pc.apply(cost.twin(whole), "pitome", keep=0.9)
+merged = pc.apply(twin(whole), "pitome", keep=0.9)
 after = pc.flops(merged)
 steps = sum(layer.merge for layer in after.layers)
 
@@ -166,11 +168,11 @@ print(f"merge steps: {steps / after.total:.2%} of the merged model, "
 # A live cell, small enough for this page: the four variants take turns, so that whatever drifts drifts for all of them.
 
 # %%
-workshop = cost.Workshop(torch.device("cpu"))
+workshop = Workshop(torch.device("cpu"))
 batch, size = (1, 112) if quick else (4, 224)
-cell = cost.Cell("vit_tiny_patch16_224", batch, "float32", 0.9, size=size)
+setup = Setup("vit_tiny_patch16_224", batch, "float32", 0.9, size=size)
 with torch.random.fork_rng():
-    live = cost.measure(cell, workshop, repeats=7, seconds=2)
+    live = measure(setup, workshop, repeats=7, seconds=2)
 for variant, told in live["variants"].items():
     gain = f", speed-up {told['speedup'][1]:.2f} of {told['implied']:.2f}" if "speedup" in told else ""
     print(f"{variant:7s} {1e3 * told['seconds'][1]:7.2f} ms{gain}")
@@ -223,7 +225,7 @@ display(Markdown(
 # around it, over 64 to 4,096 tokens:
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: time of one merge step (one image, 384 channels, six heads, keep 0.9) over the number of tokens; the grey line grows with the square of the tokens. Right: PiToMe's step over ToMe's, whose similarities are a quarter; dashed: the target. *Recorded on a CPU.*", "name": "fig-cost-step"}, "image": {"alt": "Left: two rising curves on log axes that are flat for few tokens and approach a slope of two. Right: their ratio, which stays below the dashed line at five."}}
-alone = sorted((cell for cell in recorded if cell["model"] in cost.STEPS), key=lambda cell: cell["tokens"][0])
+alone = sorted((cell for cell in recorded if cell["model"] in STEPS), key=lambda cell: cell["tokens"][0])
 count = np.array([cell["tokens"][0] - 1 for cell in alone])
 took = {method: np.array([cell["variants"][method]["seconds"][1] for cell in alone]) for method in ("pitome", "tome")}
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
@@ -558,7 +560,7 @@ with torch.device("meta"):
     huge = timm.create_model("vit_huge_patch14_224", img_size=518)
     tower = timm.create_model("vit_large_patch14_clip_336", depth=23, num_classes=0,
                               global_pool="")
-prompt = cost.Prefill()
+prompt = PrefillShape()
 paper = {keep: [pc.flops(pc.apply(model, "pitome", keep, restore=model is huge))
                 for model in (huge, tower)] for keep in (1.0, 0.95, 0.9)}
 
@@ -627,6 +629,6 @@ for name_, size in (("vit_small_patch16_224", 224), ("vit_small_patch14_dinov2",
 # %% tags=["hide-cell"]
 last = after.tokens[-1]
 half = pc.schedule(whole, keep=[(last / after.tokens[0]) ** (1 / 6)] * 6 + [1.0] * 6)
-early = pc.flops(pc.apply(cost.twin(whole), "pitome", half))
+early = pc.flops(pc.apply(twin(whole), "pitome", half))
 print(f"everywhere {after.total / 1e9:.2f} GMAC with {after.tokens[-1]} tokens left; first half {early.total / 1e9:.2f} with {early.tokens[-1]}")
 assert early.total < after.total, "tokens that leave earlier are saved for longer; what it does to accuracy is another question"

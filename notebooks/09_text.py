@@ -49,6 +49,7 @@ from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell, seeds_of
 from pitome_core.experiments.records.published import TABLE_6
 from pitome_core.experiments.records.statistics import bootstrap_mean
+from pitome_core.experiments.runs import timings
 from pitome_core.experiments.settings import profile
 from pitome_core.experiments.text import classifiers as models
 from pitome_core.experiments.text import grid, reading, tasks
@@ -215,24 +216,25 @@ for length in (16, 32, 256):
     print(f"{length} tokens: {left} after three layers, {left / length:.0%}")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: how long the texts are (tokens, [CLS] and [SEP] included). Right: speed-up of a batch of 32 texts of one length over the whole model, keep 0.8 in the first three layers (filled) or in all six (hollow); thick line: what the exact counts imply for three layers, thin: for six. Medians and quartiles of alternating runs in one process. *Recorded.*", "name": "fig-text-time"}, "image": {"alt": "Left: histograms of text lengths by source. Right: speed-up by length for PiToMe, ToMe and random merging, below the lines that the counts imply."}}
-timed = json.loads((results.folder() / "embedded" / "text-time.json").read_text(encoding="utf-8"))
+cells = timings.load(results.folder() / "embedded" / "text-time.json", "text-time")
+timed = {cell["tokens"]: cell for cell in cells.values()}
 figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.8))
 for name, record in {"film reviews": movies, **others, "documents": long}.items():
     axes[0].plot(np.sort(record.items["tokens"]), np.linspace(0, 1, len(record)), label=name)
 axes[0].set(xlabel="tokens", ylabel="share of texts that are no longer", xscale="log", xticks=[8, 16, 32, 64, 128, 256])
 axes[0].get_xaxis().set_major_formatter("{x:.0f}")
 axes[0].legend(fontsize=8)
-lengths = [int(n) for n in timed["lengths"]]
+lengths = list(timed)
 at = np.arange(len(lengths))
 for arm in ("pitome", "tome", "random-merge"):
     for every_layer, face in ((False, plots.ARMS[arm][0]), (True, "none")):
         key = Cell(arm, 0.8, seed=seeds_of(arm)[0], every_layer=every_layer).key
-        low, mid, high = np.array([timed["lengths"][str(n)][key]["speedup"] for n in lengths]).T
+        low, mid, high = np.array([timed[n]["variants"][key]["speedup"] for n in lengths]).T
         look = dict(color=plots.ARMS[arm][0], marker=plots.ARMS[arm][2], markerfacecolor=face, capsize=2, linewidth=1)
         axes[1].errorbar(at, mid, [mid - low, high - mid], label=None if every_layer else ARMS[arm].label, **look)
 for every_layer, width in ((False, 2.5), (True, 1)):
     key = Cell("tome", 0.8, every_layer=every_layer).key
-    implied = [timed["lengths"][str(n)][key]["implied"] for n in lengths]
+    implied = [timed[n]["variants"][key]["implied"] for n in lengths]
     label = f"counts (ToMe), {'six' if every_layer else 'three'} layers"
     axes[1].plot(at, implied, color="#E69F00", linewidth=width, zorder=0, label=label)
 axes[1].axhline(1, color="black", linewidth=0.8)
@@ -241,18 +243,18 @@ axes[1].legend(fontsize=8)
 plt.show()
 
 # %% tags=["hide-input"]
-run = timed["run"]
+run, batch = (timed[lengths[0]][name] for name in ("run", "batch"))
 lines = ["| tokens | counts imply (ToMe) | random merging | ToMe | PiToMe | PiToMe (released) |", "|---|---|---|---|---|---|"]
 for n in lengths:
-    cell = timed["lengths"][str(n)]
+    cell = timed[n]["variants"]
     keys = ("random-merge@0.8/seed0", rival, ours, released)
     shown = " | ".join("{1:.2f} [{0:.2f}, {2:.2f}]".format(*cell[key]["speedup"]) for key in keys)
     lines.append(f"| {n} | {cell[rival]['implied']:.2f} | {shown} |")
 threads = f"{run['threads']} thread{'' if run['threads'] == 1 else 's'}"
-display(Markdown("\n".join(lines) + f"\n\nSpeed-up: median [quartiles], batch {timed['batch']}, keep 0.8 in the first three "
+display(Markdown("\n".join(lines) + f"\n\nSpeed-up: median [quartiles], batch {batch}, keep 0.8 in the first three "
                  f"layers, float32, {run['device']}, {threads}, torch {run['packages']['torch']}."))
-ends = [timed["lengths"][str(n)][ours] for n in (lengths[0], lengths[1], lengths[-1])]
-assert all(timed["lengths"][str(n)][ours]["speedup"][0] > 1 for n in lengths)
+ends = [timed[n]["variants"][ours] for n in (lengths[0], lengths[1], lengths[-1])]
+assert all(timed[n]["variants"][ours]["speedup"][0] > 1 for n in lengths)
 display(Markdown(
     f"On this processor PiToMe was faster than the whole model at every length timed: at {lengths[0]} tokens by "
     f"{ends[0]['speedup'][1]:.2f} where the counts imply {ends[0]['implied']:.2f}, at {lengths[1]} by {ends[1]['speedup'][1]:.2f} of "

@@ -12,7 +12,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Real
 from types import FunctionType
@@ -94,40 +94,47 @@ class LayerStep:
     def merge(
         self, x: Tensor, keys: Tensor | None, size: Tensor | None, attention_map: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, MergePlan | LinearPlan | None]:
-        """Merge `x (B, T, C)`: tokens `(B, T', C)`, sizes `(B, T')`, and the plan (None when nothing goes).
+        """Merge `x (B, T, C)` by the function of the patch, `Patch.merge_tokens`; see `merge_tokens`."""
+        return self.patch.merge_tokens(self, x, keys, size, attention_map)
 
-        `keys (B, H, T, D)` is None before a block; `attention_map (B, T, T)`, the mean over heads, is there if
-        `reads_attention`.
-        """
-        if self.remove == 0:
-            return x, size, None
-        row, method, prefix, mask = self.row, self.patch.method, self.prefix, self.mergeable
-        context = {"margin": row.margin, "size": None, "mask": mask, "layer": self.layer,
-                   "num_layers": len(self.patch.rows), "positions": self.positions}
-        if size is not None and "size" in method.needs:
-            context["size"] = size[:, prefix:].clamp_min(1)  # of padding: any size will do
-        if attention_map is not None:
-            received = attention_map.detach()[:, :, prefix:]  # (B, T, N)
-            context["attention"] = received
-            if mask is not None:  # the class token of a text is its first token that is no padding
-                first = (size > 0).to(torch.int8).argmax(dim=1)
-                context["class_attention"] = received[torch.arange(len(first), device=first.device), first]
-            else:
-                context["class_attention"] = received[:, 0] if self.class_token else received.mean(dim=1)
-        if mask is None:
-            # Inside a model that is compiled or traced as a whole the step is a part of its graph.
-            compiled = self.patch.compile_step and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
-            run = _compiled(self.patch, self.layer) if compiled else _step
-            arguments = method.arguments(context) | row.options
-            merged, new_size, plan = run(method.function, arguments, row.metric, self.remove, prefix, x, keys, size)
+
+def merge_tokens(
+    step: LayerStep, x: Tensor, keys: Tensor | None, size: Tensor | None, attention_map: Tensor | None = None
+) -> tuple[Tensor, Tensor | None, MergePlan | LinearPlan | None]:
+    """Merge `x (B, T, C)`: tokens `(B, T', C)`, sizes `(B, T')`, and the plan (None when nothing goes).
+
+    `keys (B, H, T, D)` is None before a block; `attention_map (B, T, T)`, the mean over heads, is there if
+    `reads_attention`.
+    """
+    if step.remove == 0:
+        return x, size, None
+    row, method, prefix, mask = step.row, step.patch.method, step.prefix, step.mergeable
+    context = {"margin": row.margin, "size": None, "mask": mask, "layer": step.layer,
+               "num_layers": len(step.patch.rows), "positions": step.positions}
+    if size is not None and "size" in method.needs:
+        context["size"] = size[:, prefix:].clamp_min(1)  # of padding: any size will do
+    if attention_map is not None:
+        received = attention_map.detach()[:, :, prefix:]  # (B, T, N)
+        context["attention"] = received
+        if mask is not None:  # the class token of a text is its first token that is no padding
+            first = (size > 0).to(torch.int8).argmax(dim=1)
+            context["class_attention"] = received[torch.arange(len(first), device=first.device), first]
         else:
-            with torch.no_grad():
-                metric = _metric(row.metric, x, keys, prefix, mask)
-            plan = make_plan(method, metric, self.counts, context, row.options).keeping((size > 0) & ~mask)
-            merged, new_size = plan.merge(x, size, prefix=prefix)
-        if not row.sized and size is not None:  # plain means; sizes are still counted
-            merged, _ = plan.merge(x, prefix=prefix)
-        return merged, new_size, plan
+            context["class_attention"] = received[:, 0] if step.class_token else received.mean(dim=1)
+    if mask is None:
+        # Inside a model that is compiled or traced as a whole the step is a part of its graph.
+        compiled = step.patch.compile_step and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        run = _compiled(step.patch, step.layer) if compiled else _step
+        arguments = method.arguments(context) | row.options
+        merged, new_size, plan = run(method.function, arguments, row.metric, step.remove, prefix, x, keys, size)
+    else:
+        with torch.no_grad():
+            metric = _metric(row.metric, x, keys, prefix, mask)
+        plan = make_plan(method, metric, step.counts, context, row.options).keeping((size > 0) & ~mask)
+        merged, new_size = plan.merge(x, size, prefix=prefix)
+    if not row.sized and size is not None:  # plain means; sizes are still counted
+        merged, _ = plan.merge(x, prefix=prefix)
+    return merged, new_size, plan
 
 
 def _metric(kind: str, x: Tensor, keys: Tensor | None, prefix: int, mergeable: Tensor | None = None) -> Tensor:
@@ -272,6 +279,7 @@ class Patch:
     beside: Patch | None = None
     saved: list[tuple[nn.Module, str, bool, Any]] = field(default_factory=list)
     traces: list[Any] = field(default_factory=list)
+    merge_tokens: Callable = merge_tokens
 
     @property
     def towers(self) -> tuple[Patch, ...]:
@@ -547,6 +555,18 @@ def _check_alone(model: nn.Module) -> None:
                 f"a part of this model, or a model around it, merges already (a {type(part).__qualname__} does): "
                 "pc.remove that one first"
             )
+
+
+def use_merge(model: nn.Module, merge_tokens: Callable) -> nn.Module:
+    """Make all towers of a patched model merge by this function in place of `merge_tokens`."""
+    patch = _uninstall(model)
+    if patch is None:
+        raise ValueError(f"this {type(model).__qualname__} is not patched: apply a method first")
+    changed = None
+    for tower in reversed(patch.towers):
+        changed = replace(tower, merge_tokens=merge_tokens, beside=changed)
+    _install(model, changed)
+    return model
 
 
 def remove(model: nn.Module) -> nn.Module:

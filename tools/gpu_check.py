@@ -1,7 +1,8 @@
-"""Everything that needs CUDA: `python tools/gpu_check.py`. Writes environment.json and cost.json to results/gpu/.
+"""Run everything that needs CUDA: `python tools/gpu_check.py`. Writes environment.json and cost.json to results/gpu/.
 
-Runs the tests marked `gpu`, every notebook under nbval with PITOME_DEVICE=cuda, and measures what merging costs on
-models in the shapes of the paper's, with random weights. Downloads nothing: the notebooks' assets must be in the cache.
+It runs the tests marked `gpu`, runs every notebook under nbval with PITOME_DEVICE=cuda, and measures what merging costs
+on models with the shapes of the paper's models and random weights. It downloads nothing, so the notebooks' assets must
+be in the cache.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "results" / "gpu"
 RUNS = ("gpu tests", "notebooks", "cost")
-COST_MINUTES = 5.0  # cells begin within that time: the whole should stay under ten minutes
+COST_MINUTES = 5.0  # no setup starts after this time, so that everything together stays under ten minutes
 PACKAGES = ("torch", "torchvision", "timm", "open_clip_torch", "transformers", "numpy", "pitome-core")
 
 
 def output(*command: str) -> str | None:
-    """What a command prints, or None where it is not there or fails."""
+    """What a command prints; None if the command is not installed or fails."""
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -36,6 +37,7 @@ def output(*command: str) -> str | None:
 
 
 def version(package: str) -> str | None:
+    """The installed version of a package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -43,9 +45,10 @@ def version(package: str) -> str | None:
 
 
 def environment(torch) -> dict:
+    """Device, driver, versions, commit and date of this check."""
     device = torch.cuda.get_device_properties(0)
-    told = os.environ.get("PITOME_COMMIT")  # a copy of the tree may have no history, or an older one
-    commit = None if told else output("git", "rev-parse", "HEAD")
+    named = os.environ.get("PITOME_COMMIT")  # a copy of the tree may have no history, or an older one
+    commit = None if named else output("git", "rev-parse", "HEAD")
     driver = output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return {
         "device": device.name,
@@ -55,8 +58,8 @@ def environment(torch) -> dict:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := version(name))},
-        "commit": told or commit,
+        "packages": {name: installed for name in PACKAGES if (installed := version(name))},
+        "commit": named or commit,
         "modified": bool(output("git", "status", "--porcelain", "--untracked-files=no")) if commit else None,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "make gpu",
@@ -64,7 +67,7 @@ def environment(torch) -> dict:
 
 
 def surroundings() -> dict[str, str]:
-    """Environment of a run: CUDA, the quick tier unless another is asked for, and no network."""
+    """Environment variables of a run: CUDA, the smoke tier unless another is named, and no network."""
     profile = os.environ.get("PITOME_PROFILE") or "smoke"
     offline = {"PITOME_DEVICE": "cuda", "PITOME_PROFILE": profile, "PIP_NO_INDEX": "1", "HF_HUB_OFFLINE": "1"}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -72,20 +75,20 @@ def surroundings() -> dict[str, str]:
 
 
 def marked_files() -> list[str]:
-    """The test files that hold a test marked `gpu`. The others are not imported: they need packages of the book."""
+    """The test files with a test marked `gpu`. The others are not imported, because they need packages of the book."""
     files = sorted((ROOT / "tests").rglob("test_*.py"))
     return [str(path.relative_to(ROOT)) for path in files if "pytest.mark.gpu" in path.read_text(encoding="utf-8")]
 
 
 def side_by_side() -> list[str]:
-    """Arguments of pytest that run several files at once, where pytest-xdist is there and the processors are."""
+    """Arguments of pytest that run several files at once; none without pytest-xdist or with few processors."""
     workers = min(6, (os.cpu_count() or 1) // 2)
-    found = workers > 1 and importlib.util.find_spec("xdist")
-    return ["-n", str(workers), "--dist", "loadfile"] if found else []
+    possible = workers > 1 and importlib.util.find_spec("xdist")
+    return ["-n", str(workers), "--dist", "loadfile"] if possible else []
 
 
 def pytest(selection: list[str]) -> dict:
-    """One run of pytest; its counts."""
+    """Run pytest and return its counts, seconds and exit status."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         start = time.monotonic()
@@ -95,12 +98,12 @@ def pytest(selection: list[str]) -> dict:
         suites = list(ElementTree.parse(report).getroot().iter("testsuite")) if report.exists() else []
     count = {key: sum(int(suite.get(key, 0)) for suite in suites) for key in ("tests", "failures", "errors", "skipped")}
     passed = count["tests"] - count["failures"] - count["errors"] - count["skipped"]
-    # A run in which nothing ran to its end is no success, whatever pytest's exit status says.
+    # A run without a test that passed is no success, whatever exit status pytest has.
     return {"passed": passed, **count, "seconds": seconds, "exit": code or int(passed == 0)}
 
 
 def cost(minutes: float) -> dict:
-    """Measure the shapes; how many cells the record holds, and how many of them have numbers."""
+    """Measure the shapes and return how many cells the record has, and how many of them have numbers."""
     start = time.monotonic()
     command = [sys.executable, "-m", "pitome_core.experiments", "cost", "--minutes", f"{minutes:g}"]
     code = subprocess.call([*command, "--output", str(RECORDS / "cost.json")], cwd=ROOT, env=surroundings())
@@ -118,7 +121,7 @@ def cost(minutes: float) -> dict:
 
 
 def earlier_runs(target: Path, record: dict) -> dict:
-    """The runs that stand in `target` already, if they are of this device, these packages and this commit."""
+    """The runs already in `target`, if they are of this device, these packages and this commit."""
     if not target.exists():
         return {}
     earlier = json.loads(target.read_text(encoding="utf-8"))
@@ -127,6 +130,7 @@ def earlier_runs(target: Path, record: dict) -> dict:
 
 
 def summary(name: str, run: dict) -> str:
+    """One line about a run."""
     if "measured" in run:
         rest = f"{run['out_of_memory']} out of memory, {run['failed']} failed, {run['seconds']} s"
         return f"{name}: {run['measured']} of {run['cells']} cells have numbers, {rest}"
@@ -134,10 +138,12 @@ def summary(name: str, run: dict) -> str:
 
 
 def main() -> int:
+    """Run what was asked for, write environment.json, and return the largest exit status of the runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kept = "what is left out keeps its entry of the same commit, or is recorded as not run"
+    kept = "run these only; the others keep their entry of the same commit, or are recorded as not run"
     parser.add_argument("--only", nargs="+", choices=RUNS, default=RUNS, help=kept)
-    parser.add_argument("--minutes", type=float, default=COST_MINUTES, help="for the costs (default %(default)g)")
+    parser.add_argument("--minutes", type=float, default=COST_MINUTES,
+                        help="start no cost measurement after this time (default: %(default)g)")
     args = parser.parse_args()
     try:
         import torch
@@ -159,7 +165,7 @@ def main() -> int:
     for name in RUNS:
         if name in args.only:
             record["runs"][name] = done[name] = todo[name]()
-            # After each: where one is cut off, those before it are on record.
+            # Written after each run, so that a run that is killed does not lose those before it.
             target.write_text(json.dumps(record, indent=2) + "\n")
     for name, run in done.items():
         print(summary(name, run))

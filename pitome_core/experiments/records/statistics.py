@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -58,6 +59,12 @@ class McNemar(NamedTuple):
     only_first: int
     only_second: int
     p: float
+
+
+def quartiles(values: Sequence[float], digits: int = 5) -> list[float]:
+    """Lower quartile, median and upper quartile, with `digits` significant digits."""
+    cut = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return [float(f"{value:.{digits}g}") for value in cut]
 
 
 def bootstrap_mean(

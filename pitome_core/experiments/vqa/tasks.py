@@ -25,7 +25,7 @@ from pitome_core.experiments.models import llava
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.statistics import Difference, McNemar, mcnemar, paired_difference
-from pitome_core.experiments.runs import grid, sweep
+from pitome_core.experiments.runs import clock, grid
 from pitome_core.experiments.vqa import grid as vqa_grid
 from pitome_core.experiments.vqa import training as vqa_training
 
@@ -88,15 +88,16 @@ class Vqa:
         return self.asked[-1].scene + 1
 
     def work(self, cell: Cell) -> int:
-        """Scenes."""
-        return self.scenes
+        """How many questions are asked."""
+        return len(self.asked)
 
-    def seconds_per_image(self) -> float:
+    def seconds_per_item(self) -> float:
+        """Seconds of the whole model per question, on the questions of a few scenes."""
         scenes = min(TIMED * (1 if self.model.device.type == "cpu" else 16), self.scenes)
         part = [q for q in self.asked if q.scene < scenes]
         pixels = llava.draw([(self.stream, scene) for scene in range(scenes)], self.model.device)
-        seconds = sweep.quickest(lambda: llava.ask(self.model, pixels, [q.text for q in part], [q.scene for q in part]))
-        return seconds / scenes
+        texts, places = [q.text for q in part], [q.scene for q in part]
+        return clock.quickest(lambda: llava.ask(self.model, pixels, texts, places), self.model.device) / len(part)
 
     def prepare(self) -> None:
         """Nothing."""

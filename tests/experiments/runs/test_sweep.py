@@ -28,7 +28,7 @@ class Fake:
         self.items = {"id": list(range(ITEMS))}
         self.bad, self.scored, self.prepared, self.patched = bad, [], 0, False
 
-    def seconds_per_image(self) -> float:
+    def seconds_per_item(self) -> float:
         return 2.0
 
     def applied(self, cell):

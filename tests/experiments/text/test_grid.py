@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
@@ -22,7 +21,6 @@ from pitome_core.experiments.text import command as text
 from pitome_core.experiments.text import grid as text_grid
 from pitome_core.experiments.text import reading as text_reading
 from pitome_core.experiments.text import tasks as text_tasks
-from pitome_core.experiments.text import timing as text_timing
 from pitome_core.experiments.text import training as text_training
 
 pytestmark = pytest.mark.usefixtures("on_the_processor")
@@ -289,21 +287,6 @@ def test_cells_without_weights_are_left_out(random_classifiers, capsys):
     cells = text.trained(text_grid.cells(["pitome", "tome"], [0.8], retrained=True))
     assert [cell.key for cell in cells] == ["whole", "pitome@0.8", "pitome@0.8/retrained", "tome@0.8"]
     assert "not trained yet (`make text-weights`): tome@0.8/retrained" in capsys.readouterr().out
-
-
-def test_time_by_length_is_recorded_once(tmp_path, monkeypatch, capsys):
-    """Every cell has its quartiles and what the counts imply; a length that is there is not measured again."""
-    monkeypatch.setattr(text_timing, "METHODS", ("tome", "random-merge"))
-    found = {}
-    for lengths in ((24,), (24, 16)):
-        assert text_timing.run(tmp_path, lengths=lengths, seconds=0.01, batch=2) == 0
-        before, found = found, json.loads((tmp_path / "text-time.json").read_text())["lengths"]
-        assert list(found) == [str(length) for length in lengths] and before.items() <= found.items()
-    for cells in found.values():
-        assert list(cells) == [cell.key for cell in text_timing.cells()] and len(cells) == 7
-        assert all(v["speedup"][0] <= v["speedup"][1] <= v["speedup"][2] for v in cells.values())
-        assert cells["whole"]["speedup"] == [1, 1, 1]
-        assert cells["tome@0.8/all"]["implied"] > cells["tome@0.8"]["implied"] > 1
 
 
 def test_words_that_merged(encoder, rows):

@@ -402,7 +402,7 @@ def quick_tasks(monkeypatch, few):
             assert split == "dev"
             vars(self).update(vars(few))
 
-        def seconds_per_image(self):
+        def seconds_per_item(self):
             return 0.1
 
         def score(self, running, cell):

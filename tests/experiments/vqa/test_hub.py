@@ -258,9 +258,9 @@ def test_a_record_says_what_was_read_and_what_it_cost(gqa_run, tiny, capsys):
 
 def test_prefill_is_that_of_the_cost_chapter():
     """With as many heads for keys as for queries; and every map of the language model is counted, on a meta device."""
-    from pitome_core.experiments.cost.command import Prefill
+    from pitome_core.experiments.cost.setups import PrefillShape
 
-    shape = Prefill()
+    shape = PrefillShape()
     with torch.device("meta"):
         text = transformers.LlamaConfig(vocab_size=shape.vocabulary)  # its defaults are those of 7B
         vision = transformers.CLIPVisionConfig(num_hidden_layers=1)
