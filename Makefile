@@ -43,8 +43,9 @@ open: ## serve the built book on localhost
 test: ## run everything: lint, spelling, book in the smoke tier, unit, notebook and browser tests
 	$(STAGE) 'make test' $(MAKE) --no-print-directory -k setup lint spelling browser test-book pytest
 
-lint: setup ## ruff
+lint: setup ## ruff, and who may import whom
 	$(STAGE) lint $(PY) -m ruff check .
+	$(STAGE) 'import contracts' $(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
 
 spelling: setup ## codespell on the tracked text
 	$(STAGE) spelling bash -o pipefail -c "git ls-files -coz --exclude-standard '*.md' '*.py' '*.yml' '*.toml' '*.cff' '*.css' Makefile | xargs -0 $(PY) -m codespell_lib"

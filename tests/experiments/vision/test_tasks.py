@@ -21,6 +21,7 @@ from pitome_core.experiments.models import vit
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid, sweep
+from pitome_core.experiments.runs.image_task import ImageTask
 from pitome_core.experiments.vision import command as vision
 from pitome_core.experiments.vision import tasks as vision_tasks
 
@@ -486,6 +487,6 @@ def test_tasks_are_named_as_they_are_called():
     assert set(vision_tasks.OPTIONAL) < set(vision_tasks.TASKS)
     with pytest.raises(KeyError, match="no task 'x'; there are scenes"):
         vision_tasks.available("x")
-    assert vision_tasks.available("scenes") and issubclass(vision_tasks.TASKS["scenes"], vision_tasks.VisionTask)
+    assert vision_tasks.available("scenes") and issubclass(vision_tasks.TASKS["scenes"], ImageTask)
     protocol = set(dir(sweep.Task)) - set(dir(object))
     assert {name for name in protocol if not name.startswith("_")} <= set(dir(vision_tasks.Scenes))
