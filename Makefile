@@ -45,7 +45,7 @@ test: ## run everything: lint, spelling, book in the smoke tier, unit, notebook 
 
 lint: setup ## ruff, and who may import whom
 	$(STAGE) lint $(PY) -m ruff check .
-	$(STAGE) 'import contracts' $(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+	$(STAGE) 'import contracts' $(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()' --no-cache
 
 spelling: setup ## codespell on the tracked text
 	$(STAGE) spelling bash -o pipefail -c "git ls-files -coz --exclude-standard '*.md' '*.py' '*.yml' '*.toml' '*.cff' '*.css' Makefile | xargs -0 $(PY) -m codespell_lib"
