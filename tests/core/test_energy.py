@@ -14,7 +14,7 @@ from oracle import gaussian_tokens
 from torch import Tensor
 
 import pitome_core as pc
-from pitome_core.energy import _below, cosine_graph
+from pitome_core.energy import cosine_graph, next_below
 
 KERNELS = ("paper", "elu", "gaussian")
 ANGLES = (0, 4, 9, 15, 90, 97, 180, 230, 300, 41)
@@ -183,7 +183,7 @@ def test_a_cosine_at_the_margin_is_within(margin, dtype):
 
     at = torch.tensor(margin, dtype=dtype)
     cosines = torch.stack([neighbour(at, -2.0), at, neighbour(at, 2.0)])
-    kept = torch.nn.functional.threshold(cosines, _below(margin, dtype), -9.0) != -9.0
+    kept = torch.nn.functional.threshold(cosines, next_below(margin, dtype), -9.0) != -9.0
     assert kept.tolist() == [float(cosine) >= margin for cosine in cosines.double()]
 
 
