@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .families import ModelShape
+from .family import ModelShape
 from .mergers import Method, find_method
-from .mergers.preset_table import Row
-from .patching import Patch, active_patch, family_of
+from .mergers.preset_table import PresetRow
+from .patch import Patch, active_patch
+from .patching import family_of
 from .schedules import Schedule, cheapest_schedule, fixed_schedule, keep_schedule, target_schedule
 
-PAPER_ROWS = (Row(),)  # where no patch says otherwise
+PAPER_ROWS = (PresetRow(),)  # where no patch says otherwise
 
 
 @dataclass(frozen=True)

@@ -125,9 +125,9 @@ class MergePlan:
             plan = object.__new__(cls)  # without assignment and anchored, see __getattr__
             plan.__dict__.update(num_tokens=width - source.shape[1], energy=energy, pairs=(source, target))
             return plan
-        root = torch.arange(width + 1, device=source.device).repeat(source.shape[0], 1)  # (B, N + 1), the last one is spare
+        root = torch.arange(width + 1, device=source.device).repeat(source.shape[0], 1)  # (B, N + 1)
         if active is not None:
-            source = torch.where(active, source, width)
+            source = torch.where(active, source, width)  # the spare column
         root = root.scatter(1, source, target)[:, :width]  # (B, N)
         return cls.from_roots(root.masked_fill(~mask, -1), energy=energy, drops=True)
 
@@ -228,7 +228,7 @@ class MergePlan:
             raise ValueError("a composition with mlerp is no single reduction: merge with one plan after the other")
 
         if self.pairs is not None:
-            # k pairs: copy the tokens that stay, add the k tokens that go. Tokens are rows of one matrix; T = prefix + N.
+            # k pairs: copy the tokens that stay, add the k tokens that go. Tokens are rows of a matrix, T = prefix + N.
             source, target = self.pairs
             batch, width, count = x.shape[0], x.shape[1], prefix + self.num_tokens
             tokens, size = x.flatten(0, 1), size.flatten()  # (B T, C), (B T,)
@@ -236,8 +236,8 @@ class MergePlan:
             first = torch.arange(prefix, prefix + batch * stride, stride, device=x.device)[:, None]  # (B, 1)
             going, joined = (first + source).flatten(), (first + target).flatten()  # (B k,) each
             stays = torch.ones_like(size, dtype=torch.bool).index_fill_(0, going, 0)  # (B T,)
-            # The n-th row that stays is the first row up to which n rows stay. A search for it, unlike nonzero, does not
-            # make the processor wait for the device.
+            # The n-th row that stays is the first row up to which n rows stay. Searching for it, unlike nonzero, does
+            # not make the processor wait for the device.
             number = torch.arange(1, batch * count + 1, device=x.device)
             staying = torch.searchsorted(stays.cumsum(0), number)  # (B M,)
             slot = torch.searchsorted(staying, joined)  # (B k,)

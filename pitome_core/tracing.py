@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .merge_plan import LinearPlan, MergePlan
-from .patching import active_patch, patched_parts
+from .patch import active_patch
+from .patching import patched_parts
 
 
 @dataclass(frozen=True, eq=False)

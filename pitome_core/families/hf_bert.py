@@ -1,32 +1,32 @@
 """BERT of Hugging Face's transformers, as an encoder.
 
-A text differs from an image in three ways, and the rules are these. Items have lengths of their own: each loses its
-share of its own tokens, so that neither its neighbours in the batch nor the place of the padding change a result.
-Padding takes no part: it merges with nothing, is no key of attention, and counts in no energy. Some tokens in the
-middle never merge: the first real token ([CLS]), the last one, and the last of every segment that `token_type_ids`
-tells apart (their [SEP]); where `model.config.sep_token_id` is set and the model gets `input_ids`, every token with
-that id as well.
+A text differs from an image in three ways.
 
-With `restore`, outputs have all T places again. What an unpatched model puts in a padded place is arbitrary; here it
-is zero once tokens have merged.
+- Items have lengths of their own. Each loses its share of its own tokens, so that the other items of the batch and the
+  place of the padding do not change its result.
+- Padding takes no part: it does not merge, it is no key in attention, and energies do not count it.
+- Some tokens in the middle never merge: the first real token ([CLS]), the last one, and the last of every segment that
+  `token_type_ids` tells apart (their [SEP]). If `model.config.sep_token_id` is set and the model gets `input_ids`, the
+  tokens with that id do not merge either.
+
+With `restore`, outputs have all T places again. The unpatched model leaves arbitrary values in padded places; here they
+are zero once tokens have merged.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.bert import modeling_bert as bert
 
+from ..family import Family, LayerShape, ModelShape
+from ..patch import LayerStep, Patch
 from .common import linear
 from .hf_common import CallOptions, attend, checkpointed, implementation_refusal
-from .registry import Family, LayerShape, ModelShape
-
-if TYPE_CHECKING:
-    from ..patching import LayerStep, Patch
 
 # Models around a `BertModel`: the name of what stands behind it, and whether that reads every token.
 _AROUND = {
@@ -45,7 +45,7 @@ _ARGUMENTS = (
 
 
 def _towers(model: nn.Module) -> dict[str, str | None]:
-    return {"text": None, "vision": None}  # the second is what `apply` says by default: there is one tower
+    return {"text": None, "vision": None}  # there is one tower, and "vision" is the default of `apply`
 
 
 def _encoder(model: nn.Module) -> nn.Module:
@@ -92,16 +92,16 @@ def _run_layer(layer: nn.Module, x: Tensor, size: Tensor, step: LayerStep):
     attn, plan = layer.attention.self, None
     if step.insertion == "before":
         x, size, plan = step.merge(x, None, size)
-    y, keys, seen = attend(
+    y, keys, attn_map = attend(
         attn, (attn.query, attn.key, attn.value), x, step.bias(size, x.dtype), head_dim=attn.attention_head_size,
         scale=attn.scaling, dropout=attn.dropout.p, wants_map=step.reads_attention,
     )
     x = layer.attention.output(y, x)  # residual and norm
     if step.insertion == "between":
-        x, size, plan = step.merge(x, keys, size, seen)
+        x, size, plan = step.merge(x, keys, size, attn_map)
     x = layer.feed_forward_chunk(x)
     if step.insertion == "after":
-        x, size, plan = step.merge(x, keys, size, seen)
+        x, size, plan = step.merge(x, keys, size, attn_map)
     return x, size, plan
 
 
@@ -146,7 +146,7 @@ def protected_tokens(
 
 
 def _forward(model: nn.Module, patch: Patch, *args: Any, **kwargs: Any):
-    """`BertModel.forward`: every token output has all its places again, unless `restore=False`."""
+    """`BertModel.forward` with merges. Every token output has all its places again, unless `restore=False`."""
     given = dict(zip(_ARGUMENTS, args, strict=False))
     if len(args) > len(_ARGUMENTS) or given.keys() & kwargs:
         raise TypeError(f"forward takes {', '.join(_ARGUMENTS)} by place, each once")
@@ -178,7 +178,7 @@ def _forward(model: nn.Module, patch: Patch, *args: Any, **kwargs: Any):
 def _shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelShape:
     """Sizes for one text of `input_size = (tokens,)`, [CLS] and [SEP] included; None = the longest it takes.
 
-    Cosines are counted among the tokens that may merge, as everywhere; padded kernels compute them for all places.
+    Cosines are counted among the tokens that may merge, as for images, although the code computes them for all places.
     """
     encoder = _encoder(model)
     if input_size is not None and len(input_size) != 1:

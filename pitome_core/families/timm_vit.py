@@ -1,25 +1,21 @@
 """timm's `VisionTransformer` and its distilled variant.
 
-Class, distillation and register tokens, or none; class, average, maximum and attention pooling; LayerScale, q/k
-norm, drop-path, `Block` and `ResPostBlock`. The modules do their own work here (norms, LayerScale, drop-path, MLP);
-what is ours is the loop over the blocks and the order of the calls inside a block.
+They may have class, distillation and register tokens, or none; class, average, maximum and attention pooling;
+LayerScale, norms of queries and keys, and drop-path; blocks are `Block` or `ResPostBlock`. Norms, LayerScale, drop-path
+and MLP are timm's modules. The loop over the blocks and the order of the calls inside a block are written here.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from timm.layers import Attention, GluMlp, Mlp, PatchEmbed, SwiGLU
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
+from ..family import Family
+from ..patch import ForwardState, LayerStep, Patch
 from .common import Attended, run_block, run_blocks
-from .registry import Family
 from .timm_common import block_refusal, entry_points, finish_attention, shape, split_heads
-
-if TYPE_CHECKING:
-    from ..patching import ForwardState, LayerStep, Patch
 
 _MODELS = (VisionTransformer, VisionTransformerDistilled)
 _BLOCKS = (Block, ResPostBlock)
@@ -48,8 +44,8 @@ def _attend(attn: Attention, x: Tensor, bias: Tensor | None, wants_map: bool) ->
     """Self-attention of timm's `Attention` with a bias: output `(B, T, C)`, keys `(B, H, T, D)`, map `(B, T, T)`."""
     q, k, v = split_heads(attn, x)
     q, k = attn.q_norm(q), attn.k_norm(k)
-    y, seen = finish_attention(attn, x, q, k, v, bias, wants_map)
-    return y, k, seen
+    y, attn_map = finish_attention(attn, x, q, k, v, bias, wants_map)
+    return y, k, attn_map
 
 
 def _block_forward(
@@ -63,7 +59,7 @@ def _block_forward(
 ):
     """A block with a merge between attention and MLP: `x (B, T, C)` -> x `(B, T', C)`, size `(B, T')`, plan.
 
-    Without a step this is the block's own forward, so that a block called alone behaves as ever.
+    Without a step it runs the block's own forward, so that a block can be called alone.
     """
     if step is None:
         return type(block).forward(block, x, attn_mask, is_causal)
@@ -72,8 +68,8 @@ def _block_forward(
     post = type(block) is ResPostBlock
 
     def attend(x: Tensor, bias: Tensor | None, _) -> Attended:
-        y, keys, seen = _attend(block.attn, x if post else block.norm1(x), bias, step.reads_attention)
-        return block.drop_path1(block.norm1(y) if post else block.ls1(y)), keys, seen
+        y, keys, attn_map = _attend(block.attn, x if post else block.norm1(x), bias, step.reads_attention)
+        return block.drop_path1(block.norm1(y) if post else block.ls1(y)), keys, attn_map
 
     def feed(x: Tensor) -> Tensor:
         return block.drop_path2(block.norm2(block.mlp(x)) if post else block.ls2(block.mlp(block.norm2(x))))

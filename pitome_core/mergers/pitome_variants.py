@@ -33,8 +33,8 @@ class Variant:
         protection: whether the tokens of low energy are kept out of merging. Without it all tokens may merge.
         split: how the tokens that may merge are divided into A and B: `alternate` ranks; `high_low` (A is the half of
             higher score, as in the released text code); `position` (alternate places, as in ToMe); `random`.
-        edges: which tokens of A merge. `all`: the k of highest score, which are all of A if 2k tokens may merge. `best`:
-            the k with the most similar partners; 4k tokens may merge then (all tokens without protection).
+        edges: which tokens of A merge. `all`: the k of highest score, which are all of A if 2k tokens may merge.
+            `best`: the k with the most similar partners; 4k tokens may merge then (all tokens without protection).
         seed: of `shuffled` and `random`.
     """
 

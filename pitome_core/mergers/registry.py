@@ -278,7 +278,7 @@ def plan(
 
 
 def active_pairs(remove: int | Tensor) -> tuple[int, Tensor | None]:
-    """k, the largest number of pairs of an item, and which of k pairs each item uses: `(B, k)` bool, or None for all."""
+    """k, the largest number of pairs of an item, and which of them each item uses: `(B, k)` bool, or None for all."""
     if isinstance(remove, int):
         return remove, None
     k = int(remove.max()) if remove.numel() else 0

@@ -17,14 +17,14 @@ def soft_matching(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The k best edges between even (A) and odd (B) positions: sources and targets `(B, k)`, and which are in use.
 
-    Every token of A is joined to the token of B of highest cosine. Of these edges the k of highest cosine are chosen; of
-    equal ones the first. `metric (B, N, C)`, `remove` = k, or `(B,)` with `mask`; real tokens come first.
+    Every token of A has an edge to the token of B of highest cosine. Of these edges the k of highest cosine are chosen,
+    of equal ones the first. `metric (B, N, C)`, `remove` = k, or `(B,)` with `mask`; real tokens come first.
     """
     if metric.shape[1] < 2:
         no_pairs = torch.zeros(metric.shape[0], 0, dtype=torch.long, device=metric.device)
         return no_pairs, no_pairs, None
     unit = directions(metric)
-    # Padding and tokens with NaN get the score -inf. They are chosen as partners, and merge, only when no others are left.
+    # Padding and tokens with NaN have the score -inf, so that they merge only when no other tokens are left.
     if mask is not None:
         unit = unit.masked_fill(~mask[..., None], math.nan)
     score = torch.bmm(unit[:, 0::2], unit[:, 1::2].mT).nan_to_num(-math.inf)  # (B, |A|, |B|)

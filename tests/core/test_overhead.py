@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pitome_core as pc
-from pitome_core.patching import LayerStep
+from pitome_core.patch import LayerStep
 
 pytest.importorskip("timm")
 # An accelerator has to finish before the processor knows these results.

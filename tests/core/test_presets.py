@@ -10,7 +10,7 @@ from oracle import gaussian_tokens
 from small_models import randomize
 
 import pitome_core as pc
-from pitome_core.mergers.preset_table import Row
+from pitome_core.mergers.preset_table import PresetRow
 
 SPLITS = ("alternate", "high_low", "position", "random")
 SWITCHES = list(itertools.product((True, False), SPLITS, ("all", "best"), ("energy", "shuffled")))
@@ -127,7 +127,7 @@ def test_presets_as_documented():
     llava = pc.presets()["released-llava"].rows(24)
     assert [row.options.get("split") == "position" for row in llava] == [True] * 13 + [False] * 11
     assert {(row.insertion, row.sized, row.proportional) for row in llava} == {("after", False, False)}
-    assert all(row == Row(options={"kernel": "paper"}) for row in rows["paper"])
+    assert all(row == PresetRow(options={"kernel": "paper"}) for row in rows["paper"])
 
 
 @pytest.mark.parametrize("preset", list(pc.presets()))

@@ -34,7 +34,8 @@ import pitome_core as pc
 from pitome_core.experiments import settings
 from pitome_core.experiments.records import results
 from pitome_core.mergers import Method, find_method, make_plan
-from pitome_core.patching import ForwardState, LayerStep, find_patch
+from pitome_core.patch import ForwardState, LayerStep
+from pitome_core.patching import find_patch
 from pitome_core.schedules import Schedule, keep_schedule, tokens_removed
 
 FORMAT = 1  # of the file; raise it when the layout changes
