@@ -96,10 +96,10 @@ def _image_features(
 def _placeholder_mask(inner: nn.Module, input_ids: Tensor | None, inputs_embeds: Tensor, image_features: Tensor):
     """`LlavaModel.get_placeholder_mask`, whose error names a remedy; `image_features (tokens of all images, C)`."""
     if input_ids is not None:
-        placeholders, needed = int((input_ids == inner.config.image_token_id).sum()), image_features.shape[0]
-        if placeholders != needed:
+        written, needed = int((input_ids == inner.config.image_token_id).sum()), image_features.shape[0]
+        if written != needed:
             raise ValueError(
-                f"the prompt holds {placeholders} image placeholders, the merged vision tower leaves {needed} image tokens: "
+                f"the prompt holds {written} image placeholders, the merged vision tower leaves {needed} image tokens: "
                 "write them with expand_placeholders(input_ids, image_token_id, image_token_count(model))"
             )
     return type(inner).get_placeholder_mask(inner, input_ids, inputs_embeds, image_features)
@@ -152,6 +152,7 @@ def expand_placeholders(
 
     Example:
         >>> import torch
+        >>> from pitome_core.families.hf_llava import expand_placeholders
         >>> expand_placeholders(torch.tensor([[1, 32, 5]]), 32, 3)
         tensor([[ 1, 32, 32, 32,  5]])
     """
