@@ -62,8 +62,9 @@ def _entry_points(model: nn.Module, patch: Patch) -> list[tuple]:
 
 def _mean(pooler: MeanPooler, x: Any, attention_mask: Tensor) -> Tensor:
     """`MeanPooler.forward` over the tokens that were not dropped. Dropped tokens come back as zeros."""
-    not_dropped = attention_mask * (x.last_hidden_state != 0).any(dim=2)
-    return type(pooler).forward(pooler, x, not_dropped)
+    present = (x.last_hidden_state != 0).any(dim=2)  # (B, T)
+    attention_mask = attention_mask[:, : present.shape[1]]  # tokens that were cut off without a plan do not come back
+    return type(pooler).forward(pooler, x, attention_mask * present)
 
 
 def _shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelShape:

@@ -15,6 +15,8 @@ from torch import nn
 
 import pitome_core as pc
 import pitome_core.experiments.baselines
+from pitome_core.patch import active_patch, merge_tokens
+from pitome_core.patching import find_patch, use_merge
 
 timm = pytest.importorskip("timm")
 from timm.layers import Attention  # noqa: E402
@@ -578,6 +580,55 @@ def test_copies_are_independent(build, duplicate):
     assert torch.equal(run(twin, images), expected)
     pc.remove(twin)
     assert torch.equal(run(twin, images), whole)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, via_pickle])
+def test_every_patched_module_knows_its_patch(build, duplicate):
+    """The blocks too; in a copy they know the patch of the copy; a copied block does not drag the model along."""
+    model, _ = build("plain")
+    pc.apply(model, keep=0.7)
+    twin = duplicate(model)
+    for one in (model, twin):
+        assert {id(active_patch(part)) for part in (one, *one.blocks)} == {id(find_patch(one))}
+    assert find_patch(twin) is not find_patch(model)
+    assert active_patch(model.blocks[0].mlp) is None
+    assert len(pickle.dumps(copy.deepcopy(model.blocks[0]))) < len(pickle.dumps(model)) / 2
+    with pytest.raises(ValueError, match="part of another model"):
+        pc.remove(model.blocks[0])
+    pc.remove(model)
+    assert all(active_patch(part) is None for part in model.modules())
+    assert active_patch(twin.blocks[0]) is find_patch(twin)
+
+
+def test_the_merge_of_a_patch_can_be_replaced(build):
+    """By a function around the usual one; `patched` and `apply` bring the usual one back; no class is touched."""
+    model, images = build("plain")
+    expected = run(pc.apply(model, keep=0.7), images)
+    layers = []
+
+    def counted(step, *arguments):
+        layers.append(step.layer)
+        return merge_tokens(step, *arguments)
+
+    with pc.patched(model, keep=0.7), pc.record(model) as trace:
+        assert use_merge(model, counted) is model
+        assert torch.equal(run(model, images), expected)
+    assert layers == [0, 1, 2] and len(trace.forwards) == 1, "a recording goes on"
+    assert torch.equal(run(model, images), expected) and layers == [0, 1, 2]
+    before = run(pc.remove(model), images)
+    with pytest.raises(ValueError, match="pc.apply"):
+        use_merge(model, counted)
+    pc.remove(use_merge(pc.apply(model, keep=0.7), counted))
+    assert torch.equal(run(model, images), before)
+
+
+def test_a_merge_without_a_plan_is_not_recorded(build):
+    """It is not known where its tokens went. Without a recording it runs."""
+    model, images = build("plain")
+    use_merge(pc.apply(model, keep=0.7), lambda step, x, *_: (x[:, : x.shape[1] - step.remove], None, None))
+    assert run(model, images).shape == (2, 7)
+    with pytest.raises(RuntimeError, match="no plan"), pc.record(model):
+        run(model, images)
 
 
 def test_hooks_on_blocks_still_fire(build):
