@@ -172,22 +172,25 @@ def apply(
     _check_alone(model)
     chosen = find_method(method)
     chosen.check_options(options)
-    given = Arguments(chosen, keep, preset, proportional, margin, metric, insertion, restore, compile_step, options)
-    patches = tuple((part, _make_patch(model, part, given)) for part in family.parts(towers))
+    arguments = Arguments(
+        chosen, keep, preset, proportional, margin, metric, insertion, restore, compile_step, options
+    )
+    patches = tuple((part, _make_patch(model, part, arguments)) for part in family.parts(towers))
     _uninstall(model)
     _install(model, patches)
     return model
 
 
-def _make_patch(model: nn.Module, family: Family, given: Arguments) -> Patch:
+def _make_patch(model: nn.Module, family: Family, arguments: Arguments) -> Patch:
     """The patch of one tower. Everything that can be checked before a forward call is checked here."""
-    family.check(given.method, given.keep)
+    family.check(arguments.method, arguments.keep)
     shape = family.shape(model, None)
-    preset, rows = _make_rows(given, len(shape.layers))
-    keep = _make_keep(given.keep, rows)
-    patch = Patch(given.method, preset, keep, rows, given.restore, given.compile_step, family.ragged)
-    if any(row and row.insertion == "before" and given.method.reads_attention(row.options) for row in rows):
-        raise ValueError(f"{given.method.name!r} reads the block's attention map, which is not there before the block")
+    preset, rows = _make_rows(arguments, len(shape.layers))
+    keep = _make_keep(arguments.keep, rows)
+    method = arguments.method
+    patch = Patch(method, preset, keep, rows, arguments.restore, arguments.compile_step, family.ragged)
+    if any(row and row.insertion == "before" and method.reads_attention(row.options) for row in rows):
+        raise ValueError(f"{method.name!r} reads the block's attention map, which is not there before the block")
     if shape.fixed or not isinstance(keep, Schedule):
         patch.removals(shape.num_patches)  # raises here, and not in the first forward call
     patch.rehearse()
@@ -197,23 +200,23 @@ def _make_patch(model: nn.Module, family: Family, given: Arguments) -> Patch:
     return patch
 
 
-def _make_rows(given: Arguments, num_layers: int) -> tuple[str | None, tuple[LayerRow | None, ...]]:
+def _make_rows(arguments: Arguments, num_layers: int) -> tuple[str | None, tuple[LayerRow | None, ...]]:
     """The preset's name and the row of every layer: the preset's row, with the arguments given in its place."""
-    method = given.method
-    preset = "paper" if given.preset is None and method.name == "pitome" else given.preset
+    method = arguments.method
+    preset = "paper" if arguments.preset is None and method.name == "pitome" else arguments.preset
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; presets: {', '.join(PRESETS)}")
     if preset is not None and PRESETS[preset].method != method.name:
         raise ValueError(f"preset {preset!r} is for method {PRESETS[preset].method!r}, not {method.name!r}")
     explicit = {
-        name: getattr(given, name)
+        name: getattr(arguments, name)
         for name in ("metric", "insertion", "proportional")
-        if getattr(given, name) is not None
+        if getattr(arguments, name) is not None
     }
     for name, allowed in (("metric", METRICS), ("insertion", INSERTIONS)):
         if explicit.get(name, allowed[0]) not in allowed:
             raise ValueError(f"unknown {name} {explicit[name]!r}: choose one of {', '.join(allowed)}")
-    margins = None if given.margin is None else _per_layer(given.margin, num_layers, "margin")
+    margins = None if arguments.margin is None else _per_layer(arguments.margin, num_layers, "margin")
     if margins is not None and "margin" not in method.needs:
         raise TypeError(f"method {method.name!r} has no margin")
     if margins is not None and not all(math.isfinite(margin) for margin in margins):
@@ -226,7 +229,7 @@ def _make_rows(given: Arguments, num_layers: int) -> tuple[str | None, tuple[Lay
         base, slope = row.margin
         margin = base - slope * layer / num_layers if margins is None else margins[layer]
         fields = {"metric": row.metric, "insertion": row.insertion, "proportional": row.proportional, **explicit}
-        rows.append(LayerRow(margin=margin, sized=row.sized, options={**row.options, **given.options}, **fields))
+        rows.append(LayerRow(margin=margin, sized=row.sized, options={**row.options, **arguments.options}, **fields))
     return preset, tuple(rows)
 
 

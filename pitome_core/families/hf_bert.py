@@ -147,23 +147,23 @@ def protected_tokens(
 
 def _forward(model: nn.Module, patch: Patch, *args: Any, **kwargs: Any):
     """`BertModel.forward` with merges. Every token output has all its places again, unless `restore=False`."""
-    given = dict(zip(_ARGUMENTS, args, strict=False))
-    if len(args) > len(_ARGUMENTS) or given.keys() & kwargs:
+    arguments = dict(zip(_ARGUMENTS, args, strict=False))
+    if len(args) > len(_ARGUMENTS) or arguments.keys() & kwargs:
         raise TypeError(f"forward takes {', '.join(_ARGUMENTS)} by place, each once")
-    given |= kwargs
-    refused = [name for name in _ARGUMENTS[5:8] if given.get(name) is not None]
+    arguments |= kwargs
+    refused = [name for name in _ARGUMENTS[5:8] if arguments.get(name) is not None]
     if refused:
         raise ValueError(f"{refused[0]}: a merged BERT is an encoder, without cross-attention or a cache")
-    options = CallOptions(model, len(model.encoder.layer), given)
-    ids, kinds = given.get("input_ids"), given.get("token_type_ids")
-    if (ids is None) == (given.get("inputs_embeds") is None):
+    options = CallOptions(model, len(model.encoder.layer), arguments)
+    ids, kinds = arguments.get("input_ids"), arguments.get("token_type_ids")
+    if (ids is None) == (arguments.get("inputs_embeds") is None):
         raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
 
     x = model.embeddings(
-        input_ids=ids, token_type_ids=kinds, position_ids=given.get("position_ids"),
-        inputs_embeds=given.get("inputs_embeds"),
+        input_ids=ids, token_type_ids=kinds, position_ids=arguments.get("position_ids"),
+        inputs_embeds=arguments.get("inputs_embeds"),
     )
-    real = _real(given.get("attention_mask"), x)
+    real = _real(arguments.get("attention_mask"), x)
     protected = protected_tokens(real, ids, kinds, getattr(model.config, "sep_token_id", None))
     state = patch.start(x, 0, True, None, size=real.to(torch.float32), protected=protected)
     x, states = options.run(model.encoder.layer, x, state)

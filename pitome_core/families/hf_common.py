@@ -77,9 +77,9 @@ class CallOptions:
         as_object: whether the output is an object; else a tuple.
     """
 
-    def __init__(self, model: nn.Module, num_layers: int, given: dict[str, Any]):
+    def __init__(self, model: nn.Module, num_layers: int, arguments: dict[str, Any]):
         def value(name: str) -> Any:
-            return given[name] if name in given else getattr(model.config, name, None)
+            return arguments[name] if name in arguments else getattr(model.config, name, None)
 
         if value("output_attentions"):
             raise ValueError(
@@ -91,7 +91,7 @@ class CallOptions:
         states, count = value("output_hidden_states"), num_layers + 1
         asked = range(count) if isinstance(states, bool) else [states] if isinstance(states, int) else states
         self.wanted = {i % count for i in asked if -count <= i < count} if states else None
-        as_object = given.get("return_dict")
+        as_object = arguments.get("return_dict")
         self.as_object = model.config.return_dict if as_object is None else as_object
         self.ties_last = getattr(model.config, "tie_last_hidden_states", None)
 

@@ -263,17 +263,17 @@ def _layer_forward(layer: nn.Module, *args: Any, size: Tensor | None = None, ste
 def _forward(model: nn.Module, patch: Patch, *args: Any, **kwargs: Any):
     """The forward of a tower with merges. Every token output has all its patches again, unless `restore=False`."""
     tower = TOWERS[type(model)]
-    given = dict(zip(tower.arguments, args, strict=False))
-    if len(args) > len(tower.arguments) or given.keys() & kwargs:
+    arguments = dict(zip(tower.arguments, args, strict=False))
+    if len(args) > len(tower.arguments) or arguments.keys() & kwargs:
         raise TypeError(f"forward takes {', '.join(tower.arguments)} by place, each once")
-    given |= kwargs
-    if given.pop("attention_mask", None) is not None:
+    arguments |= kwargs
+    if arguments.pop("attention_mask", None) is not None:
         raise ValueError("a merged model takes no attention_mask: rows and columns would no longer fit")
     layers = model.get_submodule(tower.layers)
-    options = CallOptions(model, len(layers), given)
+    options = CallOptions(model, len(layers), arguments)
 
-    projection, pixels = model.get_submodule(tower.patches), given["pixel_values"]
-    own = {name: given[name] for name in tower.arguments[1:] if name in given}
+    projection, pixels = model.get_submodule(tower.patches), arguments["pixel_values"]
+    own = {name: arguments[name] for name in tower.arguments[1:] if name in arguments}
     x = model.embeddings(pixels.to(projection.weight.dtype), **own)
     if tower.before is not None:
         x = getattr(model, tower.before)(x)
