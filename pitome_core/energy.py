@@ -13,7 +13,6 @@ The paper's `m` is `margin` here. The paper compares tokens by the keys of the l
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -36,24 +35,18 @@ def _rows_at_once(num_tokens: int, device: torch.device) -> int:
     return max(1, _ENTRIES_AT_ONCE.get(device.type, _ENTRIES_ELSEWHERE) // max(1, num_tokens))
 
 
-@cache
-def _next_below(value: float, dtype: torch.dtype) -> float:
-    nearest = torch.tensor(value, dtype=dtype)
-    if nearest.item() < value:  # rounding to the dtype went down already
-        return nearest.item()
-    return torch.nextafter(nearest, torch.tensor(-math.inf, dtype=dtype)).item()
-
-
-# The compiler runs this function in Python and puts its result, a number, into the code that it makes. Traced, it would
-# be three operators and a wait for their result in every layer.
-@torch.compiler.assume_constant_result
 def next_below(value: float, dtype: torch.dtype) -> float:
     """The largest number of `dtype` that is smaller than `value`: for numbers x of that dtype, x > it means x >= value.
 
     For example, the float32 numbers around 0.5 are 0.49999997, 0.5 and 0.50000006. `next_below(0.5, torch.float32)` is
-    0.49999997, and exactly the numbers from 0.5 on are larger.
+    0.49999997, and exactly the numbers from 0.5 on are larger. It is `torch.nextafter` in Python floats, because the
+    compiler evaluates those once: operators on tensors would become a part of the compiled code.
     """
-    return _next_below(value, dtype)
+    limits = torch.finfo(dtype)
+    below = math.nextafter(value, -math.inf)  # in float64, the type of Python's floats
+    # Around `below`, numbers of the dtype are the multiples of this power of two.
+    spacing = max(math.ldexp(limits.eps, math.frexp(below)[1] - 1), limits.tiny * limits.eps)
+    return math.floor(below / spacing) * spacing
 
 
 def check_kernel(kernel: str, margin: float) -> None:
@@ -148,7 +141,8 @@ def energy_and_cosine(
         #     x if x >= m else 0
         low = max(margin, -2.0)  # for m < -2 the first term is 0 for all cosines, and exp(-m) might overflow
         exponentials = mean(cos.clamp_max(low).exp_())
-        above_margin = mean(F.threshold(cos, next_below(margin, cos.dtype), 0.0))
+        # F.threshold keeps what is > its threshold. No cosine is outside -2 to 2.
+        above_margin = mean(F.threshold(cos, next_below(min(low, 2.0), cos.dtype), 0.0))
         return torch.add(above_margin, exponentials, alpha=alpha * math.exp(-low)) - alpha
 
     unit, finite = unit_tokens(metric)

@@ -185,6 +185,8 @@ def test_a_cosine_at_the_margin_is_within(margin, dtype):
             cosines.append(cosine)
     cosines = torch.stack(cosines)
     threshold = next_below(margin, dtype)
+    nearest, lower = cosines[:2]
+    assert threshold == (nearest if nearest.item() < margin else lower).item(), "torch.nextafter says so, too"
     assert torch.tensor(threshold, dtype=dtype).item() == threshold, "the kernel compares in the dtype of the cosines"
     within = torch.nn.functional.threshold(cosines, threshold, -9e9) != -9e9
     assert within.tolist() == [float(cosine) >= margin for cosine in cosines.double()]
