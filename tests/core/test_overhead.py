@@ -1,4 +1,4 @@
-"""What a merge step costs beside its arithmetic: operators dispatched, and no wait for the device."""
+"""What a merge step costs besides its arithmetic: operators dispatched, and no wait for the device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pitome_core.patching import use_merge
 
 pytest.importorskip("timm")
 # An accelerator has to finish before the processor knows these results.
-NO_LAUNCH = {"aten::empty", "aten::empty_like", "aten::new_empty", "aten::_unsafe_view"}  # beside views
+NO_LAUNCH = {"aten::empty", "aten::empty_like", "aten::new_empty", "aten::_unsafe_view"}  # views are left out as well
 WAITS = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero", "aten::equal"}
 
 

@@ -83,13 +83,13 @@ def run(model, images):
 
 def snapshot(model: nn.Module) -> dict:
     """Everything an instance holds: per module its class and the identity of every attribute and entry."""
-    seen = {}
+    held = {}
     for name, module in model.named_modules():
         entries = {}
         for key, value in vars(module).items():
             entries[key] = tuple((k, id(v)) for k, v in value.items()) if isinstance(value, dict) else id(value)
-        seen[name] = (type(module), entries)
-    return seen
+        held[name] = (type(module), entries)
+    return held
 
 
 # ----------------------------------------------------------------------------------------------------- the contract
@@ -739,10 +739,10 @@ def test_repr_tells_what_is_on(build):
 # ------------------------------------------------------------------------------------------------- registered methods
 def test_a_registered_partition_runs_in_a_model(build, registry):
     """A function of metric and count becomes a method for models, with its layer, size and options."""
-    seen = []
+    calls = []
 
     def tail(metric, remove, *, layer, num_layers, size, onto: int = 0):
-        seen.append((layer, num_layers, metric.shape[1], onto, None if size is None else size.sum(1).tolist()))
+        calls.append((layer, num_layers, metric.shape[1], onto, None if size is None else size.sum(1).tolist()))
         roots = torch.arange(metric.shape[1]).repeat(metric.shape[0], 1)
         roots[:, metric.shape[1] - remove :] = onto
         return pc.MergePlan.from_roots(roots, metric.shape[1] - remove)
@@ -750,11 +750,11 @@ def test_a_registered_partition_runs_in_a_model(build, registry):
     pc.register_method("tail", tail, paper="none", summary="the last tokens join one", limit="all")
     model, images = build("plain")
     pc.apply(model, "tail", keep=0.5, onto=1)
-    seen.clear()
+    calls.clear()
     with torch.no_grad(), pc.record(model) as trace:
         model(images)
-    assert [entry[:4] for entry in seen] == [(0, 3, 16, 1), (1, 3, 8, 1), (2, 3, 4, 1)]
-    assert all(entry[4] in (None, [16.0, 16.0]) for entry in seen) and seen[1][4] is not None
+    assert [entry[:4] for entry in calls] == [(0, 3, 16, 1), (1, 3, 8, 1), (2, 3, 4, 1)]
+    assert all(entry[4] in (None, [16.0, 16.0]) for entry in calls) and calls[1][4] is not None
     assert trace.assignment[0].tolist() == [0, 1] + [1] * 14
     with pytest.raises(TypeError, match="onto"):
         pc.apply(model, "tail", colour=3)
