@@ -1,4 +1,8 @@
-"""One layer's merge on items of one length, from plain values: metric, plan, merge. It can run compiled."""
+"""The merge step of one layer, on items of one length: what tokens are compared by, the plan, the merge.
+
+It is a function of plain values, so that it can be compiled. `patch.py` calls it, and has the step for items of unequal
+length.
+"""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from ..patch import LayerStep, Patch
 from .common import linear
 from .hf_common import CallOptions, attend, checkpointed, implementation_refusal
 
-# Models around a `BertModel`: the name of what stands behind it, and whether that reads every token.
+# Models around a `BertModel`: the name of their head, and whether the head reads every token.
 _AROUND = {
     bert.BertForPreTraining: ("cls", True),
     bert.BertForMaskedLM: ("cls", True),
@@ -57,7 +57,10 @@ def _matches(model: nn.Module) -> bool:
 
 
 def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
-    """Exact types only: a subclass may override the very loop that is replaced here."""
+    """Why a model cannot be patched; None if it can.
+
+    Only exact types are accepted, because a subclass may override the loop that is replaced here.
+    """
     if type(model) not in (bert.BertModel, *_AROUND) or type(_encoder(model)) is not bert.BertModel:
         return f"{type(model).__qualname__} is not listed and may run its layers in another way"
     config = _encoder(model).config
@@ -113,7 +116,7 @@ def _layer_forward(layer: nn.Module, *args: Any, size: Tensor | None = None, ste
 
 
 def _real(attention_mask: Tensor | None, x: Tensor) -> Tensor:
-    """Which tokens are no padding, `(B, T)` bool."""
+    """`(B, T)` bool: True for tokens, False for padding. ValueError for a mask of another shape or an empty text."""
     if attention_mask is None:
         return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
     if attention_mask.shape != x.shape[:2]:
@@ -131,7 +134,7 @@ def _real(attention_mask: Tensor | None, x: Tensor) -> Tensor:
 def protected_tokens(
     real: Tensor, input_ids: Tensor | None = None, token_type_ids: Tensor | None = None, sep_token_id: int | None = None
 ) -> Tensor:
-    """Tokens that never merge, `(B, T)` bool, from `real (B, T)`: first, last, last of each segment, every [SEP]."""
+    """`(B, T)` bool: tokens that never merge, of `real (B, T)`: first, last, last of each segment, every [SEP]."""
     place = torch.arange(real.shape[1], device=real.device)
     protected = place == real.to(torch.int8).argmax(dim=1, keepdim=True)
     segments = [real]

@@ -24,12 +24,12 @@ class _NoOutputs:
 
 @capture_outputs
 def _unrecorded(model: _NoOutputs, run: Callable[[], Any]) -> Any:
-    """Run while transformers records nothing. Else its hooks on the layers would hand merged tokens to the caller."""
+    """Run `run` while transformers records nothing; its hooks on layers would hand merged tokens to the caller."""
     return run()
 
 
 def implementation_refusal(attn: nn.Module) -> str | None:
-    """Why the attention implementation of a module cannot be served; None for those that can."""
+    """Why the attention implementation of a module does not work with merging; None if it does."""
     chosen = attn.config._attn_implementation
     if chosen in _IMPLEMENTATIONS:
         return None
@@ -73,7 +73,7 @@ class CallOptions:
     """What a caller asks of one forward call. The config gives the values of options that the caller leaves out.
 
     Attributes:
-        wanted: indices of the hidden states asked for, of 0 (embeddings) to L; None when none are.
+        wanted: indices of the hidden states asked for, from 0 (embeddings) to L; None if none are asked for.
         as_object: whether the output is an object; else a tuple.
     """
 

@@ -79,7 +79,7 @@ def _image_features(
     image_sizes: Tensor | None = None,
     **kwargs: Any,
 ):
-    """`LlavaModel.get_image_features`; raises ValueError where the features of images would not have equal lengths."""
+    """`LlavaModel.get_image_features`; ValueError where the features of the images would not have equal lengths."""
     config = inner.config
     layer = config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
     strategy = vision_feature_select_strategy or config.vision_feature_select_strategy
@@ -140,12 +140,12 @@ def expand_placeholders(
     Args:
         input_ids: `(B, T)` long.
         image_token_id: the placeholder's id (`model.config.image_token_id`).
-        count: placeholders per image from now on (`image_token_count(model)`).
-        along: tensors `(B, T)` that belong to the tokens (attention mask, labels) and are expanded alike.
+        count: placeholders per image in the result (`image_token_count(model)`).
+        along: tensors `(B, T)` with a value for each token (attention mask, labels); they are expanded, too.
         per_image: placeholders per image in `input_ids`: 1, or what a processor wrote for the whole grid.
 
     Returns:
-        `(B, T')` ids; a tuple with what came along, if anything did.
+        `(B, T')` ids; with `along`, a tuple of the ids and of these tensors.
 
     Raises:
         ValueError: a run of placeholders that is no whole number of images, or rows of unequal length in the result.

@@ -178,7 +178,10 @@ def _matches(model: nn.Module) -> bool:
 
 
 def tower_refusal(model: nn.Module) -> str | None:
-    """Why a tower cannot be patched. Exact types only: a subclass may override the very loop that is replaced."""
+    """Why a tower cannot be patched; None if it can.
+
+    Only exact types are accepted, because a subclass may override the loop that is replaced here.
+    """
     tower = TOWERS.get(type(model))
     if tower is None:
         return f"{type(model).__qualname__} is not listed and may run its layers in another way"

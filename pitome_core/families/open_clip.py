@@ -138,7 +138,7 @@ def _block_forward(
 def _run(
     tower: VisionTransformer, patch: Patch, images: Tensor, take: tuple[int, ...] = (), last: int | None = None
 ) -> tuple[Tensor, ForwardState, list[tuple]]:
-    """The encoder: tokens, what happened to them, and (tokens, plan so far) after each layer in `take`."""
+    """Run the encoder: tokens `(B, T', C)`, the state of the call, (tokens, plan so far) after each layer in `take`."""
     x = tower._embeds(images)
     dropped = tower.training and not isinstance(tower.patch_dropout, nn.Identity)
     columns = None if dropped else images.shape[-1] // tower.patch_size[1]

@@ -51,7 +51,7 @@ def _families(model: nn.Module) -> list[Family]:
 
 
 def _supported() -> str:
-    """What is supported, for error messages. Libraries that are not imported yet are named only, and stay so."""
+    """What is supported, for error messages. A library that is not imported yet is named and not imported."""
     names = [family.supports for family in _REGISTERED]
     for library, files in _FILES.items():
         try:
@@ -65,7 +65,11 @@ def _supported() -> str:
 
 
 def find_family(model: nn.Module) -> Family:
-    """The family of a model; UnsupportedModelError names what is supported and where a supported part lies."""
+    """The family of a model.
+
+    Raises:
+        UnsupportedModelError: there is none. The message names what is supported, and a supported part of the model.
+    """
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"expected a model, got a {type(model).__qualname__}. Supported: {_supported()}")
     for family in _families(model):

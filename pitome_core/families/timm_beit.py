@@ -95,7 +95,7 @@ def _block_forward(
 def _run(
     model: Beit, patch: Patch, images: Tensor, take: tuple[int, ...] = (), last: int | None = None
 ) -> tuple[Tensor, ForwardState, list[tuple]]:
-    """The encoder: tokens, what happened to them, and (tokens, plan so far) after each layer in `take`."""
+    """Run the encoder: tokens `(B, T', C)`, the state of the call, (tokens, plan so far) after each layer in `take`."""
     x = model.patch_embed(images)
     x = torch.cat([model.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
     x = model.pos_drop(x if model.pos_embed is None else x + model.pos_embed)

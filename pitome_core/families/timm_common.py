@@ -23,7 +23,7 @@ from .common import as_grid, check_format, linear, pooled_by_size, weighted_mean
 def block_refusal(
     model: nn.Module, blocks: tuple[type, ...], attentions: tuple[type, ...], mlps: tuple[type, ...]
 ) -> str | None:
-    """The first block that is not of the listed exact types, and why that matters; None when all are."""
+    """Why the first block that is not of the listed exact types cannot be patched; None if all blocks are."""
     for i, block in enumerate(model.blocks):
         if type(block) not in blocks:
             return f"blocks.{i} is a {type(block).__qualname__}: it has no place between attention and MLP to merge at"
@@ -111,7 +111,7 @@ def _forward_head(model: nn.Module, patch: Patch, x: Tensor, pre_logits: bool = 
 
 
 def pools_patches(model: nn.Module) -> bool:
-    """Whether what the head reads is made from the patch tokens."""
+    """Whether the head pools the patch tokens."""
     return getattr(model, "attn_pool", None) is not None or model.global_pool in ("avg", "avgmax", "max")
 
 

@@ -64,7 +64,7 @@ def _angles(rope: Tensor | None, place: Tensor | None) -> Tensor | None:
 
 
 def _rotate(x: Tensor, rope: Tensor, prefix: int, half: bool) -> Tensor:
-    """Rotate `x (B, H, T, D)` behind the prefix."""
+    """Rotate the tokens of `x (B, H, T, D)`, prefix tokens excepted."""
     return cat([x[:, :, :prefix], apply_rot_embed_cat(x[:, :, prefix:], rope, half=half)], dim=2)
 
 
@@ -123,7 +123,7 @@ def _block_forward(
 def _run(
     model: nn.Module, patch: Patch, images: Tensor, take: tuple[int, ...] = (), last: int | None = None
 ) -> tuple[Tensor, ForwardState, list[tuple]]:
-    """The encoder: tokens, what happened to them, and (tokens, plan so far) after each layer in `take`."""
+    """Run the encoder: tokens `(B, T', C)`, the state of the call, (tokens, plan so far) after each layer in `take`."""
     x, rope = model._pos_embed(model.patch_embed(images))
     x = model.norm_pre(x)
     _, columns = model.patch_embed.dynamic_feat_size(images.shape[-2:])

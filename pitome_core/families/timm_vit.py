@@ -27,7 +27,10 @@ def _matches(model: nn.Module) -> bool:
 
 
 def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
-    """Exact types only: a subclass may override the very loop that is replaced here."""
+    """Why a model cannot be patched; None if it can.
+
+    Only exact types are accepted, because a subclass may override the loop that is replaced here.
+    """
     if type(model) not in _MODELS:
         return f"{type(model).__qualname__} derives from VisionTransformer and may run its blocks in another way"
     if type(model.patch_embed) is not PatchEmbed:
@@ -80,7 +83,7 @@ def _block_forward(
 def _run(
     model: nn.Module, patch: Patch, images: Tensor, take: tuple[int, ...] = (), last: int | None = None
 ) -> tuple[Tensor, ForwardState, list[tuple]]:
-    """The encoder: tokens, what happened to them, and (tokens, plan so far) after each layer in `take`."""
+    """Run the encoder: tokens `(B, T', C)`, the state of the call, (tokens, plan so far) after each layer in `take`."""
     x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
     _, columns = model.patch_embed.dynamic_feat_size(images.shape[-2:])
     if model.training and not isinstance(model.patch_drop, nn.Identity):

@@ -35,7 +35,7 @@ class Variant:
             higher score, as in the released text code); `position` (alternate places, as in ToMe); `random`.
         edges: which tokens of A merge. `all`: the k of highest score, which are all of A if 2k tokens may merge.
             `best`: the k with the most similar partners; 4k tokens may merge then (all tokens without protection).
-        seed: of `shuffled` and `random`.
+        seed: number that `shuffled` and `random` depend on.
     """
 
     score: str = "energy"
