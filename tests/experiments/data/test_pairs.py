@@ -143,13 +143,13 @@ def test_the_collection_is_asked_for_and_never_replaced(monkeypatch, made):
             raise assets.AssetError(f"asset {name!r} cannot be had")
         return fetch(name, **options)
 
-    monkeypatch.setattr(pairs, "_photograph", pairs._photograph.__wrapped__)
+    monkeypatch.setattr(photos, "_small", photos._small.__wrapped__)
     monkeypatch.setattr(assets, "fetch", without)
     with pytest.raises(assets.AssetError, match="photos-gcompris"):
         next(pairs.views(made["dev"].things[:1], "collection", "dev"))
 
 
-@pytest.mark.skipif(not photos.collection_available(), reason="the collection is optional")
+@pytest.mark.skipif(assets.state(photos.GCOMPRIS) != "ready", reason="the collection is optional")
 def test_views_on_the_collection(made):
     """Where it is there, its photographs stand behind the same objects."""
     things = made["dev"].things[:3]

@@ -82,14 +82,11 @@ def test_the_table_of_the_collection(monkeypatch, tmp_path):
         assert photo.member.endswith(".webp") and re.fullmatch("[0-9a-f]{16}", photo.sha256)
         assert photo.author and photo.source.startswith("https://")
         assert re.fullmatch(r"public domain|CC0 1\.0|CC BY(-SA)? \d\.0", photo.licence)
-        assert photo.credit.startswith(f"{photo.author}, {photo.licence}")
     assert not set(table) & set(photos.PHOTOGRAPHS)
     for unique in ("member", "sha256", "source"):
         assert len({getattr(photo, unique) for photo in table.values()}) == len(table)
     resources = {stem.removesuffix(".rcc") for stem in assets.ASSETS[photos.GCOMPRIS].members}
     assert {photo.member.split("/")[0] for photo in table.values()} == resources
-    with pytest.raises(AttributeError, match="no attribute 'COLLECTIONS'"):
-        photos.COLLECTIONS  # noqa: B018
 
 
 def test_the_split_of_the_collection_keeps_identities_together():
@@ -118,29 +115,24 @@ def test_photographs_reads_both_tables(own_collection, no_network):
     both = photos.photographs(["bee", "chelsea"])
     assert list(both) == ["bee", "chelsea"]
     assert np.array_equal(both["bee"], np.full((1, 3, 3), 200, np.uint8))
-    assert np.array_equal(photos.collection(["bee"])["bee"], both["bee"])
-    with pytest.raises(KeyError, match="no photograph 'chelsea' in the collection; there are alpaca, bee"):
-        photos.collection(["bee", "chelsea"])
-    with pytest.raises(TypeError, match="pass a list"):
-        photos.collection("bee")
 
 
 def test_a_collection_that_cannot_be_had(monkeypatch, tmp_path):
     monkeypatch.setenv("PITOME_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert not photos.collection_available()
+    assert assets.state(photos.GCOMPRIS) == "missing"
     with pytest.raises(assets.AssetError, match="Debian package gcompris-qt-data=3.1-2.*no apt-get here"):
-        photos.collection(["bee"])
+        photos.photographs(["bee"])
 
 
-@pytest.mark.skipif(not photos.collection_available(), reason="the optional photographs are not in the cache")
+@pytest.mark.skipif(assets.state(photos.GCOMPRIS) != "ready", reason="the optional photographs are not in the cache")
 def test_the_real_collection(no_network):
     file = assets.path(photos.GCOMPRIS) / assets.FILES_ZIP
     with zipfile.ZipFile(file) as archive:
         found = {name: hashlib.sha256(archive.read(p.member)).hexdigest() for name, p in photos.COLLECTION.items()}
     assert all(digest.startswith(photos.COLLECTION[name].sha256) for name, digest in found.items())
     for name, photo in photos.COLLECTION.items():
-        image = photos.collection([name])[name]
+        image = photos.photographs([name])[name]
         assert image.dtype == np.uint8 and image.shape == (*photo.size, 3) and image.std() > 5
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import itertools
+import json
 import re
 from collections import Counter
 
@@ -11,7 +14,7 @@ import pytest
 
 from pitome_core.experiments import assets
 from pitome_core.experiments.data import pairs, questions, scenes, splits
-from pitome_core.experiments.data.questions import Question, Questions
+from pitome_core.experiments.data.questions import Question, QuestionStream
 
 FIRST = 720  # scenes of each stream that the laws are checked on: 20 rounds of kinds and backgrounds
 FINGERPRINTS = {  # of the first 360 questions
@@ -20,6 +23,40 @@ FINGERPRINTS = {  # of the first 360 questions
     "test": "e0207a3e6dd2ddba59708a0e7bf05535dc51e2578260d5c5921a2b7de4255f1a",
 }
 HELD_OUT_PAIRS = 196  # of 2,016
+
+# Fills of OpenMoji's palette, and the words for them. Amber (F1B31C, F4AA41), greys and white have no word, because
+# amber is yellow to some and orange to others, and light greys look white on a photograph.
+PALETTE = {
+    "D22F27": "red", "EA5A47": "red", "FCEA2B": "yellow", "5C9E31": "green", "B1CC33": "green", "61B2E4": "blue",
+    "92D3F5": "blue", "1E50A0": "blue", "A57939": "brown", "6A462F": "brown", "FFA7C0": "pink", "E67A94": "pink",
+    "8967AA": "purple", "B399C8": "purple",
+}  # fmt: skip
+
+
+def measured_colour(drawing: np.ndarray) -> str:
+    """The word whose fills cover 85 % of the filled pixels of a drawing ``(H, W, 4)``, or an empty string.
+
+    Filled pixels are opaque and not black (outlines are black), and their colour covers at least a hundredth of the
+    opaque pixels: the blends at edges do not.
+    """
+    opaque = drawing[drawing[..., 3] == 255][:, :3]
+    pixels = Counter(map(bytes, opaque))
+    filled = {fill: n for fill, n in pixels.items() if n >= 0.01 * len(opaque) and any(fill)}
+    words: Counter[str] = Counter()
+    for fill, n in filled.items():
+        words[PALETTE.get(fill.hex().upper(), "")] += n
+    word, n = words.most_common(1)[0]
+    return word if n >= 0.85 * sum(filled.values()) else ""
+
+
+def fingerprint(stream: str, count: int) -> str:
+    """SHA-256 of the first ``count`` questions with the layouts of their scenes, in hexadecimal."""
+    digest = hashlib.sha256(questions.VERSION.encode())
+    for question in QuestionStream(stream, count):
+        layout = dataclasses.asdict(questions.scene(stream, question.scene))
+        del layout["questions"]
+        digest.update(json.dumps([dataclasses.asdict(question), layout], sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +108,9 @@ def oracle(text: str, placed) -> str:
     if text == "What is the object?":
         return the(names[0]).name if len(placed) == 1 else "ambiguous"
     if text == "What colour is the object?":
-        return questions.THINGS[names[0]].colour if len(placed) == 1 else "ambiguous"
+        return questions.CLASSES[names[0]].colour if len(placed) == 1 else "ambiguous"
     if text == "What colour is the biggest object?":
-        return questions.THINGS[biggest().name].colour
+        return questions.CLASSES[biggest().name].colour
     assert text == "Which objects are there, from left to right?"
     row = sorted(placed, key=lambda thing: thing.x)
     assert len(set(names)) == len(names) and not any(order(a, b, "x") for a, b in itertools.pairwise(row))
@@ -87,8 +124,8 @@ def test_every_answer_follows_from_the_layout(every):
 
 
 def test_the_oracle_can_disagree():
-    one = questions.Placed("fish", 0.3, 0.3, 0.3)
-    other = questions.Placed("owl", 0.7, 0.7, 0.3)
+    one = questions.PlacedDrawing("fish", 0.3, 0.3, 0.3)
+    other = questions.PlacedDrawing("owl", 0.7, 0.7, 0.3)
     assert oracle("Where is the fish?", [one, other]) == "top left"
     assert oracle("Is the owl left or right of the fish?", [one, other]) == "right"
     with pytest.raises(AssertionError, match="2 of fish"):
@@ -110,8 +147,8 @@ def test_types_are_balanced():
     """In each round of twelve scenes exactly; in 10,000 questions up to the round that is cut."""
     assert Counter(kind for _, types in questions.CYCLE for kind in types) == dict.fromkeys(questions.TYPES, 4)
     assert {len(types) for _, types in questions.CYCLE} == {questions.PER_SCENE}
-    assert Counter(q.type for q in Questions("train", 360)) == dict.fromkeys(questions.TYPES, 40)
-    of_test = Questions("test")
+    assert Counter(q.type for q in QuestionStream("train", 360)) == dict.fromkeys(questions.TYPES, 40)
+    of_test = QuestionStream("test")
     types = Counter(questions.CYCLE[i // 3 % 12][1][i % 3] for i in range(len(of_test)))
     assert len(of_test) == 10_000 and max(types.values()) - min(types.values()) <= 4
     for i in (0, 1, 35, 36, 9_999):
@@ -140,15 +177,15 @@ def test_answers_are_balanced(laid_out):
     check("total", dict.fromkeys("1234", 1 / 4))
     check("position", dict.fromkeys(("top left", "top right", "bottom left", "bottom right"), 1 / 4))
     check("relation", dict.fromkeys(("left", "right", "above", "below"), 1 / 4))
-    named = [questions.THINGS[name].colour for name in questions.COLOURED]
+    named = [questions.CLASSES[name].colour for name in questions.COLOURED]
     check("colour", {colour: n / len(named) for colour, n in Counter(named).items()})
 
 
 def test_every_class_is_shown_and_asked(laid_out, every):
     for stream in questions.STREAMS:
-        assert {thing.name for scene in laid_out[stream] for thing in scene.placed} == set(questions.THINGS)
+        assert {thing.name for scene in laid_out[stream] for thing in scene.placed} == set(questions.CLASSES)
     for kind in ("single", "biggest"):
-        assert {q.answer for scene in every for q in scene.questions if q.type == kind} == set(questions.THINGS)
+        assert {q.answer for scene in every for q in scene.questions if q.type == kind} == set(questions.CLASSES)
 
 
 def test_a_counted_class_may_be_the_rare_one(laid_out):
@@ -160,7 +197,7 @@ def test_a_counted_class_may_be_the_rare_one(laid_out):
 
 
 def test_train_never_shows_a_held_out_pair(laid_out):
-    couples = list(itertools.combinations(questions.THINGS, 2))
+    couples = list(itertools.combinations(questions.CLASSES, 2))
     apart = [(a, b) for a, b in couples if questions.held_out(a, b)]
     assert len(couples) == 2016 and len(apart) == HELD_OUT_PAIRS
     assert all(questions.held_out(b, a) for a, b in apart) and not questions.held_out("fish", "fish")
@@ -185,12 +222,12 @@ def test_streams_share_no_picture(laid_out):
 
 def test_a_scene_is_laid_out_when_it_is_asked_for():
     questions.scene.cache_clear()
-    many = Questions("test", 10**9)
+    many = QuestionStream("test", 10**9)
     assert many[299_999_999].id == "test-99999999-2" and many[-10**9].id == "test-000000-0"
     assert [q.id for q in many[4:7]] == ["test-000001-1", "test-000001-2", "test-000002-0"]
     assert questions.scene.cache_info().currsize == 4
     with pytest.raises(IndexError):
-        Questions("test", 5)[5]
+        QuestionStream("test", 5)[5]
 
 
 def test_nothing_is_fetched_for_layouts(monkeypatch):
@@ -200,7 +237,7 @@ def test_nothing_is_fetched_for_layouts(monkeypatch):
     monkeypatch.setattr(assets, "fetch", refuse)
     questions.scene.cache_clear()
     state = np.random.get_state()[1].copy()
-    assert len(list(Questions("validation", 72))) == 72
+    assert len(list(QuestionStream("validation", 72))) == 72
     assert np.array_equal(state, np.random.get_state()[1])
 
 
@@ -208,8 +245,8 @@ def test_nothing_is_fetched_for_layouts(monkeypatch):
 def test_fingerprint(stream):
     """Layouts and texts are those of this version: whoever changes them gives it another name."""
     assert questions.VERSION == "questions-1"
-    assert questions.fingerprint(stream, 360) == FINGERPRINTS[stream]
-    assert questions.fingerprint(stream, 359) != FINGERPRINTS[stream]
+    assert fingerprint(stream, 360) == FINGERPRINTS[stream]
+    assert fingerprint(stream, 359) != FINGERPRINTS[stream]
 
 
 # Pictures.
@@ -217,15 +254,15 @@ def test_fingerprint(stream):
 
 def test_the_table_says_what_is_drawn():
     """Names, and colours measured on every drawing."""
-    assert len(questions.THINGS) == len({thing.code for thing in questions.THINGS.values()}) == 64
-    for thing in questions.THINGS.values():
+    assert len(questions.CLASSES) == len({thing.code for thing in questions.CLASSES.values()}) == 64
+    for thing in questions.CLASSES.values():
         drawing = scenes.render(questions._emoji()[thing.code], 192)
-        assert questions.measured_colour(drawing) == thing.colour, thing.name
+        assert measured_colour(drawing) == thing.colour, thing.name
 
 
 def test_the_biggest_is_largest_in_area_too():
     """The emptiest drawing, at `RATIO` times the side of the fullest, covers more."""
-    full = [scenes.render(questions._emoji()[thing.code], 96)[..., 3].mean() for thing in questions.THINGS.values()]
+    full = [scenes.render(questions._emoji()[thing.code], 96)[..., 3].mean() for thing in questions.CLASSES.values()]
     assert questions.RATIO**2 * min(full) > max(full)
 
 
@@ -233,15 +270,15 @@ def test_a_colour_is_measured_by_hand():
     red, grey, black = (0xD2, 0x2F, 0x27, 255), (0x9B, 0x9B, 0x9A, 255), (0, 0, 0, 255)
     drawing = np.zeros((20, 20, 4), np.uint8)  # 300 pixels are opaque
     drawing[:15] = red
-    assert questions.measured_colour(drawing) == "red"
+    assert measured_colour(drawing) == "red"
     drawing[:5] = black  # outlines do not count: all of 200
-    assert questions.measured_colour(drawing) == "red"
+    assert measured_colour(drawing) == "red"
     drawing[5:7] = grey  # 40 of 200 are another fill
-    assert questions.measured_colour(drawing) == ""
+    assert measured_colour(drawing) == ""
     drawing[6] = red  # 20 of 200
-    assert questions.measured_colour(drawing) == "red"
+    assert measured_colour(drawing) == "red"
     drawing[5:15] = grey
-    assert questions.measured_colour(drawing) == ""  # a fill without a word
+    assert measured_colour(drawing) == ""  # a fill without a word
 
 
 def test_a_picture_shows_its_layout():
@@ -258,7 +295,7 @@ def test_a_picture_shows_its_layout():
                 low = [round((at - thing.side / 2) * size) - 1 for at in (thing.y, thing.x)]
                 window = tuple(slice(max(start, 0), start + round(thing.side * size) + 2) for start in low)
                 covered[window] += 1
-                alpha = scenes.render(questions._emoji()[questions.THINGS[thing.name].code], round(thing.side * size))
+                alpha = scenes.render(questions._emoji()[questions.CLASSES[thing.name].code], round(thing.side * size))
                 assert changed[window].sum() >= 0.9 * (alpha[..., 3] == 255).sum()
             assert not changed[covered == 0].any() and covered.max() == 1
 
@@ -314,7 +351,7 @@ def test_a_text_without_its_classes():
 
 
 def test_a_blind_prior_is_low():
-    found = questions.blind_prior(Questions("train", 3600), Questions("test", 720))
+    found = questions.blind_prior(QuestionStream("train", 3600), QuestionStream("test", 720))
     assert set(found) == set(questions.TYPES)
     limits = {"exist": 0.65, "relation": 0.65, "count": 0.5, "total": 0.4, "position": 0.4, "colour": 0.4}
     assert all(share <= limits.get(kind, 0.1) for kind, share in found.items()), found
@@ -327,6 +364,6 @@ def test_errors():
     with pytest.raises(ValueError, match="number -1 must be 0 or more"):
         questions.scene("test", -1)
     with pytest.raises(ValueError, match="stream is 'dev'"):
-        Questions("dev")
+        QuestionStream("dev")
     with pytest.raises(ValueError, match="size 63 must be at least 64 pixels"):
         questions.picture(questions.scene("test", 0), 63)
