@@ -67,7 +67,7 @@ def test_the_clone_cannot_be_imported(elsewhere):
 
 
 def test_records_are_found_where_there_is_no_clone(elsewhere):
-    load = "from pitome_core.experiments import results; print(len(results.load('vision-scenes')))"
+    load = "from pitome_core.experiments.records import results; print(len(results.load('vision-scenes')))"
     assert int(run(elsewhere["python"], "-c", load, cwd=elsewhere["folder"], env=elsewhere["env"])) > 100
 
 

@@ -1,34 +1,34 @@
 """The sentence encoder of the embedded tier: all-MiniLM-L6-v2, a BERT of 6 layers, unmodified.
 
 Its files are those of sentence-transformers, in the pinned package. The sentence embedding is the mean of the last
-states over all real tokens ([CLS] and [SEP] among them), brought to unit length.
+states over all real tokens ([CLS] and [SEP] among them), brought to unit length. Nothing here imports transformers
+before a model or a tokenizer is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pitome_core.experiments import assets, settings
 
-if TYPE_CHECKING:
-    from transformers import BertModel, BertTokenizer
-
 ASSET = "minilm"
 MAX_TOKENS = 256  # longer texts are cut, as the model's own sentence-transformers configuration has it
 
 
-def sentence_encoder(device: torch.device | str | None = None) -> BertModel:
+def sentence_encoder(device: torch.device | str | None = None) -> nn.Module:
     """all-MiniLM-L6-v2 as a transformers ``BertModel`` in eval mode, float32.
 
-    6 layers, width 384, 12 heads, 512 positions. It has no pooler: the weights in the file are what is left of another
-    training task, and the sentence embedding does not read them. ``device`` defaults to `settings.device`. Raises
-    ``assets.AssetError`` when the weights cannot be had, ``ImportError`` without transformers.
+    6 layers, width 384, 12 heads, 512 positions. It has no pooler: the weights of a pooler in the file are left over
+    from another training task, and the sentence embedding does not read them. ``device`` defaults to
+    `settings.device`. Raises ``assets.AssetError`` when the weights cannot be had, ``ImportError`` without
+    transformers.
     """
     transformers = _transformers()
     from safetensors.torch import load_file
@@ -45,21 +45,61 @@ def sentence_encoder(device: torch.device | str | None = None) -> BertModel:
     return model.eval().to(device if device is not None else settings.device())
 
 
-def sentence_tokenizer() -> BertTokenizer:
-    """The tokenizer of `sentence_encoder`: lower case, WordPiece, [CLS] first and [SEP] last. Errors as there."""
+def sentence_tokenizer() -> Any:
+    """The ``BertTokenizer`` of `sentence_encoder`: lower case, WordPiece, [CLS] first and [SEP] last. Errors as there.
+    """
     _transformers()  # says what to do where it is missing
     return _read_tokenizer(assets.fetch(ASSET))
 
 
 @cache
-def _read_tokenizer(folder: Path) -> BertTokenizer:
-    """Read once: that takes half a second, and `_encode` states all of its settings at every call."""
+def _read_tokenizer(folder: Path) -> Any:
+    """Reading takes half a second, so it is done once. `encode` states all settings of the tokenizer at every call."""
     return _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def token_counts(tokenizer: BertTokenizer, texts: Sequence[str]) -> list[int]:
+def encode(texts: Sequence[str], max_tokens: int | None = MAX_TOKENS, tokenizer: Any = None) -> list[list[int]]:
+    """Token ids of every text, [CLS] and [SEP] included, cut at ``max_tokens`` (None: not cut), not padded.
+
+    ``tokenizer`` is one of transformers; it defaults to `sentence_tokenizer`.
+    """
+    tokenizer = tokenizer or sentence_tokenizer()
+    # Stated in full, because the file of our tokenizer asks for 128 tokens, padded and cut.
+    options = dict(padding=False, truncation=max_tokens is not None, max_length=max_tokens, verbose=False)
+    return tokenizer(list(texts), **options)["input_ids"]
+
+
+def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     """How many tokens each text has, [CLS] and [SEP] included; nothing is cut."""
-    return [len(ids) for ids in _encode(tokenizer, texts, None)]
+    return [len(row) for row in encode(texts, None, tokenizer)]
+
+
+def pad(rows: Sequence[Sequence[int]], device: torch.device, tokenizer: Any = None) -> tuple[Tensor, Tensor]:
+    """Token ids and mask (1 = real), ``(B, T)`` long both, of rows of token ids; the tokenizer pads them at the end."""
+    batch = (tokenizer or sentence_tokenizer()).pad({"input_ids": [list(row) for row in rows]}, return_tensors="pt")
+    return batch["input_ids"].to(device), batch["attention_mask"].to(device)
+
+
+@torch.no_grad()
+def in_batches(
+    rows: Sequence[Sequence[int]], device: torch.device, read: Callable[[Tensor, Tensor], Tensor], *,
+    tokenizer: Any = None, equal: bool = False, size: int | None = None,
+) -> Tensor:
+    """``read(ids, mask)`` of all rows of token ids, ``(N, ...)`` float32 in the order of the rows, on the CPU.
+
+    Rows are sorted by length, so that a batch holds rows of about one length and little padding. ``equal``: a batch
+    holds rows of exactly one length. ``size`` of a batch: 32 on a CPU, 512 elsewhere. ``tokenizer`` pads, as in `pad`.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    size = size or (32 if device.type == "cpu" else 512)
+    batches: list[list[int]] = []
+    for i in order:
+        full = not batches or len(batches[-1]) == size
+        if full or (equal and len(rows[batches[-1][0]]) != len(rows[i])):
+            batches.append([])
+        batches[-1].append(i)
+    values = [read(*pad([rows[i] for i in batch], device, tokenizer)).float().cpu() for batch in batches]
+    return torch.cat(values)[torch.tensor(order).argsort()]
 
 
 def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
@@ -74,30 +114,12 @@ def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
             "so that every token has its place again"
         )
     weight = mask.to(states.dtype).unsqueeze(2)  # (B, T, 1)
-    return (states * weight).sum(1) / weight.sum(1)
-
-
-@torch.no_grad()
-def token_metrics(model: nn.Module, ids: Tensor) -> tuple[list[Tensor], Tensor]:
-    """What merging reads in the whole model: averaged keys, and its last states.
-
-    For ids ``(B, T)`` without padding and a bare BERT: ``(B, T - 2, C / H)`` per layer, without [CLS] and [SEP], and
-    states ``(B, T, C)``.
-    """
-    keys: list[Tensor] = []
-    parts = [layer.attention.self for layer in model.encoder.layer]
-    hooks = [part.key.register_forward_hook(lambda m, a, out: keys.append(out)) for part in parts]
-    try:
-        last = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [key[:, 1:-1].unflatten(2, (parts[0].num_attention_heads, -1)).mean(dim=2) for key in keys], last
+    return (states * weight).sum(1) / weight.sum(1)  # (B, C)
 
 
 def embed(
     model: nn.Module,
-    tokenizer: BertTokenizer,
+    tokenizer: Any,
     texts: Sequence[str],
     batch_size: int = 32,
     max_tokens: int = MAX_TOKENS,
@@ -106,36 +128,26 @@ def embed(
     """Sentence embeddings ``(N, 384)`` float32 and numbers of tokens ``(N,)`` int64, on the CPU, one for each text.
 
     Texts are cut at ``max_tokens``, sorted by length, padded to the longest of their batch and masked, so the
-    embedding of a text does not depend on the others (up to rounding), also in a merged model: there, each text loses
-    its share of its own tokens. ``normalize`` brings embeddings to unit length, as the model's authors do. No gradient
-    is kept, and the mode of the model (train or eval) is the caller's. Raises ``ValueError`` for no texts, and as
-    `mean_pool` does for a model merged with ``restore=False``.
+    embedding of a text does not depend on the others (up to rounding). This holds in a merged model, too, because
+    there each text loses its share of its own tokens. ``normalize`` brings embeddings to unit length, as the model's
+    authors do. No gradient is kept, and the mode of the model (train or eval) is the caller's. Raises ``ValueError``
+    for no texts, and as `mean_pool` does for a model merged with ``restore=False``.
     """
     if isinstance(texts, str):
         raise TypeError(f"texts is the string {texts!r}; pass a list: [{texts!r}]")
     if not len(texts):
         raise ValueError("no texts: embed needs at least one")
-    rows = _encode(tokenizer, texts, max_tokens)
+    rows = encode(texts, max_tokens, tokenizer)
+
+    def read(ids: Tensor, mask: Tensor) -> Tensor:
+        return mean_pool(model(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
+
+    means = in_batches(rows, next(model.parameters()).device, read, tokenizer=tokenizer, size=batch_size)
     lengths = torch.tensor([len(row) for row in rows])
-    order = lengths.argsort(stable=True)
-    device = next(model.parameters()).device
-    means = []
-    with torch.no_grad():
-        for chosen in order.split(batch_size):
-            batch = tokenizer.pad({"input_ids": [rows[i] for i in chosen.tolist()]}, return_tensors="pt").to(device)
-            states = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-            means.append(mean_pool(states, batch["attention_mask"]).float().cpu())
-    embedded = torch.cat(means)[order.argsort()]
-    return (nn.functional.normalize(embedded, dim=1) if normalize else embedded), lengths
+    return (nn.functional.normalize(means, dim=1) if normalize else means), lengths
 
 
-def _encode(tokenizer: BertTokenizer, texts: Sequence[str], max_tokens: int | None) -> list[list[int]]:
-    """Token ids, unpadded. Stated in full: the file of the tokenizer asks for 128 tokens, padded and cut."""
-    how = dict(padding=False, truncation=max_tokens is not None, max_length=max_tokens, verbose=False)
-    return tokenizer(list(texts), **how)["input_ids"]
-
-
-def _transformers():
+def _transformers() -> ModuleType:
     try:
         import transformers
     except ImportError as error:

@@ -1,13 +1,14 @@
 """A dual encoder that open_clip builds, loads and runs: ViT-S/14 and all-MiniLM-L6-v2 with projection heads.
 
-Towers are those of `towers` and `text_towers`, weights untouched; what is ours are the heads, an MLP on each side, in
-the forms that open_clip has (`timm_proj` and `hf_proj_type` ``mlp``). `assemble` puts a folder together in open_clip's
-own local format, with which ``open_clip.create_model_and_transforms("local-dir:FOLDER")`` and ``get_tokenizer`` do the
-rest: no code of this package is in between.
+The towers are those of `vit` and `bert`, weights untouched. The heads are trained here: an MLP on each side, in the
+forms that open_clip has (`timm_proj` and `hf_proj_type` ``mlp``). `assemble` writes a folder in open_clip's own local
+format. ``open_clip.create_model_and_transforms("local-dir:FOLDER")`` and ``get_tokenizer`` read it without any code of
+this package.
 
-open_clip builds an image tower of timm at timm's default size, here 518 pixels. The folder has the tower in timm's own
-local format as well, with 224 pixels among its arguments and a position embedding that `towers` resized (timm would
-resize it in another way). Paths in the configuration are absolute: a folder that was moved has to be assembled anew.
+open_clip builds an image tower of timm at timm's default size, here 518 pixels. So the folder has the tower in timm's
+own local format as well, with 224 pixels among its arguments and a position embedding that `vit` resized, because timm
+would resize it in another way. Paths in the configuration are absolute: a folder that was moved has to be assembled
+anew.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,6 @@ from pitome_core.experiments import assets, settings
 from pitome_core.experiments.data.pictures import MEAN, STD
 from pitome_core.experiments.models import bert, vit
 from pitome_core.experiments.records import weight_files
-
-if TYPE_CHECKING:
-    from open_clip import CustomTextCLIP
 
 SIDE = 224  # pixels
 WIDTH = 384  # of the space that images and texts share
@@ -79,11 +77,12 @@ class Heads(nn.Module):
 
     def stored(self) -> dict[str, Tensor]:
         """The parameters under open_clip's names, float32 on the CPU."""
-        found = {_theirs(name): value.detach().float().cpu().clone() for name, value in self.named_parameters()}
-        return {name: value.contiguous() for name, value in found.items()}
+        return {_theirs(name): value.detach().float().cpu().clone(memory_format=torch.contiguous_format)
+                for name, value in self.named_parameters()}
 
 
 def _theirs(name: str) -> str:
+    """open_clip's name of one of `Heads`' parameters."""
     side = next((side for side in _NAMES if name.startswith(side)), "")
     return _NAMES.get(side, "") + name.removeprefix(side)
 
@@ -99,33 +98,34 @@ def load(path: Path) -> Heads:
 
     with safe_open(path, "pt") as file:
         about = file.metadata() or {}
-        found = {name: file.get_tensor(name).float() for name in file.keys()}
-    last = found.get("text.proj.2.weight")
+        stored = {name: file.get_tensor(name).float() for name in file.keys()}
+    last = stored.get("text.proj.2.weight")
     if last is None or about.get("pool") not in POOLS:
-        raise ValueError(f"{path.name} holds no heads with a pool: it has {', '.join(found) or 'nothing'}")
+        raise ValueError(f"{path.name} holds no heads with a pool: it has {', '.join(stored) or 'nothing'}")
     heads = Heads(len(last), about["pool"])
-    heads.load_state_dict({name: found[_theirs(name)] for name in heads.state_dict()})
+    heads.load_state_dict({name: stored[_theirs(name)] for name in heads.state_dict()})
     return heads.eval().requires_grad_(False)
 
 
 def assemble(heads: Heads) -> Path:
-    """The folder of the dual encoder with these heads, made at the first call and verified ever after.
+    """The folder of the dual encoder with these heads, made at the first call and verified at every later one.
 
     It holds ``open_clip_config.json``, the weights (180 MB), the tokenizer's files and, in ``image``, the image tower
     for timm. Raises as `vit.vit_small` and `bert.sentence_encoder`.
     """
     stored = heads.stored()
-    made = hashlib.sha256(f"{FORMAT} {heads.pool}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {heads.pool}".encode())
     for name in (vit.ASSET, bert.ASSET):
-        made.update(assets.ASSETS[name].sha256.encode())
+        digest.update(assets.ASSETS[name].sha256.encode())
     for name, value in sorted(stored.items()):
-        made.update(name.encode() + value.numpy().tobytes())
-    source = made.hexdigest()
+        digest.update(name.encode() + value.numpy().tobytes())
+    source = digest.hexdigest()
     folder = settings.cache_dir() / "dual-encoder" / source[:12]
     return assets.cached(folder, source, lambda to: _fill(to, folder, heads, stored))
 
 
 def _fill(to: Path, folder: Path, heads: Heads, stored: Mapping[str, Tensor]) -> None:
+    """Write all files into ``to``, which will be moved to ``folder``."""
     from safetensors.torch import save_file
 
     tokenizer = assets.fetch(bert.ASSET)
@@ -155,10 +155,10 @@ def configuration(folder: Path, width: int, pool: str) -> dict[str, Any]:
 
 def dual_encoder(
     heads: Heads, device: torch.device | str | None = None
-) -> tuple[CustomTextCLIP, Callable, Callable[[Sequence[str]], Tensor]]:
-    """Model in eval mode, preprocessing and tokenizer, all made by open_clip.
+) -> tuple[nn.Module, Callable, Callable[[Sequence[str]], Tensor]]:
+    """Model (a ``CustomTextCLIP``) in eval mode, preprocessing and tokenizer, all made by open_clip.
 
-    One folder serves all heads of a width and pool: they are put in the place of those that it holds, so that the cache
+    One folder serves all heads of a width and pool: they replace those that it holds after loading, so that the cache
     does not fill with copies of the towers. ``open_clip`` makes the same model of ``assemble(heads)``. ``device``
     defaults to `settings.device`. Raises ``ImportError`` without open_clip, else as `assemble`.
     """
@@ -177,9 +177,10 @@ def dual_encoder(
 
 
 def image_features(trunk: nn.Module, images: Tensor) -> Tensor:
-    """What `POOLS` of the image tower are, before any head: images `(B, 3, 224, 224)` -> `(B, 2, 384)`.
+    """What the image head can read: images `(B, 3, 224, 224)` -> `(B, 2, 384)`, one row for each of `POOLS`.
 
-    ``trunk`` is the ViT, merged or not: merged patches count as often as they stand for patches, dropped ones not.
+    ``trunk`` is the ViT, merged or not. In the mean a merged patch counts as often as it stands for patches, and a
+    dropped one does not count.
     """
     tokens = trunk.forward_features(images)  # (B, 1 + N, C)
     patches = tokens[:, trunk.num_prefix_tokens :]

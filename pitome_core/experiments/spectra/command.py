@@ -36,6 +36,7 @@ from pitome_core.experiments import settings
 from pitome_core.experiments.data import photos, scenes, sentences
 from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import bert, vit
+from pitome_core.experiments.models.layer_keys import layer_keys
 from pitome_core.experiments.records import results
 from pitome_core.experiments.runs import grid
 from pitome_core.spectral import coarsen, inside_shares, lift, spectrum, token_graph
@@ -57,19 +58,6 @@ OUTCOMES = {
     "class_drop_all": "as class_drop, merging in all layers",
     "patch_drop_all": "as patch_drop, merging in all layers",
 }
-
-
-def token_metrics(model: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Averaged keys of the whole model, ``(B, N, C / H)`` for every layer, and its last tokens ``(B, 1 + N, C)``."""
-    keys: list[Tensor] = []
-    hooks = [b.attn.k_norm.register_forward_hook(lambda m, a, out: keys.append(out)) for b in model.blocks]
-    try:
-        with torch.no_grad():
-            last = model.forward_features(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [k[:, :, model.num_prefix_tokens :].mean(dim=1) for k in keys], last
 
 
 def scatter(metric: Tensor, plan: pc.MergePlan) -> Tensor:
@@ -101,14 +89,10 @@ class Layers:
         self.model, self.depth, self.batches = model, depth, list(batches)
         self.metrics, self.whole, self.spectra = [], [], []
         for inputs in self.batches:
-            metrics, last = self._read(inputs)
+            metrics, _, last = layer_keys(self.model, inputs)
             self.metrics.append(metrics)
             self.whole.append(last)
             self.spectra.append([spectrum(token_graph(metric.cpu()), "combinatorial") for metric in metrics])
-
-    def _read(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Metrics of all layers and last tokens."""
-        return token_metrics(self.model, images)
 
     def _last(self, images: Tensor) -> Tensor:
         return self.model.forward_features(images)
@@ -162,9 +146,6 @@ class TextLayers(Layers):
 
     def __init__(self, model: nn.Module, rows: Sequence[Tensor]):
         self._start(model, len(model.encoder.layer), rows)
-
-    def _read(self, ids: Tensor) -> tuple[list[Tensor], Tensor]:
-        return bert.token_metrics(self.model, ids)
 
     def _last(self, ids: Tensor) -> Tensor:
         return self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state

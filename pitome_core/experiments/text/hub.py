@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from pitome_core.experiments import settings
 from pitome_core.experiments.data import splits
+from pitome_core.experiments.models import bert
 from pitome_core.experiments.records import results
 from pitome_core.experiments.runs import sweep
-from pitome_core.experiments.text import classifiers
 from pitome_core.experiments.text import grid as text_grid
 from pitome_core.experiments.text import tasks as text_tasks
 from pitome_core.experiments.text.grid import TextCell
@@ -80,12 +80,11 @@ class HubTexts(text_tasks.Texts):
     def __init__(
         self, model: str, texts: Sequence[str], labels: Sequence[int], names: Sequence[str], where: str, max_tokens: int
     ):
-        self.classifier, tokenizer, self.flipped = load_classifier(model)
+        self.classifier, self.tokenizer, self.flipped = load_classifier(model)
         self.model = self.classifier
         self.depth = len(self.classifier.bert.encoder.layer)
         longest = self.classifier.config.max_position_embeddings
-        how = dict(padding=False, truncation=True, max_length=min(max_tokens, longest), verbose=False)
-        self.rows = tokenizer(list(texts), **how)["input_ids"]
+        self.rows = bert.encode(texts, min(max_tokens, longest), self.tokenizer)
         self.labels = np.array(labels)
         self.name = f"{_short(where)}-{_short(model)}"
         self.items = {"id": list(names), "label": list(labels), "tokens": [len(row) for row in self.rows]}
@@ -110,7 +109,7 @@ class HubTexts(text_tasks.Texts):
             return running(input_ids=ids, attention_mask=mask).logits
 
         size = 8 if self.device.type == "cpu" else 128
-        found = classifiers.over(rows, self.device, read, equal=equal, size=size)
+        found = bert.in_batches(rows, self.device, read, tokenizer=self.tokenizer, equal=equal, size=size)
         return found.flip(1) if self.flipped else found
 
     def run_once(self, rows: Sequence[Sequence[int]]) -> None:

@@ -12,7 +12,6 @@ from torch import nn
 import pitome_core as pc
 from pitome_core.experiments.data import sentences
 from pitome_core.experiments.models import bert
-from pitome_core.experiments.text import classifiers
 from pitome_core.experiments.text.grid import TextCell
 
 
@@ -23,33 +22,38 @@ def groups(encoder: nn.Module, row: Sequence[int], cell: TextCell) -> tuple[list
     cosine transform).
     """
     pieces = _pieces(row)
-    ids, mask = classifiers.padded([row], next(encoder.parameters()).device)
+    ids, mask = bert.pad([row], next(encoder.parameters()).device)
     with cell.applied(encoder) as running, pc.record(running) as trace, torch.no_grad():
         running(input_ids=ids, attention_mask=mask)
-    together: dict[int, list[str]] = {}
+    by_slot: dict[int, list[str]] = {}
     dropped = []
     for piece, slot in zip(pieces, trace.assignment[0].tolist(), strict=True):
-        dropped.append(piece) if slot < 0 else together.setdefault(slot, []).append(piece)
-    return list(together.values()), dropped
+        if slot < 0:
+            dropped.append(piece)
+        else:
+            by_slot.setdefault(slot, []).append(piece)
+    return list(by_slot.values()), dropped
 
 
-def in_words(found: tuple[list[list[str]], list[str]]) -> str:
-    """The groups of more than one token, as a line of Markdown; dropped tokens struck out."""
-    shared = [" + ".join(f"*{quoted(piece)}*" for piece in group) for group in found[0] if len(group) > 1]
-    dropped = " ".join(f"~~{quoted(piece)}~~" for piece in found[1])
-    return "; ".join(shared + ([f"dropped: {dropped}"] if dropped else [])) or "nothing"
+def in_words(groups_and_dropped: tuple[list[list[str]], list[str]]) -> str:
+    """What `groups` gave as a line of Markdown: the groups of more than one token, and dropped tokens struck out."""
+    together, dropped = groups_and_dropped
+    parts = [" + ".join(f"*{quoted(piece)}*" for piece in group) for group in together if len(group) > 1]
+    if dropped:
+        parts.append("dropped: " + " ".join(f"~~{quoted(piece)}~~" for piece in dropped))
+    return "; ".join(parts) or "nothing"
 
 
 def words(row: Sequence[int]) -> tuple[list[str], np.ndarray]:
     """The words of a text, and for each token between [CLS] and [SEP] the number of its word ``(N,)``."""
-    found: list[str] = []
+    whole_words: list[str] = []
     owner = []
     for piece in _pieces(row)[1:-1]:
-        if not piece.startswith("##") or not found:
-            found.append("")
-        found[-1] += piece.removeprefix("##")
-        owner.append(len(found) - 1)
-    return found, np.array(owner, dtype=int)
+        if not piece.startswith("##") or not whole_words:
+            whole_words.append("")
+        whole_words[-1] += piece.removeprefix("##")
+        owner.append(len(whole_words) - 1)
+    return whole_words, np.array(owner, dtype=int)
 
 
 def by_word(values: Sequence[float], owner: np.ndarray) -> np.ndarray:
@@ -57,9 +61,9 @@ def by_word(values: Sequence[float], owner: np.ndarray) -> np.ndarray:
     return np.bincount(owner, weights=np.asarray(values, dtype=float)) / np.bincount(owner)
 
 
-def rated(found: Sequence[str]) -> np.ndarray:
+def rated(words_of_text: Sequence[str]) -> np.ndarray:
     """Which words carry a sentiment by themselves: those that the lexicon has. ``(words,)`` bool."""
-    return np.array([word in sentences.lexicon() for word in found], dtype=bool)
+    return np.array([word in sentences.lexicon() for word in words_of_text], dtype=bool)
 
 
 def _pieces(row: Sequence[int]) -> list[str]:
@@ -67,5 +71,5 @@ def _pieces(row: Sequence[int]) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """A text as Markdown shows it letter by letter."""
+    """A text with its punctuation escaped, so that Markdown shows it letter by letter."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)

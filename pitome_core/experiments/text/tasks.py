@@ -38,7 +38,7 @@ class Texts:
 
     def __init__(self, name: str, texts: list[str], items: dict[str, list], tokens: int = bert.MAX_TOKENS):
         self.name, self.texts = name, texts
-        self.rows = classifiers.encode(texts, tokens)
+        self.rows = bert.encode(texts, tokens)
         self.labels = np.array(items["label"])
         self.items = items | {"tokens": [len(row) for row in self.rows]}
         self.model = bert.sentence_encoder()

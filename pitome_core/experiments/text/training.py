@@ -1,7 +1,7 @@
 """Fine-tuning the sentence classifiers: off the shelf without merging, retrained with merging on.
 
-One stage is one classifier, five to ten minutes on one core; a stage that is done is not done again. The recipe was
-chosen on dev (`book/protocol.md`), and so is the epoch that is kept.
+One stage (`stages`) is one classifier, five to ten minutes on one core. The recipe was chosen on dev
+(`book/protocol.md`), and so is the epoch that is kept.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 
 from pitome_core.experiments import settings
 from pitome_core.experiments.data import sentences
-from pitome_core.experiments.models import bert
+from pitome_core.experiments.models import bert, low_rank
 from pitome_core.experiments.records import results
 from pitome_core.experiments.runs import grid
+from pitome_core.experiments.runs.stages import Budget, Stage, run_stages
 from pitome_core.experiments.text import classifiers
 from pitome_core.experiments.text.grid import RETRAINED, TextCell
 
@@ -31,9 +33,14 @@ SOURCE = "movies"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is fine-tuned. ``rank`` 0 trains all weights of the layers: for comparison, never shipped."""
+    """How a classifier is fine-tuned. Rates rise from 0 for a share ``warm_up`` of the steps, then fall to 0 on a line.
 
-    rank: int = classifiers.RANK
+    ``rank`` 0 trains all weights of the layers: for comparison, never shipped.
+    """
+
+    # The shipped classifiers were trained with a schedule of our own and updates inside the weights. It rose from
+    # 1 / (number of warm-up steps) in place of 0, one step ahead of transformers' schedule; its fall was the same.
+    rank: int = low_rank.RANK
     rate: float = 1e-3  # of the low-rank matrices (all weights, with rank 0)
     head_rate: float = 1e-3
     epochs: int = 3
@@ -66,17 +73,21 @@ class Labelled:
     @classmethod
     def read(cls, split: str, count: int | None = None) -> Labelled:
         chosen = sentences.sentences(SOURCE, split)[:count]
-        return cls(classifiers.encode([s.text for s in chosen]), np.array([s.label for s in chosen]))
+        return cls(bert.encode([s.text for s in chosen]), np.array([s.label for s in chosen]))
 
 
 def batches(lengths: Sequence[int], size: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Every item once, in batches of about one length: pools of 16 batches of random items, sorted, dealt at random."""
+    """Every item once, as numbers, in batches of about one length.
+
+    Items are shuffled and cut into pools of 16 batches. A pool is sorted by length, cut into batches, and these come in
+    random order.
+    """
     order = torch.randperm(len(lengths), generator=generator).tolist()
     for start in range(0, len(order), 16 * size):
         pool = sorted(order[start : start + 16 * size], key=lambda i: lengths[i])
-        parts = [pool[i : i + size] for i in range(0, len(pool), size)]
-        for i in torch.randperm(len(parts), generator=generator).tolist():
-            yield parts[i]
+        cut = [pool[i : i + size] for i in range(0, len(pool), size)]
+        for i in torch.randperm(len(cut), generator=generator).tolist():
+            yield cut[i]
 
 
 def fine_tune(
@@ -86,25 +97,25 @@ def fine_tune(
 
     Merges as ``cell`` says in training and on dev alike; None: not at all. Every random choice follows from ``seed``.
     """
+    from transformers import get_linear_schedule_with_warmup
+
     device = settings.device()
     encoder = bert.sentence_encoder()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # dropout
         if recipe.rank:
-            small = classifiers.adapt(encoder, seed, recipe.rank)
+            encoder.requires_grad_(False)
+            trained = low_rank.adapt(encoder.encoder, classifiers.linears(encoder), seed, recipe.rank)
         else:
-            small = list(encoder.encoder.parameters())
+            trained = list(encoder.encoder.parameters())
         head = nn.Linear(encoder.config.hidden_size, 2)
         nn.init.normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(seed))
         nn.init.zeros_(head.bias)
         head.to(device)
-        groups = [{"params": small, "lr": recipe.rate}, {"params": head.parameters(), "lr": recipe.head_rate}]
+        groups = [{"params": trained, "lr": recipe.rate}, {"params": head.parameters(), "lr": recipe.head_rate}]
         optimizer = torch.optim.AdamW(groups, weight_decay=recipe.decay)
         steps = recipe.epochs * math.ceil(len(train.rows) / recipe.batch)
-        warm = max(1, round(recipe.warm_up * steps))
-        plan = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
-        )
+        schedule = get_linear_schedule_with_warmup(optimizer, round(recipe.warm_up * steps), steps)
         generator = torch.Generator().manual_seed(seed)
         labels = torch.from_numpy(train.labels).to(device)
         lengths = [len(row) for row in train.rows]
@@ -115,20 +126,21 @@ def fine_tune(
             for _ in range(recipe.epochs):
                 encoder.train()
                 for chosen in batches(lengths, recipe.batch, generator):
-                    ids, mask = classifiers.padded([train.rows[i] for i in chosen], device)
+                    ids, mask = bert.pad([train.rows[i] for i in chosen], device)
                     states = running(input_ids=ids, attention_mask=mask).last_hidden_state
                     loss = nn.functional.cross_entropy(head(classifiers.pooled(states, mask)), labels[chosen])
                     optimizer.zero_grad()
                     loss.backward()
-                    nn.utils.clip_grad_norm_([*small, *head.parameters()], recipe.clip)
+                    nn.utils.clip_grad_norm_([*trained, *head.parameters()], recipe.clip)
                     optimizer.step()
-                    plan.step()
+                    schedule.step()
                 encoder.eval()
-                found = classifiers.Classifier(encoder, head.weight.detach().cpu(), head.bias.detach().cpu())
-                scores.append(accuracy(found.read(classifiers.features(running, dev.rows)), dev.labels))
+                current = classifiers.Classifier(encoder, head.weight.detach().cpu(), head.bias.detach().cpu())
+                scores.append(accuracy(current.read(classifiers.features(running, dev.rows)), dev.labels))
                 if scores[-1] >= max(scores):
-                    kept = classifiers.updates(encoder) if recipe.rank else {}
-                    best = (kept, found.weight.clone(), found.bias.clone())
+                    updates = low_rank.updates(encoder.encoder) if recipe.rank else {}
+                    updates = {name: value.clone() for name, value in updates.items()}
+                    best = (updates, current.weight.clone(), current.bias.clone())
     return *best, scores
 
 
@@ -144,61 +156,62 @@ def frozen_head(train: Labelled, dev: Labelled) -> tuple[Tensor, Tensor, dict[fl
     """
     encoder = bert.sentence_encoder()
     states = nn.functional.normalize(classifiers.features(encoder, train.rows), dim=1).numpy()
-    seen = classifiers.features(encoder, dev.rows)
+    dev_states = classifiers.features(encoder, dev.rows)
     heads, scores = {}, {}
     for penalty in PENALTIES:
         fitted = LogisticRegression(C=penalty, max_iter=2000).fit(states, train.labels)
         weight = torch.from_numpy(fitted.coef_[0]).float()
         bias = torch.from_numpy(fitted.intercept_).float()
         heads[penalty] = torch.stack([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-        scores[penalty] = accuracy(classifiers.Classifier(encoder, *heads[penalty], unit=True).read(seen), dev.labels)
+        classifier = classifiers.Classifier(encoder, *heads[penalty], unit=True)
+        scores[penalty] = accuracy(classifier.read(dev_states), dev.labels)
     return *heads[max(scores, key=scores.__getitem__)], scores
 
 
-def stages(methods: Sequence[str] | None = None, keeps: Sequence[float] | None = None) -> list[tuple]:
-    """(seed, cell) of every classifier: the frozen head, those without merging, those with, by seed."""
-    found: list[tuple[int | None, TextCell | None]] = []
+def to_train(
+    methods: Sequence[str] | None = None, keeps: Sequence[float] | None = None
+) -> list[tuple[int | None, TextCell | None]]:
+    """(seed, cell) of every classifier: the frozen head, those without merging, those with merging, by seed."""
+    wanted: list[tuple[int | None, TextCell | None]] = []
     if methods is None or grid.WHOLE in methods:
-        found += [(None, None), *((seed, None) for seed in classifiers.SEEDS)]
+        wanted += [(None, None), *((seed, None) for seed in classifiers.SEEDS)]
     for seed in classifiers.SEEDS:
         for arm, ratios in RETRAINED.items():
             if methods is None or arm in methods:
-                found += [(seed, TextCell(arm, r, retrained=True)) for r in ratios if keeps is None or r in keeps]
-    return found
+                wanted += [(seed, TextCell(arm, r, retrained=True)) for r in ratios if keeps is None or r in keeps]
+    return wanted
 
 
 def run(
     methods: Sequence[str] | None = None, keeps: Sequence[float] | None = None, *, recipe: Recipe = CANDIDATES[CHOSEN],
     minutes: float = math.inf, again: bool = False, estimate_only: bool = False, log: Path | None = None,
 ) -> int:
-    """Train what is missing, a stage after the other; begin none after ``minutes``. Returns how many are still missing.
+    """Train the classifiers that are missing. Returns how many still are; ``minutes`` and the rest as `run_stages`.
 
-    What each stage scored on dev is noted in ``text-training.jsonl`` beside the records that are not committed.
+    What each scored on dev is noted in ``text-training.jsonl`` beside the records that are not committed.
     """
-    todo = [s for s in stages(methods, keeps) if again or not classifiers.weights_path(*s).is_file()]
-    print(f"text-weights: {len(todo)} of {len(stages(methods, keeps))} classifiers to train", flush=True)
-    if not todo or estimate_only:
-        return len(todo)
+    stages = []
+    for seed, cell in to_train(methods, keeps):
+        path = classifiers.weights_path(seed, cell)
+        stages.append(Stage(path.name, path.is_file, partial(_train, seed, cell, path, recipe, log)))
+    return run_stages("text-weights", stages, minutes=minutes, again=again, estimate_only=estimate_only)
+
+
+def _train(
+    seed: int | None, cell: TextCell | None, path: Path, recipe: Recipe, log: Path | None, budget: Budget
+) -> int:
+    """The stage of one classifier."""
     train, dev = Labelled.read("train"), Labelled.read("dev")
-    begun = time.monotonic()
-    for done, (seed, cell) in enumerate(todo):
-        if time.monotonic() - begun > 60 * minutes:
-            print(f"  {len(todo) - done} left after {minutes:g} minutes: run it again to go on")
-            return len(todo) - done
-        start, path = time.monotonic(), classifiers.weights_path(seed, cell)
-        if seed is None:
-            weight, bias, by_penalty = frozen_head(train, dev)
-            classifiers.save(path, weight, bias)
-            scores = list(by_penalty.values())
-        else:
-            stored, weight, bias, scores = fine_tune(train, dev, seed, cell, recipe)
-            classifiers.save(path, weight, bias, stored)
-        # What will be used: as stored, in half precision.
-        score = accuracy(classifiers.load(seed, cell).logits(dev.rows, cell), dev.labels)
-        note(path, scores, score, recipe, log)
-        spent = time.monotonic() - start
-        dev_scores = " ".join(f"{s:.4f}" for s in scores)
-        print(f"  {path.name}: dev {dev_scores}, stored {score:.4f}; {spent:.0f} s", flush=True)
+    if seed is None:
+        weight, bias, by_penalty = frozen_head(train, dev)
+        updates, scores = {}, list(by_penalty.values())
+    else:
+        updates, weight, bias, scores = fine_tune(train, dev, seed, cell, recipe)
+    classifiers.save(path, weight, bias, updates)
+    # Scored as it will be used: as stored, in half precision.
+    stored = accuracy(classifiers.load(seed, cell).logits(dev.rows, cell), dev.labels)
+    note(path, scores, stored, recipe, log)
+    print(f"  {path.name}: dev {' '.join(f'{s:.4f}' for s in scores)}, stored {stored:.4f}", flush=True)
     return 0
 
 

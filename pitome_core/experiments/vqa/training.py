@@ -1,15 +1,17 @@
 """Training the LLaVA of `llava`: first its projector, then projector and low-rank updates of the language model.
 
 The tower stays as it is. *Align*: the projector learns to give a patch on an object the word embedding of the object's
-name. *Tune*: it and the updates learn to answer, on scenes that are drawn for the occasion and never twice. The three
-questions of a scene stand behind one picture, each blind to the others (`block_mask`), which is as if each were asked
-alone. In every step a random share of the image tokens, up to `Recipe.dropped`, is left out, the rest keep their
-positions: so the model has seen fewer tokens than patches, in a way that favours no method of merging.
+name. *Tune*: projector and updates learn to answer questions. Scenes are drawn during training, and none comes twice.
+The three questions of a scene stand behind one picture. No question attends to another one (`block_mask`), so the loss
+is that of questions asked alone. In every step a random share of the image tokens, up to `Recipe.dropped`, is left out,
+and the others keep their positions. So the model learns to read fewer tokens than patches, and no method of merging is
+favoured.
 
-The same on CPU and CUDA, where the language model runs in bfloat16 and pictures are drawn by worker processes. All
-random choices follow from seed and step, so training goes on from its checkpoint, kept in the cache, as if it had never
-stopped. What came of it is in ``vqa-training.jsonl`` and, beside the weights, in ``vqa.json``: accuracy on the stream
-``validation``, and the types of question that beat their blind prior there, which make the headline from then on.
+Training is the same on CPU and CUDA, except that on CUDA the language model runs in bfloat16 and pictures are drawn by
+worker processes. All random choices follow from seed and step, so a training that goes on from its checkpoint, kept in
+the cache, ends with the same weights as one that was never stopped. Results are in ``vqa-training.jsonl`` and, beside
+the weights, in ``vqa.json``: accuracy on the stream ``validation``, and the types of question whose accuracy is above
+their blind prior there. These types make the headline.
 """
 
 from __future__ import annotations
@@ -23,40 +25,50 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from pitome_core.experiments import assets, settings
 from pitome_core.experiments.data import questions
 from pitome_core.experiments.data.pictures import PATCH
-from pitome_core.experiments.models import llava, llava_answers, vit
+from pitome_core.experiments.models import llava, llava_answers, low_rank, vit
 from pitome_core.experiments.records import results, weight_files
 from pitome_core.experiments.records.statistics import bootstrap_mean
+from pitome_core.experiments.runs.stages import Budget, Stage, run_stages
 
 LOG = "vqa-training"
 STREAM, VALIDATION = "train", "validation"
 VALIDATED = 3600  # questions of the validation stream that decide about the headline
 KNOWN = 20_000  # questions of the train stream that blind priors come from
 GRID = llava.SIDE // PATCH  # patches to a side
-INNER = 0.8  # of an object's square: patches with their middle in here are its own, those in the rest nobody's
+INNER = 0.8  # share of an object's square: patches with their middle inside are the object's; further out, no one's
 BACKGROUND = "background"  # the word for patches outside all squares
 IGNORED = -1
 NAMES = (BACKGROUND, *questions.CLASSES)
 REPORT = 50  # steps between lines of the log
 SAVE = 300  # seconds between checkpoints
-MICRO = 8  # scenes that pass a CPU at a time; their gradients add up to those of the batch
+MICRO = 8  # scenes that a CPU works on at a time; their gradients add up to those of the batch
+CHECKPOINT_VERSION = 2  # raise it when training changes: checkpoints of other versions are not continued
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the weights are made. Rates are the highest, after ``warm_up`` (a share of the steps) and before the cosine
-    fall; ``clip`` is of the gradient's norm; ``dropped`` the largest share of image tokens left out."""
+    """How the weights are made.
 
+    Rates are the highest ones. Each of the two kinds of step has a schedule of its own: the rate rises from 0 for a
+    share ``warm_up`` of the steps, then falls to 0 as a cosine does. ``clip`` is the largest norm of the gradient,
+    ``dropped`` the largest share of image tokens that are left out.
+    """
+
+    # The shipped weights were trained with a schedule of our own. Its rate rose from 1 / (number of warm-up steps) in
+    # place of 0, and its cosine began at the first step of a kind in place of the end of the warm-up.
     seed: int = 0
     batch: int = 32  # scenes, with three questions each
     align_steps: int = 150
@@ -68,7 +80,7 @@ class Recipe:
     decay: float = 0.01
     clip: float = 1.0
     dropped: float = 0.4
-    rank: int = llava.RANK
+    rank: int = low_rank.RANK
 
     @property
     def total(self) -> int:
@@ -77,8 +89,9 @@ class Recipe:
 
     @property
     def fingerprint(self) -> str:
-        """Of all that a checkpoint hangs on: recipe, questions, tower and language model."""
+        """A hash of all that a checkpoint depends on: recipe, questions, tower, language model, way of training."""
         parts = [asdict(self), questions.VERSION, *(assets.ASSETS[a].sha256 for a in (vit.ASSET, llava.ASSET))]
+        parts.append(CHECKPOINT_VERSION)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
@@ -86,7 +99,7 @@ class Recipe:
 
 
 class Scenes(Dataset):
-    """Scenes of a stream as tensors, drawn when they are asked for, in whichever process."""
+    """Scenes of a stream as tensors. A scene is drawn when it is asked for, in the process that asks."""
 
     def __init__(self, stream: str):
         self.stream = stream
@@ -111,19 +124,19 @@ def tokens_of(question: str, answer: str) -> tuple[tuple[int, ...], tuple[int, .
 @functools.cache
 def before() -> tuple[int, ...]:
     """Token ids before the picture."""
-    ((found, _),) = llava_answers.encode(llava.tokenizer(), [llava.prompt("?")], llava.IMAGE_TOKEN)
-    return found
+    ((ids, _),) = llava_answers.encode(llava.tokenizer(), [llava.prompt("?")], llava.IMAGE_TOKEN)
+    return ids
 
 
 def things(scene: questions.Scene) -> Tensor:
     """`(144,)` long: which of `NAMES` every patch shows; `IGNORED` where it may be either."""
     middle = (np.arange(GRID) + 0.5) / GRID
-    found = np.zeros((GRID, GRID), dtype=np.int64)
+    names = np.zeros((GRID, GRID), dtype=np.int64)
     for thing in scene.placed:
         away = np.maximum(abs(middle[:, None] - thing.y), abs(middle[None, :] - thing.x)) / (thing.side / 2)
-        found[away <= 1 + 1 / GRID / thing.side] = IGNORED
-        found[away <= INNER] = NAMES.index(thing.name)
-    return torch.from_numpy(found).flatten()
+        names[away <= 1 + 1 / GRID / thing.side] = IGNORED
+        names[away <= INNER] = NAMES.index(thing.name)
+    return torch.from_numpy(names).flatten()
 
 
 def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -132,26 +145,28 @@ def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     ``ids``, ``segments`` (1, 2, 3 for the questions, one more for padding) and ``offsets`` (position behind the
     picture) are `(B, T)`; ``asked (n,)`` are the places among all B T that predict ``targets (n,)``, the answers.
     """
-    rows = [example["texts"] for example in examples]
-    width = max(sum(len(question) + len(answer) - 1 for question, answer in row) for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    segments, offsets = torch.full_like(ids, max(map(len, rows)) + 1), torch.zeros_like(ids)
-    asked, targets = [], []
-    for i, row in enumerate(rows):
-        place = 0
-        for number, (question, answer) in enumerate(row, start=1):
-            words = [*question, *answer[:-1]]  # nothing follows the last token
-            here = slice(place, place + len(words))
-            ids[i, here], segments[i, here] = torch.tensor(words), number
-            offsets[i, here] = torch.arange(len(words))
-            first = i * width + place + len(question) - 1
-            asked += range(first, first + len(answer))
+    ids, segments, offsets, asked, targets = [], [], [], [], []
+    for example in examples:
+        words: list[int] = []
+        number_of: list[int] = []
+        offset: list[int] = []
+        for number, (question, answer) in enumerate(example["texts"], start=1):
+            asked += [(len(ids), len(words) + len(question) - 1 + i) for i in range(len(answer))]
             targets += answer
-            place += len(words)
+            part = [*question, *answer[:-1]]  # the last token predicts nothing
+            words += part
+            number_of += [number] * len(part)
+            offset += range(len(part))
+        ids.append(torch.tensor(words))
+        segments.append(torch.tensor(number_of))
+        offsets.append(torch.tensor(offset))
+    unused = max(len(example["texts"]) for example in examples) + 1
+    padded = pad_sequence(ids, batch_first=True)  # (B, T)
     return {
         "pixels": torch.stack([e["pixels"] for e in examples]), "things": torch.stack([e["things"] for e in examples]),
-        "ids": ids, "segments": segments, "offsets": offsets, "asked": torch.tensor(asked),
-        "targets": torch.tensor(targets),
+        "ids": padded, "segments": pad_sequence(segments, batch_first=True, padding_value=unused),
+        "offsets": pad_sequence(offsets, batch_first=True), "targets": torch.tensor(targets),
+        "asked": torch.tensor([scene * padded.shape[1] + place for scene, place in asked]),
     }
 
 
@@ -189,16 +204,20 @@ def kept_tokens(recipe: Recipe, step: int, scenes: int, patches: int) -> Tensor:
 
 
 def block_mask(segments: Tensor) -> Tensor:
-    """`(B, T)` long -> `(B, 1, T, T)` bool: each token sees those before it of segment 0 (what all share) and its own.
+    """`(B, T)` long -> `(B, 1, T, T)` bool: which earlier tokens each token attends to.
+
+    These are the tokens of segment 0, which all questions share, and those of the token's own segment.
     """
-    own = segments[:, :, None] == segments[:, None, :]
-    seen = (own | (segments == 0)[:, None, :]).tril()
-    return seen[:, None]
+    own = segments[:, :, None] == segments[:, None, :]  # (B, T, T)
+    return (own | (segments == 0)[:, None, :]).tril()[:, None]  # (B, 1, T, T)
 
 
 def answer_loss(model: nn.Module, features: Tensor, positions: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Cross-entropy of the answers' tokens, summed. ``features (B, k, 384)`` of the tokens that stay, ``positions
-    (B, k)`` theirs on the grid, of `llava.PATCHES`."""
+    """Cross-entropy of the answers' tokens, summed.
+
+    ``features (B, k, 384)`` are those of the image tokens that stay, ``positions (B, k)`` their places on the grid of
+    `llava.PATCHES`.
+    """
     inner, ahead = model.model, before()
     words = inner.language_model.embed_tokens
     count, width = positions.shape
@@ -225,8 +244,11 @@ def name_embeddings(model: nn.Module) -> Tensor:
 
 
 def align_loss(model: nn.Module, features: Tensor, batch: dict[str, Tensor], table: Tensor) -> Tensor:
-    """Squared distance of projected patches to their name's embedding, in variances of ``table``; patches on objects
-    and on background weigh the same in total. Mean over the two, times the number of scenes."""
+    """Squared distance of projected patches to their name's embedding, in variances of ``table``.
+
+    The mean over patches on objects and the mean over patches on background count one half each; their sum is
+    multiplied with the number of scenes.
+    """
     given = model.model.multi_modal_projector(features)  # (B, N, C)
     away = (given - table[batch["things"].clamp_min(0)]).square().mean(dim=-1) / table.var()
     sides = [batch["things"] > 0, batch["things"] == 0]
@@ -242,6 +264,7 @@ class State:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
     step: int
     losses: list[tuple[int, float]]
 
@@ -251,25 +274,26 @@ def begin(recipe: Recipe, device: torch.device) -> State:
     model = llava.assemble(recipe.seed, device)
     llava.adapt(model, recipe.seed, recipe.rank)
     model.model.multi_modal_projector.requires_grad_(True)
-    return State(model, _optimizer(model, recipe, 0), 0, [])
+    return State(model, *optimization(model, recipe, 0), 0, [])
 
 
-def _optimizer(model: nn.Module, recipe: Recipe, step: int) -> torch.optim.Optimizer:
-    """Of the projector alone while it is aligned, of all that is ours after that."""
+def optimization(
+    model: nn.Module, recipe: Recipe, step: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Optimiser and schedule for the kind of ``step``, at its beginning.
+
+    Steps that align train the projector alone; steps that tune train projector and updates.
+    """
+    from transformers import get_cosine_schedule_with_warmup
+
     projector = list(model.model.multi_modal_projector.parameters())
-    groups = [{"params": projector, "peak": recipe.align_rate}]
+    groups, steps = [{"params": projector, "lr": recipe.align_rate}], recipe.align_steps
     if step >= recipe.align_steps:
         updates = [p for p in model.model.language_model.parameters() if p.requires_grad]
-        groups = [{"params": projector, "peak": recipe.projector_rate}, {"params": updates, "peak": recipe.rate}]
-    return torch.optim.AdamW(groups, lr=0.0, weight_decay=recipe.decay, fused=projector[0].is_cuda)
-
-
-def height(recipe: Recipe, step: int) -> float:
-    """The share of its peak that a rate has at a step: each of the two kinds of step warms up and falls."""
-    done, steps = (step, recipe.align_steps) if step < recipe.align_steps else (
-        step - recipe.align_steps, recipe.steps)
-    warm = max(1, round(recipe.warm_up * steps))
-    return min((done + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * done / steps))
+        groups = [{"params": projector, "lr": recipe.projector_rate}, {"params": updates, "lr": recipe.rate}]
+        steps = recipe.steps
+    optimizer = torch.optim.AdamW(groups, weight_decay=recipe.decay, fused=projector[0].is_cuda)
+    return optimizer, get_cosine_schedule_with_warmup(optimizer, round(recipe.warm_up * steps), steps)
 
 
 def advance(state: State, parts: Sequence[dict[str, Tensor]], recipe: Recipe, table: Tensor) -> Tensor:
@@ -277,7 +301,7 @@ def advance(state: State, parts: Sequence[dict[str, Tensor]], recipe: Recipe, ta
     model, step = state.model, state.step
     aligning = step < recipe.align_steps
     if step == recipe.align_steps:
-        state.optimizer = _optimizer(model, recipe, step)
+        state.optimizer, state.schedule = optimization(model, recipe, step)
     device = parts[0]["pixels"].device
     scale = 1 / (recipe.batch if aligning else sum(len(part["targets"]) for part in parts))
     kept = kept_tokens(recipe, step, recipe.batch, llava.PATCHES).to(device, non_blocking=True)
@@ -292,27 +316,26 @@ def advance(state: State, parts: Sequence[dict[str, Tensor]], recipe: Recipe, ta
                 loss = answer_loss(model, chosen, here, part)
         (scale * loss).backward()
         total += scale * loss.detach()
-    for group in state.optimizer.param_groups:
-        group["lr"] = group["peak"] * height(recipe, step)
     nn.utils.clip_grad_norm_([p for g in state.optimizer.param_groups for p in g["params"]], recipe.clip)
     state.optimizer.step()
+    state.schedule.step()
     state.optimizer.zero_grad()
     state.step += 1
     return total
 
 
 def checkpoint_path(recipe: Recipe) -> Path:
-    """Where training goes on from."""
+    """The file from which a training goes on."""
     return settings.cache_dir() / "vqa-training" / f"{recipe.fingerprint}.pt"
 
 
 def save_checkpoint(state: State, recipe: Recipe) -> None:
-    """Write weights, optimiser, step and losses: all or nothing. Random choices follow from the step."""
+    """Write weights, optimiser, schedule, step and losses: all or nothing. Random choices follow from the step."""
     path = checkpoint_path(recipe)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.new")
     torch.save({"step": state.step, "ours": llava.ours(state.model), "optimizer": state.optimizer.state_dict(),
-                "losses": [list(pair) for pair in state.losses]}, new)
+                "schedule": state.schedule.state_dict(), "losses": [list(pair) for pair in state.losses]}, new)
     new.replace(path)
 
 
@@ -321,20 +344,21 @@ def resume(recipe: Recipe, device: torch.device) -> State:
     state, path = begin(recipe, device), checkpoint_path(recipe)
     if not path.is_file():
         return state
-    found = torch.load(path, map_location=device, weights_only=True)
+    checkpoint = torch.load(path, map_location=device, weights_only=True)
     with torch.no_grad():
         for name, value in llava.ours(state.model).items():
-            value.copy_(found["ours"][name])
-    # At the first step of a kind the optimiser is made anew in any case.
-    state.optimizer = _optimizer(state.model, recipe, max(found["step"] - 1, 0))
-    state.optimizer.load_state_dict(found["optimizer"])
-    state.step, state.losses = found["step"], [tuple(pair) for pair in found["losses"]]
+            value.copy_(checkpoint["ours"][name])
+    # Those of the step before: at the first step of a kind `advance` makes new ones.
+    state.optimizer, state.schedule = optimization(state.model, recipe, max(checkpoint["step"] - 1, 0))
+    state.optimizer.load_state_dict(checkpoint["optimizer"])
+    state.schedule.load_state_dict(checkpoint["schedule"])
+    state.step, state.losses = checkpoint["step"], [tuple(pair) for pair in checkpoint["losses"]]
     return state
 
 
-def train(recipe: Recipe, minutes: float = math.inf, log: Path | None = None) -> State:
-    """Go on until the last step or until ``minutes`` are over, and leave a checkpoint."""
-    device, begun = settings.device(), time.monotonic()
+def train(recipe: Recipe, budget: Budget, log: Path | None = None) -> State:
+    """Go on until the last step or until the budget is over, and leave a checkpoint."""
+    device = settings.device()
     state = resume(recipe, device)
     table = name_embeddings(state.model)
     saved = reported = time.monotonic()
@@ -342,7 +366,7 @@ def train(recipe: Recipe, minutes: float = math.inf, log: Path | None = None) ->
     for parts in batches(recipe, state.step, device):
         sums += advance(state, parts, recipe, table)
         now, ended = time.monotonic(), state.step in (recipe.align_steps, recipe.total)
-        late = now - begun > 60 * minutes
+        late = budget.over()
         if state.step % REPORT == 0 or ended or late:
             loss, count = round(float(sums) / (state.step - first), 4), state.step - first  # waits for the device
             now = time.monotonic()
@@ -372,7 +396,7 @@ def train(recipe: Recipe, minutes: float = math.inf, log: Path | None = None) ->
 def validate(model: nn.Module, count: int = VALIDATED, stream: str = VALIDATION) -> dict[str, dict[str, float]]:
     """Accuracy by type on the first ``count`` questions of a stream, with its 95 % interval over scenes and its prior.
 
-    ``{type: {"accuracy", "low", "high", "prior", "items"}}``; the model is one without `llava.LowRank` around its maps.
+    ``{type: {"accuracy", "low", "high", "prior", "items"}}``; the model is one as `llava.llava` gives it.
     """
     asked = list(questions.QuestionStream(stream, count))
     scenes = list(dict.fromkeys(question.scene for question in asked))
@@ -380,19 +404,19 @@ def validate(model: nn.Module, count: int = VALIDATED, stream: str = VALIDATION)
     pixels = llava.draw([(stream, scene) for scene in scenes], model.device)
     answers = llava.ask(model, pixels, [q.text for q in asked], [place[q.scene] for q in asked])
     prior = questions.blind_prior(questions.QuestionStream(STREAM, KNOWN), asked)
-    found = {}
+    by_type = {}
     for kind in questions.TYPES:
         members = [i for i, question in enumerate(asked) if question.type == kind]
         if members:
             right = [float(answers[i] == asked[i].answer) for i in members]
             mean, low, high = bootstrap_mean(right, [asked[i].scene for i in members])
             values = {"accuracy": mean, "low": low, "high": high, "prior": prior[kind]}
-            found[kind] = {name: round(value, 4) for name, value in values.items()} | {"items": len(members)}
-    return found
+            by_type[kind] = {name: round(value, 4) for name, value in values.items()} | {"items": len(members)}
+    return by_type
 
 
 def headline(validation: dict[str, dict[str, float]]) -> list[str]:
-    """The types that beat their prior: it lies below the interval of their accuracy."""
+    """The types whose accuracy is above their prior: the whole interval of the accuracy lies above it."""
     return [kind for kind, about in validation.items() if about["low"] > about["prior"]]
 
 
@@ -410,28 +434,29 @@ def sheet(weights: Path | None = None) -> dict[str, Any]:
     path = sheet_path(weights)
     if not (path.is_file() and weights.is_file()):
         raise results.RecordError(f"no {weights.name} with {path.name}: run `make vqa-weights`")
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if found["weights"] != weight_files.digest(weights):
+    about = json.loads(path.read_text(encoding="utf-8"))
+    if about["weights"] != weight_files.digest(weights):
         raise results.RecordError(f"{path.name} is about other weights than {weights.name}: run `make vqa-weights`")
-    return found
+    return about
 
 
 def finish(state: State, recipe: Recipe, weights: Path, count: int = VALIDATED, log: Path | None = None) -> None:
     """Store the weights, then load and validate them as they will be used, and write the sheet."""
     llava.save(llava.ours(state.model), weights)
     model = llava.llava(weights, settings.device())
-    found = validate(model, count)
+    validation = validate(model, count)
     about = {
         "weights": weight_files.digest(weights), "recipe": asdict(recipe), "questions": questions.VERSION,
-        "steps": state.step, "scenes": state.step * recipe.batch, "validation": found, "headline": headline(found),
+        "steps": state.step, "scenes": state.step * recipe.batch, "validation": validation,
+        "headline": headline(validation),
     }
-    made = results.provenance(recipe.seed)
-    kept = {name: made[name] for name in ("date", "code", "device", "packages", "command")}
+    provenance = results.provenance(recipe.seed)
+    kept = {name: provenance[name] for name in ("date", "code", "device", "packages", "command")}
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in
                        (about | {"losses": state.losses, "made": kept}).items())
     results.write_atomically(sheet_path(weights), f"{{\n{lines}\n}}\n")
     results.note(LOG, about, log)
-    for kind, row in found.items():
+    for kind, row in validation.items():
         print(f"  {kind:9s} {row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}], prior {row['prior']:.3f}",
               flush=True)
 
@@ -441,23 +466,28 @@ def run(
     *, minutes: float = math.inf, again: bool = False, early: bool = False, estimate_only: bool = False,
     weights: Path | None = None, count: int = VALIDATED, log: Path | None = None,
 ) -> int:
-    """Train until the weights are there or ``minutes`` are over. Returns how many steps are left.
+    """Train the weights if they are missing. Returns how many steps are left.
 
-    ``early`` makes weights of what is there when time is over. ``again`` trains anew, from nothing.
+    ``minutes`` and ``estimate_only`` as `run_stages`. ``early`` makes weights of the last checkpoint when the time is
+    over. ``again`` trains anew, from step 0.
     """
     weights = weights or results.writable(committed=True) / "vqa-weights" / "vqa.safetensors"
-    if again:
+    if again and not estimate_only:
         checkpoint_path(recipe).unlink(missing_ok=True)
-    elif weights.is_file() and sheet_path(weights).is_file():
-        print(f"vqa-weights: {weights.name} is there")
+    stage = Stage(weights.name, lambda: weights.is_file() and sheet_path(weights).is_file(),
+                  partial(_train, recipe, weights, count, log), recipe.total)
+    left = run_stages("vqa-weights", [stage], minutes=minutes, again=again, estimate_only=estimate_only)
+    if left and early and not estimate_only:
+        finish(resume(recipe, settings.device()), recipe, weights, count, log)
+        checkpoint_path(recipe).unlink(missing_ok=True)
         return 0
-    print(f"vqa-weights: {recipe.total} steps of {recipe.batch} scenes ({recipe.fingerprint})", flush=True)
-    if estimate_only:
-        return recipe.total
-    state = train(recipe, minutes, log)
-    left = recipe.total - state.step
-    if left and not early:
-        print(f"  {left} steps left after {minutes:g} minutes: run it again to go on", flush=True)
+    return left
+
+
+def _train(recipe: Recipe, weights: Path, count: int, log: Path | None, budget: Budget) -> int:
+    """The one stage, which has a checkpoint: returns how many steps are left."""
+    state = train(recipe, budget, log)
+    if left := recipe.total - state.step:
         return left
     finish(state, recipe, weights, count, log)
     checkpoint_path(recipe).unlink(missing_ok=True)

@@ -399,7 +399,7 @@ def test_graphs_need_cuda(on_cpu, tmp_path):
 
 
 def test_make_gpu_finds_the_marked_tests():
-    assert {"tests/test_gpu.py", "tests/test_cost.py"} <= set(gpu_check.marked_files())
+    assert {"tests/core/test_gpu.py", "tests/experiments/cost/test_cost.py"} <= set(gpu_check.marked_files())
 
 
 def test_make_gpu_runs_notebooks_side_by_side_where_it_can(monkeypatch):

@@ -173,21 +173,28 @@ def test_without_transformers_the_error_names_the_remedy(monkeypatch):
 
 
 def test_the_library_does_not_import_transformers():
-    script = "import sys, pitome_core.experiments.text_towers; print('transformers' in sys.modules)"
+    script = "import sys, pitome_core.experiments.models.bert; print('transformers' in sys.modules)"
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "False", done.stderr
 
 
-def test_what_merging_reads_is_what_the_patched_model_reads(encoder, tokenizer):
-    """Averaged keys of the whole model give the energies that a merge in that layer alone records."""
-    ids = torch.tensor([tokenizer(TEXTS[5])["input_ids"]])
-    metrics, last = bert.token_metrics(encoder, ids)
-    assert len(metrics) == 6 and last.shape == (1, ids.shape[1], 384)
-    for layer, margin in enumerate(pc.margin_schedule(6)):
-        keep = [1.0] * 6
-        keep[layer] = 0.8
-        with pc.patched(encoder, "pitome", keep) as model, pc.record(model) as trace, torch.no_grad():
-            model(input_ids=ids)
-        found = pc.energy_score(metrics[layer], margin)
-        assert torch.allclose(trace.layers[layer].energy[:, 1:-1], found, atol=1e-5)
+@pytest.mark.parametrize("equal", [False, True])
+def test_batches_hold_every_row_once_and_one_length_where_asked(tokenizer, equal):
+    rows = 3 * bert.encode(TEXTS, tokenizer=tokenizer)
+    lengths_read = []
+
+    def read(ids, mask):
+        lengths_read.append(mask.sum(1).tolist())
+        assert ids.shape == mask.shape and ids.shape[1] == max(lengths_read[-1])
+        return mask.sum(1, keepdim=True)
+
+    values = bert.in_batches(rows, torch.device("cpu"), read, equal=equal, size=2)
+    assert values[:, 0].tolist() == [len(row) for row in rows]
+    assert all(len(lengths) <= 2 for lengths in lengths_read)
+    assert all(len(set(lengths)) == 1 for lengths in lengths_read) == equal
+
+
+def test_padding_is_masked_and_stands_at_the_end(tokenizer):
+    ids, mask = bert.pad([[101, 2204, 102], [101, 102]], torch.device("cpu"), tokenizer)
+    assert ids.tolist() == [[101, 2204, 102], [101, 102, 0]] and mask.tolist() == [[1, 1, 1], [1, 1, 0]]

@@ -85,17 +85,32 @@ def test_updates_survive_storage(model, tmp_path):
     after = adapted(**texts).logits
     assert (after - before).abs().max() > 0.1
     torch.testing.assert_close(loaded(**texts).logits, after, rtol=1e-4, atol=1e-3)
-    assert not any(isinstance(part, llava.LowRank) for part in loaded.modules())
+    assert not any("lora" in name for name, _ in loaded.named_modules())
     for name, value in loaded.model.multi_modal_projector.named_parameters():
         assert torch.equal(value, dict(adapted.model.multi_modal_projector.named_parameters())[name])
     with pytest.raises(ValueError, match="has an update already"):
         llava.adapt(adapted, seed=3)
     stored = llava.load(path)
     del stored["layers.0.mlp.down_proj.up"]
-    with pytest.raises(ValueError, match=r"243 tensors.*room for 244.*layers.0.mlp.down_proj.up"):
+    with pytest.raises(ValueError, match=r"239 matrices.*room for 240.*layers.0.mlp.down_proj.up"):
+        llava.add(bare, stored)
+    del stored["projector.linear_1.bias"]
+    with pytest.raises(ValueError, match=r"projector is another one.*linear_1.bias"):
         llava.add(bare, stored)
     with pytest.raises(results.RecordError, match="make vqa-weights"):
         llava.llava(tmp_path / "none.safetensors")
+
+
+@torch.no_grad()
+def test_shipped_weights_are_the_bare_model_and_twice_the_products(model):
+    """The shipped file is older than `low_rank`: its updates mean W + 2 up @ down, whoever adds them."""
+    stored, loaded = llava.load(llava.weights_path()), llava.llava()
+    names = llava.adapted_names(model)
+    assert len(stored) == 4 + 2 * len(names) == 244
+    for name in names:
+        bare, own = (m.model.language_model.get_submodule(name).weight for m in (model, loaded))
+        expected = bare + 2 * stored[f"{name}.up"] @ stored[f"{name}.down"]
+        torch.testing.assert_close(own, expected, rtol=0, atol=1e-6)
 
 
 def test_a_prompt_has_one_picture():

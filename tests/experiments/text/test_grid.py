@@ -1,4 +1,4 @@
-"""Texts: cells, padding, the cosine transform, counts, low-rank classifiers."""
+"""Texts: cells, padding, the cosine transform, counts, tasks, words that merged."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.nn.utils import parametrize
 
 import pitome_core as pc
 from pitome_core.experiments import __main__ as command
-from pitome_core.experiments.data import sentences
 from pitome_core.experiments.models import bert
 from pitome_core.experiments.records import results
 from pitome_core.experiments.runs import grid
@@ -22,7 +20,6 @@ from pitome_core.experiments.text import grid as text_grid
 from pitome_core.experiments.text import reading as text_reading
 from pitome_core.experiments.text import tasks as text_tasks
 from pitome_core.experiments.text import timing as text_timing
-from pitome_core.experiments.text import training as text_training
 from pitome_core.experiments.text.grid import TextCell
 
 pytestmark = pytest.mark.usefixtures("on_the_processor")
@@ -44,7 +41,7 @@ def encoder():
 
 @pytest.fixture(scope="module")
 def rows():
-    return classifiers.encode(SENTENCES)
+    return bert.encode(SENTENCES)
 
 
 @pytest.fixture
@@ -108,33 +105,11 @@ def test_the_rest_of_a_batch_changes_nothing(encoder, rows, cell):
     assert (together - alone).abs().max() < 1e-5 and (turned - alone).abs().max() < 1e-5
 
 
-def test_batches_hold_every_row_once_and_one_length_where_asked(rows):
-    seen = []
-
-    def read(ids, mask):
-        seen.append(mask.sum(1).tolist())
-        return ids[:, :1].float() * 0 + mask.sum(1, keepdim=True)
-
-    found = classifiers.over(rows * 3, torch.device("cpu"), read, equal=True, size=2)
-    assert found[:, 0].tolist() == [len(row) for row in rows * 3]
-    assert all(len(set(lengths)) == 1 and len(lengths) <= 2 for lengths in seen)
-
-
-def test_dropped_tokens_do_not_count_in_the_mean(encoder, rows):
-    """Against survivors alone: restore=False keeps no zeros."""
-    row = [rows[4]]
-    with pc.patched(encoder, "random_prune", [0.6] * 3 + [1.0] * 3):
-        found = classifiers.features(encoder, row)
-    with pc.patched(encoder, "random_prune", [0.6] * 3 + [1.0] * 3, restore=False), torch.no_grad():
-        left = encoder(input_ids=torch.tensor(row)).last_hidden_state[0]
-    assert len(left) < len(row[0]) and (left.mean(0) - found[0]).abs().max() < 1e-5
-
-
 # --- the cosine transform
 
 
 def test_without_removal_the_cosine_model_is_the_model(encoder, rows):
-    ids, mask = classifiers.padded([rows[0]], torch.device("cpu"))
+    ids, mask = bert.pad([rows[0]], torch.device("cpu"))
     with torch.no_grad():
         found = text_grid.cosine_forward(encoder, [1.0] * 6, input_ids=ids, attention_mask=mask).last_hidden_state
         expected = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -143,10 +118,10 @@ def test_without_removal_the_cosine_model_is_the_model(encoder, rows):
 
 def test_the_cosine_model_keeps_shape_and_refuses_padding(encoder, rows):
     with TextCell("dct", 0.8).applied(encoder) as running, torch.no_grad():
-        ids, mask = classifiers.padded([rows[1]], torch.device("cpu"))
+        ids, mask = bert.pad([rows[1]], torch.device("cpu"))
         assert running(input_ids=ids, attention_mask=mask).last_hidden_state.shape == (1, len(rows[1]), 384)
         with pytest.raises(ValueError, match="one length"):
-            running(*classifiers.padded(rows, torch.device("cpu")))
+            running(*bert.pad(rows, torch.device("cpu")))
     assert "forward" not in vars(encoder)
 
 
@@ -175,77 +150,6 @@ def test_counts_by_hand(encoder):
     merged = text_grid.macs(TextCell("tome", 0.8), encoder, [32])[0]
     released = text_grid.macs(TextCell("dct", 0.8), encoder, [32])[0]
     assert merged < whole and released < whole and math.isclose(merged, released, rel_tol=0.03)
-
-
-# --- classifiers
-
-
-def test_low_rank_updates_start_at_nothing_and_add_up(encoder):
-    changed = bert.sentence_encoder("cpu")
-    small = classifiers.adapt(changed, seed=0)
-    assert len(small) == 2 * 36 and sum(p.numel() for p in small) == 6 * 8 * (4 * 768 + 2 * 1920)
-    ids = torch.tensor([[101, 2023, 2003, 102]])
-    with torch.no_grad():
-        assert torch.allclose(changed(ids).last_hidden_state, encoder(ids).last_hidden_state, atol=1e-6)
-        for parameter in small:
-            parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    folded = bert.sentence_encoder("cpu")
-    classifiers.add_updates(folded, classifiers.updates(changed))
-    with torch.no_grad():
-        difference = changed(ids).last_hidden_state - folded(ids).last_hidden_state
-        assert (folded(ids).last_hidden_state - encoder(ids).last_hidden_state).abs().max() > 1e-3
-    assert difference.abs().max() < 5e-3  # half precision
-    assert not any(parametrize.is_parametrized(part) for part in folded.modules())
-    with pytest.raises(ValueError, match="updates for 1 matrices, the encoder has room for 72"):
-        classifiers.add_updates(folded, {"a": torch.zeros(1)})
-
-
-def test_fine_tuning_learns_and_its_file_is_what_was_learned(tmp_path):
-    """Sixteen sentences, with merging on: a loss that falls, and a classifier that can be read back."""
-    chosen = sentences.sentences("movies", "train")[:200]
-    chosen = [s for s in chosen if s.label][:8] + [s for s in chosen if s.label == 0][:8]
-    few = text_training.Labelled(classifiers.encode([s.text for s in chosen]), np.array([s.label for s in chosen]))
-    cell = TextCell("pitome", 0.8, retrained=True)
-    recipe = text_training.Recipe(epochs=4, batch=8, rate=3e-3, head_rate=1e-2)
-    stored, weight, bias, scores = text_training.fine_tune(few, few, 0, cell, recipe)
-    assert len(scores) == 4 and max(scores) > 0.9
-    path = tmp_path / "one.safetensors"
-    classifiers.save(path, weight, bias, stored)
-    again = classifiers.load(0, path=path)
-    assert abs(text_training.accuracy(again.logits(few.rows, cell), few.labels) - max(scores)) < 0.07
-    assert path.stat().st_size < 4 * 2**20 / 4  # four files are shipped
-
-
-def test_training_batches_hold_every_item_once():
-    lengths = [3 + i % 17 for i in range(100)]
-    generator = torch.Generator().manual_seed(0)
-    parts = list(text_training.batches(lengths, 8, generator))
-    assert sorted(i for part in parts for i in part) == list(range(100)) and max(map(len, parts)) == 8
-    again = list(text_training.batches(lengths, 8, torch.Generator().manual_seed(0)))
-    assert again == parts and list(text_training.batches(lengths, 8, generator)) != parts
-
-
-def test_stages_are_resumed(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(classifiers, "weights_path", lambda seed, cell=None: tmp_path / f"{seed}-{cell}.safetensors")
-    few = text_training.Labelled([[101, 2204, 102], [101, 2919, 102]], np.array([1, 0]))
-    monkeypatch.setattr(classifiers, "SEEDS", (0, 1))
-    monkeypatch.setattr(text_training.Labelled, "read", classmethod(lambda cls, split, count=None: few))
-    made = []
-    tune = text_training.fine_tune
-    monkeypatch.setattr(text_training, "fine_tune", lambda *a: made.append(a[2:4]) or tune(*a))
-    how = dict(recipe=text_training.Recipe(epochs=1), log=tmp_path / "log.jsonl")
-    assert text_training.run(["tome"], [0.8], minutes=0, **how) == 2 and not made
-    assert text_training.run(["tome"], [0.8], **how) == 0 and [seed for seed, _ in made] == [0, 1]
-    assert text_training.run(["tome"], [0.8], **how) == 0 and len(made) == 2
-    log = how["log"]
-    assert len(log.read_text().splitlines()) == 2 and "0 of 2 classifiers" in capsys.readouterr().out
-    assert len(text_training.stages()) == 3 + 2 * 3
-
-
-def test_without_weights_the_error_names_the_remedy(monkeypatch, tmp_path):
-    monkeypatch.setattr(classifiers, "weights_path", lambda seed, cell=None: tmp_path / "none.safetensors")
-    with pytest.raises(results.RecordError, match="no weights none.safetensors in .*make text-weights"):
-        classifiers.load(0)
 
 
 # --- tasks
@@ -317,7 +221,7 @@ def test_words_that_merged(encoder, rows):
 
 
 def test_words_their_pieces_and_those_with_a_rating():
-    row = classifiers.encode(["A gorgeous, unwatchable movie"])[0]
+    row = bert.encode(["A gorgeous, unwatchable movie"])[0]
     found, owner = text_reading.words(row)
     assert found == ["a", "gorgeous", ",", "unwatchable", "movie"] and len(owner) == len(row) - 2 > len(found)
     assert text_reading.rated(found).tolist() == [False, True, False, False, False]

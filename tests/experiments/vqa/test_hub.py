@@ -217,7 +217,7 @@ def test_keep_1_answers_as_the_whole_model(tiny, pictures, tmp_path):
     pixels = torch.stack([loaded.prepare(Image.open(item.image).convert("RGB")) for item in items])
     prompts = [vqa_benchmarks.benchmark("gqa").prompt(item.question) for item in items]
     with pc.patched(loaded.model, keep=1.0, restore=False):
-        found = vqa_hub.vqa_answers.answer(loaded.model, loaded.tokenizer, pixels, prompts, max_new_tokens=3)
+        found = vqa_hub.llava_answers.answer(loaded.model, loaded.tokenizer, pixels, prompts, max_new_tokens=3)
     assert found == generated(tiny, items)
 
 
