@@ -41,7 +41,7 @@ from pitome_core.experiments import plots
 from pitome_core.experiments.data import photos
 from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import vit
-from pitome_core.experiments.spectra import command as spectra
+from pitome_core.experiments.models.layer_keys import layer_keys
 from pitome_core.spectral import (
     coarsen,
     inside_shares,
@@ -396,8 +396,8 @@ plt.show()
 # %%
 model = vit.vit_small(img_size=224)
 photo = preprocess(list(photos.photographs(["rocket"]).values()))
-metrics, _ = spectra.token_metrics(model, photo.to(next(model.parameters()).device))
-keys, margin = metrics[7].cpu(), pc.margin_schedule(len(model.blocks))[7]
+layers = layer_keys(model, photo.to(next(model.parameters()).device))
+keys, margin = layers.keys[7].cpu(), pc.margin_schedule(len(model.blocks))[7]
 plans = {
     "pitome": pc.plan(keys, 25, "pitome", margin=margin),
     "tome": pc.plan(keys, 25, "tome"),
