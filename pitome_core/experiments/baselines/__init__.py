@@ -1,6 +1,6 @@
-"""Rivals and controls, one file each. Importing this package registers them with `pc.methods()`.
+"""Rivals and controls, one file each. Importing this package registers them, so that `pc.methods()` lists them.
 
-The control `lower_resolution` is no plan but a smaller model: import it from its own file.
+The control `lower_resolution` is not registered, because it is no plan but a smaller model. Import it from its file.
 """
 
 from . import (  # noqa: F401

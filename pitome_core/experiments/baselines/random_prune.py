@@ -1,4 +1,4 @@
-"""Control: drop tokens at random. Whatever a method gains over this, it gains by choosing."""
+"""Control: drop tokens at random. It shows how much a method gains by its choice of tokens."""
 
 from __future__ import annotations
 
@@ -14,9 +14,17 @@ from .common import from_roots, places
 def plan_random_prune(
     metric: Tensor, remove: int | Tensor, *, mask: Tensor | None = None, layer: int = 0, seed: int = 0
 ) -> MergePlan:
-    """Drop the first k tokens of an order fixed by (seed, layer), the same in every item of equal length.
+    """Drop the first k tokens of a random order.
 
-    `metric (B, N, C)`; `remove` = k, or `(B,)` with `mask`; real tokens come first.
+    The order is a hash of `seed`, `layer` and the token's index, so that it is the same in every item of equal length
+    and in every run.
+
+    Args:
+        metric: `(B, N, C)`, of which only the shape counts.
+        remove: k, the number of tokens that are dropped; with a mask `(B,)`, one k for each item.
+        mask: `(B, N)`, True for real tokens, which come first.
+        layer: index of the layer.
+        seed: another seed gives another order.
     """
     order = random_order(metric, mask, seed, layer)
     k = remove if isinstance(remove, int) else remove[:, None]

@@ -1,4 +1,4 @@
-"""Control: keep the tokens that the class token attends to most."""
+"""Control: keep the tokens to which the class token attends most."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from .common import from_roots, least_attended, places
 def plan_topk_attention(
     metric: Tensor, remove: int | Tensor, *, class_attention: Tensor | None = None, mask: Tensor | None = None
 ) -> MergePlan:
-    """Drop the k tokens with the least class attention (of equals, the first in raster order).
+    """Drop the k tokens with the least class attention; of equal ones those that come first in raster order.
 
-    `metric (B, N, C)`, of which only the shape counts; `class_attention (B, N)`: where a model has no class token,
-    the mean attention received. `remove` = k, or `(B,)` with `mask`; real tokens come first.
+    Args:
+        metric: `(B, N, C)`, of which only the shape counts.
+        remove: k, the number of tokens that are dropped; with a mask `(B,)`, one k for each item.
+        class_attention: `(B, N)`, the attention of the class token to each token; in a model without a class token, the
+            mean attention that each token receives.
+        mask: `(B, N)`, True for real tokens, which come first.
     """
     order = least_attended(class_attention, mask)
     k = remove if isinstance(remove, int) else remove[:, None]
@@ -27,7 +31,7 @@ def plan_topk_attention(
 
 
 def cost(num_tokens: int, removed: int, channels: int) -> tuple[int, int]:
-    """Two sorts."""
+    """MACs and other operations of a plan: two sorts."""
     return 0, int(2 * num_tokens * math.log2(max(num_tokens, 2)))
 
 

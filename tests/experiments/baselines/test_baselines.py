@@ -16,7 +16,7 @@ from oracle import gaussian_tokens
 import pitome_core as pc
 import pitome_core.experiments.baselines
 from pitome_core.experiments.baselines.dct import cosine_transform
-from pitome_core.experiments.baselines.lower_resolution import lower_resolution, resolution_for
+from pitome_core.experiments.baselines.lower_resolution import lower_resolution
 from pitome_core.mergers import make_plan
 
 HALF = ("tofu", "mctf")
@@ -773,22 +773,6 @@ def test_lower_resolution_is_the_model_on_smaller_images(build_vit, images, mode
         assert small(x).shape == (2, 7)
 
 
-def test_resolutions_bracket_a_budget(build_vit):
-    """The two sizes are neighbours whose exact counts enclose the budget; one size where it is met exactly."""
-    vit = build_vit()
-    counts = {16 * n: pc.flops(lower_resolution(vit, 16 * n)).total for n in range(1, 5)}
-    assert counts[64] == pc.flops(vit).total
-    for size, total in counts.items():
-        assert resolution_for(vit, total) == (size, size)
-    assert resolution_for(vit, counts[32] + 1) == (32, 48) and resolution_for(vit, counts[48] - 1) == (32, 48)
-    low, high = resolution_for(vit, 0.7)
-    assert counts[low] <= 0.7 * counts[64] <= counts[high] and resolution_for(vit, 1.0) == (64, 64)
-    for budget in (counts[64] + 1, counts[16] - 1):
-        with pytest.raises(ValueError, match="(?s)budget.*64 pixels"):
-            resolution_for(vit, budget)
-    assert not vit.dynamic_img_size
-
-
 def test_lower_resolution_refuses_what_it_cannot_do(build_vit):
     """A size between patches names its neighbours; a merging model and a model without a square grid are refused."""
     vit = build_vit()
@@ -797,4 +781,4 @@ def test_lower_resolution_refuses_what_it_cannot_do(build_vit):
     with pc.patched(vit, "tome"), pytest.raises(ValueError, match="pc.remove"):
         lower_resolution(vit, 48)
     with pytest.raises(ValueError, match="(?s)square.*4 x 2"):
-        resolution_for(build_vit(img_size=(64, 32)), 0.5)
+        lower_resolution(build_vit(img_size=(64, 32)), 48)
