@@ -130,7 +130,7 @@ def documents(
         raise ValueError(f"no split {split!r}; there are {', '.join(splits.SPLITS)}: a document never mixes them")
     pool = {words(s.text): s for s in reversed(sentences(source, split))}.values()
     lengths = dict(zip([s.id for s in pool], count([s.text for s in pool]), strict=True))
-    made: list[Document] = []
+    closed: list[Document] = []
     for label, name in enumerate(LABELS):
         parts: list[Sentence] = []
         number, total = 0, special
@@ -140,11 +140,11 @@ def documents(
                 continue
             if total + length > tokens:
                 ids, text = tuple(s.id for s in parts), " ".join(s.text for s in parts)
-                made.append(Document(f"{source}/{split}/{name}/{number}", text, label, ids, total))
+                closed.append(Document(f"{source}/{split}/{name}/{number}", text, label, ids, total))
                 parts, number, total = [], number + 1, special
             parts.append(sentence)
             total += length
-    return tuple(made)
+    return tuple(closed)
 
 
 @cache

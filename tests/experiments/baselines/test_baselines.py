@@ -201,11 +201,11 @@ def test_pruned_tokens_are_gone(method):
     """What prunes says so: dropped tokens are in no slot, the others keep their values and raster order."""
     metric, given = gaussian_tokens(2, 21, 6, 3), {**context(2, 21, 3), "layer": 0, "num_layers": 4}
     plan, x = run(method, metric, 9, given), gaussian_tokens(2, 21, 4, 4)
-    gone = {"tofu": 9, "diffrate": 4, "topk_attention": 9}[method]
+    dropped = {"tofu": 9, "diffrate": 4, "topk_attention": 9}[method]
     assert not pc.methods()[method].partition and plan.drops
-    assert (plan.assignment < 0).sum(dim=1).tolist() == [gone, gone]
+    assert (plan.assignment < 0).sum(dim=1).tolist() == [dropped, dropped]
     merged, size = plan.merge(x)
-    assert size.sum(dim=1).tolist() == [21 - gone, 21 - gone]
+    assert size.sum(dim=1).tolist() == [21 - dropped, 21 - dropped]
     lone = size == 1
     assert torch.equal(merged[lone], x.gather(1, plan.anchor[..., None].expand(-1, -1, 4))[lone])
     assert plan.unmerge(merged)[plan.assignment < 0].eq(0).all()
@@ -455,7 +455,7 @@ def test_dct_refuses_padding():
 
 
 def test_dct_made_in_inference_mode_serves_training():
-    """The matrices are cached; made first in inference mode, they are still good for a backward pass."""
+    """The matrices are cached; computed first in inference mode, they still serve a backward pass."""
     metric = torch.randn(1, 29, 2)
     with torch.inference_mode():
         pc.plan(metric, 10, "dct")
@@ -491,7 +491,7 @@ def test_crossget_sources_stay_in_their_cluster():
 
 
 def test_the_destination_law_notices_one_for_all():
-    """The variant that sends every source to one token, and one with chains, are told from the right one."""
+    """The variant that sends every source to one token, and one with chains, are distinguished from the right one."""
     metric = clustered()
     roots = oracle.plan_roots(pc.plan(metric, 12, "crossget"))[0]
     stay, cos = oracle.anchors(roots), oracle.cosine(metric[0])
@@ -598,7 +598,7 @@ def test_evit_mean_is_weighted_by_attention(sized):
 
 
 def test_evit_is_not_the_plain_mean():
-    """The variant without the weights is told from the right one."""
+    """The variant without the weights is distinguished from the right one."""
     metric, given, x = gaussian_tokens(1, 15, 4, 0), context(1, 15, 0), gaussian_tokens(1, 15, 3, 1)
     plan = run("evit", metric, 6, {**given, "size": None})
     plain, _ = replace(plan, weight=None).merge(x)
@@ -640,7 +640,7 @@ def test_grid_pool_removes_what_the_windows_give():
 
 
 def test_grid_pool_tells_rows_apart():
-    """A pool that took 4 neighbours in raster order for a window is told from the right one."""
+    """A pool that took 4 neighbours in raster order for a window is distinguished from the right one."""
     roots = oracle.plan_roots(run("grid_pool", torch.randn(1, 16, 3), 12, {"positions": grid(1, 16, 4)}))[0]
     assert roots[:8] == [0, 0, 2, 2, 0, 0, 2, 2] and roots != [i // 4 * 4 for i in range(16)]
 

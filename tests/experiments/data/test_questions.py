@@ -73,9 +73,9 @@ def oracle(text: str, placed) -> str:
     """The answer, from words and layout alone; an `AssertionError` where it would be ambiguous."""
 
     def the(name):
-        found = [thing for thing in placed if thing.name == name]
-        assert len(found) == 1, f"{len(found)} of {name}"
-        return found[0]
+        drawings = [thing for thing in placed if thing.name == name]
+        assert len(drawings) == 1, f"{len(drawings)} of {name}"
+        return drawings[0]
 
     def biggest():
         by_side = sorted(placed, key=lambda thing: -thing.side)
@@ -88,21 +88,21 @@ def oracle(text: str, placed) -> str:
         return distance > 0
 
     names = [thing.name for thing in placed]
-    if found := re.fullmatch(r"Is there (an?) (.+) drawing\?", text):
-        assert (found[1] == "an") == (found[2][0] in "aeiou")
-        return "yes" if found[2] in names else "no"
-    if found := re.fullmatch(r"How many (.+) drawings are there\?", text):
-        return str(sum(name == found[1] for name in names))
+    if parts := re.fullmatch(r"Is there (an?) (.+) drawing\?", text):
+        assert (parts[1] == "an") == (parts[2][0] in "aeiou")
+        return "yes" if parts[2] in names else "no"
+    if parts := re.fullmatch(r"How many (.+) drawings are there\?", text):
+        return str(sum(name == parts[1] for name in names))
     if text == "How many objects are there?":
         return str(len(placed))
-    if found := re.fullmatch(r"Where is the (.+)\?", text):
-        thing = the(found[1])
+    if parts := re.fullmatch(r"Where is the (.+)\?", text):
+        thing = the(parts[1])
         assert min(abs(thing.x - 0.5), abs(thing.y - 0.5)) > 0.0799
         return f"{'top' if thing.y < 0.5 else 'bottom'} {'left' if thing.x < 0.5 else 'right'}"
-    if found := re.fullmatch(r"Is the (.+) left or right of the (.+)\?", text):
-        return "right" if order(the(found[1]), the(found[2]), "x") else "left"
-    if found := re.fullmatch(r"Is the (.+) above or below the (.+)\?", text):
-        return "below" if order(the(found[1]), the(found[2]), "y") else "above"
+    if parts := re.fullmatch(r"Is the (.+) left or right of the (.+)\?", text):
+        return "right" if order(the(parts[1]), the(parts[2]), "x") else "left"
+    if parts := re.fullmatch(r"Is the (.+) above or below the (.+)\?", text):
+        return "below" if order(the(parts[1]), the(parts[2]), "y") else "above"
     if text == "What is the biggest object?":
         return biggest().name
     if text == "What is the object?":
@@ -351,11 +351,11 @@ def test_a_text_without_its_classes():
 
 
 def test_a_blind_prior_is_low():
-    found = questions.blind_prior(QuestionStream("train", 3600), QuestionStream("test", 720))
-    assert set(found) == set(questions.TYPES)
+    prior = questions.blind_prior(QuestionStream("train", 3600), QuestionStream("test", 720))
+    assert set(prior) == set(questions.TYPES)
     limits = {"exist": 0.65, "relation": 0.65, "count": 0.5, "total": 0.4, "position": 0.4, "colour": 0.4}
-    assert all(share <= limits.get(kind, 0.1) for kind, share in found.items()), found
-    assert found["relation"] > 0.35  # one of two words, though most texts are new
+    assert all(share <= limits.get(kind, 0.1) for kind, share in prior.items()), prior
+    assert prior["relation"] > 0.35  # one of two words, though most texts are new
 
 
 def test_errors():

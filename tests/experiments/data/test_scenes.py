@@ -69,7 +69,7 @@ def test_no_identity_is_on_two_sides_or_in_two_groups():
     for e in scenes.objects():
         sides.setdefault(e.identity, set()).add(e.split)
         groups.setdefault(e.identity, set()).add(e.group)
-    assert all(len(found) == 1 for found in (*sides.values(), *groups.values()))
+    assert all(len(values) == 1 for values in (*sides.values(), *groups.values()))
     assert "family" in sides and "" not in sides
 
 
@@ -159,10 +159,10 @@ def test_shapes_and_preprocessing(batch, offline):
 def test_the_mask_is_the_alpha_of_the_drawing(batch):
     for thing, pixels in zip(batch.objects, batch.pixels.numpy(), strict=True):
         rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
-        found = np.rint(pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] * 255)
-        side = max(found.shape)
+        visible = np.rint(pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] * 255)
+        side = max(visible.shape)
         drawn = [scenes.trim(scenes.render(thing, s))[..., 3] for s in (side, side + 1)]
-        assert any(np.array_equal(found, alpha) for alpha in drawn), thing.name
+        assert any(np.array_equal(visible, alpha) for alpha in drawn), thing.name
 
 
 def test_outside_the_mask_is_the_photograph_and_inside_the_drawing(batch):

@@ -55,11 +55,11 @@ def test_a_case_done_by_hand():
     assert recall.ranks(similarity, right).tolist() == [2, 1, 2]
     # text 0: rank 1; 1: .2 behind .6 and .5; 2: .8 behind .9; 3: .3 behind .7; 4: best is .5, alone on top
     assert recall.ranks(similarity.T, right.T).tolist() == [1, 3, 2, 2, 1]
-    found = recall.summary([2, 1, 2], [1, 3, 2, 2, 1])
-    assert found["image_r1"] == pytest.approx(100 / 3) and found["text_r1"] == pytest.approx(40)
-    assert found["image_r5"] == found["text_r5"] == found["text_r10"] == 100
-    assert found["rsum"] == pytest.approx(100 / 3 + 40 + 400)
-    assert (found["image_median"], found["text_median"]) == (2, 2)
+    values = recall.summary([2, 1, 2], [1, 3, 2, 2, 1])
+    assert values["image_r1"] == pytest.approx(100 / 3) and values["text_r1"] == pytest.approx(40)
+    assert values["image_r5"] == values["text_r5"] == values["text_r10"] == 100
+    assert values["rsum"] == pytest.approx(100 / 3 + 40 + 400)
+    assert (values["image_median"], values["text_median"]) == (2, 2)
 
 
 def test_a_model_that_cannot_tell_finds_nothing():
@@ -93,10 +93,10 @@ def record(tmp_path):
     draw = np.random.default_rng(0)
     queries = ["image"] * 4 + ["text"] * 9
     items = {"id": list(map(str, range(13))), "query": queries, "identity": [*"abcc", *"aabbcccca"]}
-    made = results.Record.open(tmp_path / "r.json", {"clusters": ["identity"]}, items)
+    record = results.Record.open(tmp_path / "r.json", {"clusters": ["identity"]}, items)
     for key in ("whole", "tome@0.9", "random-prune@0.9/seed0", "random-prune@0.9/seed1"):
-        made.add(key, {"arm": key}, {"rank": draw.integers(1, 15, 13)})
-    return made
+        record.add(key, {"arm": key}, {"rank": draw.integers(1, 15, 13)})
+    return record
 
 
 def test_intervals_are_on_rsum_itself(record):
@@ -107,10 +107,10 @@ def test_intervals_are_on_rsum_itself(record):
     assert mean == pytest.approx(by_cell["whole"]) and low < mean < high
     assert recall.rsum(record, "random-prune@0.9")[0] == pytest.approx(
         (by_cell["random-prune@0.9/seed0"] + by_cell["random-prune@0.9/seed1"]) / 2)
-    found = recall.difference(record, "tome@0.9", "whole")
-    assert found.mean == pytest.approx(by_cell["tome@0.9"] - by_cell["whole"]) and found.clusters == (3,)
+    difference = recall.difference(record, "tome@0.9", "whole")
+    assert difference.mean == pytest.approx(by_cell["tome@0.9"] - by_cell["whole"]) and difference.clusters == (3,)
     parts = [recall.contributions(record.outcome(k, "rank"), record.items["query"]) for k in ("tome@0.9", "whole")]
-    assert found == paired_difference(*parts, record.items["identity"])
+    assert difference == paired_difference(*parts, record.items["identity"])
     assert recall.table(record, "whole") == recall.summary(
         record.outcome("whole", "rank")[:4], record.outcome("whole", "rank")[4:])
     three = np.stack([record.outcome(key, "rank") for key in list(record.cells)[:3]], axis=1)  # (queries, models)

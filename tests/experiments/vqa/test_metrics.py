@@ -14,14 +14,14 @@ from pitome_core.experiments.vqa import metrics as vqa_metrics
 
 def leave_one_out(prediction: str, answers: list[str]) -> float:
     """The definition, word by word: each subset of nine, its matches over three, at most one; the mean."""
-    found = []
+    values = []
     for subset in itertools.combinations(range(len(answers)), len(answers) - 1):
         matches = 0
         for i in subset:
             if answers[i] == prediction:
                 matches += 1
-        found.append(min(matches / 3, 1))
-    return sum(found) / len(found)
+        values.append(min(matches / 3, 1))
+    return sum(values) / len(values)
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_normalisation_of_vqa(answer, normalised):
 
 @given(st.text(alphabet="aAnthe two.,'-/:!1 0\t", max_size=20))
 def test_normalisation_leaves_single_spaces_and_nothing_to_replace(answer):
-    found = vqa_metrics.normalise_vqa(answer)
-    assert found == " ".join(found.split()) == found.lower()
-    assert not set(found) & vqa_metrics.PUNCTUATION
-    assert not set(found.split()) & ({"a", "an", "the"} | {"two", "one", "none"})
+    text = vqa_metrics.normalise_vqa(answer)
+    assert text == " ".join(text.split()) == text.lower()
+    assert not set(text) & vqa_metrics.PUNCTUATION
+    assert not set(text.split()) & ({"a", "an", "the"} | {"two", "one", "none"})
 
 
 def test_contractions_are_what_they_abbreviate():
@@ -116,8 +116,8 @@ def test_both_sides_are_normalised():
 
 
 def test_scores_of_a_benchmark():
-    found = vqa_metrics.scores("vqav2", ["2", "red"], [["two"] * 10, ["red"] + ["blue"] * 9])
-    assert found.dtype == np.float64 and found.tolist() == pytest.approx([1.0, 0.3])
+    values = vqa_metrics.scores("vqav2", ["2", "red"], [["two"] * 10, ["red"] + ["blue"] * 9])
+    assert values.dtype == np.float64 and values.tolist() == pytest.approx([1.0, 0.3])
 
 
 def test_another_benchmark_plugs_in(monkeypatch):

@@ -1,0 +1,38 @@
+"""Curves over the cost: which cells are on them, and what is drawn."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from pitome_core.experiments import plots
+from pitome_core.experiments.records import results
+
+
+def test_curves_hold_the_arm_as_it_is(tmp_path):
+    """Cells with a switch, in other layers or retrained are no points of the curve; seeds are averaged."""
+    record = results.Record(tmp_path / "none.json", {}, {"id": ["a", "b"]}, [], {})
+    shares = {"whole": 1.0, "tome@0.9": 0.9, "tome@0.8": 0.8, "tome@0.8/off": 0.8, "tome@0.8/all": 0.6}
+    shares |= {"tome@0.8/retrained": 0.8, "random-merge@0.8/seed0": 0.8, "random-merge@0.8/seed1": 0.8}
+    for i, (key, share) in enumerate(shares.items()):
+        record.cells[key] = {"arm": key.split("@")[0], "label": key, "share": share, "outcomes": {"correct": [i, i]}}
+    _, ax = plt.subplots()
+    plots.against_cost(ax, record, "correct", ["tome", "random-merge"], bands=())
+    curves = {line.get_color(): line.get_xydata().tolist() for line in ax.get_lines() if line.get_color() != "black"}
+    plt.close()
+    assert curves == {plots.ARMS["tome"][0]: [[0.8, 2], [0.9, 1]], plots.ARMS["random-merge"][0]: [[0.8, 6.5]]}
+
+
+def test_curves_of_another_value_against_another_cost(tmp_path):
+    """A function of the key stands for the outcome, and any number that cells have for the share; bands are paired."""
+    record = results.Record(tmp_path / "none.json", {}, {"id": ["a", "b"]}, [], {})
+    for key, tokens in (("whole", 144), ("tome@0.9", 45), ("tome@0.8", 12)):
+        record.cells[key] = {"arm": key.split("@")[0], "label": key, "share": 0.5, "tokens": tokens, "outcomes": {}}
+    values = {"whole": [9, 9], "tome@0.9": [5, 7], "tome@0.8": [1, 1]}
+    _, ax = plt.subplots()
+    plots.against_cost(ax, record, lambda key: np.array(values[key]), ["tome"], bands=["tome"], cost="tokens")
+    (curve,) = [line for line in ax.get_lines() if line.get_color() == plots.ARMS["tome"][0]]
+    band, dot = ax.collections[0].get_paths()[0].vertices, ax.get_lines()[-1].get_xydata().tolist()
+    plt.close()
+    assert curve.get_xydata().tolist() == [[12, -8], [45, -3]] and dot == [[144, 0]]
+    assert band[:, 1].min() == -8 and band[:, 1].max() == -2
