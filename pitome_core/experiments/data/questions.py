@@ -2,7 +2,7 @@
 
 This is version ``questions-1``. A scene is a square picture with one to four drawings of 64 classes, on a plain colour,
 a texture or a part of a photograph. Twelve kinds of scene (`CYCLE`) take turns, so that the nine types of question are
-equally frequent, and so are the three backgrounds:
+equally frequent, and so are the three backgrounds. The types are:
 
 | type | question | answer |
 |---|---|---|

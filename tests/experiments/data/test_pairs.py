@@ -1,4 +1,4 @@
-"""Image-text pairs: which texts, which split, which backgrounds, and pictures that depend on nothing else."""
+"""Image-text pairs: texts, splits, backgrounds, and pictures that depend on nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def all_pairs():
 
 
 def test_counts(all_pairs):
-    """Pictures, texts, identities; one to three texts a picture."""
+    """The numbers of pictures, texts and identities, and two or three texts per picture."""
     counts = {split: (len(p), len(p.texts), len({t.identity for t in p.things})) for split, p in all_pairs.items()}
     assert counts == {"train": (985, 2219, 878), "dev": (302, 685, 268), "test": (342, 784, 259)}
     assert sum(len(p) for p in all_pairs.values()) == len(scenes.objects())
@@ -27,7 +27,7 @@ def test_counts(all_pairs):
 
 
 def test_nothing_is_on_two_sides(all_pairs):
-    """Neither a drawing nor an identity nor a photograph behind it."""
+    """No drawing, identity or background is in two splits."""
     for key in ("member", "identity"):
         sides = [{getattr(thing, key) for thing in p.things} for p in all_pairs.values()]
         assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
@@ -39,7 +39,7 @@ def test_nothing_is_on_two_sides(all_pairs):
 
 
 def test_texts_say_what_the_lists_say(all_pairs):
-    """Names first, keywords in a row, no emoticons, codes or repetitions; a shared text is right for each."""
+    """Names come first, then keywords without emoticons, codes or repetitions; texts may be shared."""
     texts = {thing.name: pairs.texts_of(thing) for p in all_pairs.values() for thing in p.things}
     assert texts["clipboard"] == ("clipboard", "stationery, documents")
     assert texts["top arrow"] == (
@@ -57,7 +57,7 @@ def test_texts_say_what_the_lists_say(all_pairs):
 
 
 def test_the_first_of_many_are_the_only_ones(all_pairs):
-    """A count takes the first pictures; a view depends on object, background, split and seed alone."""
+    """``count`` takes the first pictures; a view depends on object, background, split and seed alone."""
     few = pairs.pairs("dev", count=5)
     assert few.things == all_pairs["dev"].things[:5] and all(max(row) < 5 for row in few.answers)
     for background in ("white", "photographs"):
@@ -70,7 +70,7 @@ def test_the_first_of_many_are_the_only_ones(all_pairs):
 
 
 def test_the_object_is_wholly_in_view(all_pairs):
-    """On white it is centred and takes 85 % of the side; on photographs its pixels are those of the drawing."""
+    """On white the object is centred and takes 85 % of the side; on photographs its pixels are those of the drawing."""
     for thing in all_pairs["dev"].things[:6]:
         view = next(pairs.views([thing], "white")).astype(int)
         alpha = scenes.trim(scenes.render(thing, 190))[..., 3]
@@ -96,7 +96,7 @@ def test_the_object_is_wholly_in_view(all_pairs):
 
 
 def test_stamps_share_captions(monkeypatch):
-    """Two cut-outs with one caption: both are right for it, and they stay on one side."""
+    """Two cut-outs with one caption are both right answers to it, and are in one split."""
     two = [scenes.Stamp("A red Apple", "a red apple", "food", "food/fruit", f"food/{i}.png") for i in range(2)]
     monkeypatch.setattr(scenes, "stamps", lambda: tuple(two))
     by_split = [pairs.pairs(split, "stamps") for split in splits.SPLITS]
@@ -106,12 +106,12 @@ def test_stamps_share_captions(monkeypatch):
 
 
 def test_another_artist_draws_the_same_emoji(monkeypatch, tmp_path, all_pairs):
-    """With the texts and the split of the drawing that they stand for, and on the same canvas."""
+    """Noto's drawings have the texts, the split and the canvas of OpenMoji's."""
     emoji = [*all_pairs["dev"].things[:2], all_pairs["test"].things[0]]
     square = '<path fill="#f00" d="M32 32h64v64h-64z"/>'
     (tmp_path / "icons.json").write_text(json.dumps(
         {"icons": {f"n{i}": {"body": square} for i in range(3)}, "width": 128, "height": 128}))
-    # The asset spells code points in its own way.
+    # The asset writes code points in lower case and with FE0F.
     (tmp_path / "chars.json").write_text(json.dumps({e.code.lower() + "-fe0f": f"n{i}" for i, e in enumerate(emoji)}))
     fetch = assets.fetch
     monkeypatch.setattr(assets, "fetch", lambda name, **k: tmp_path if name == scenes.NOTO else fetch(name, **k))
@@ -127,7 +127,7 @@ def test_another_artist_draws_the_same_emoji(monkeypatch, tmp_path, all_pairs):
 
 @pytest.mark.skipif(assets.state(scenes.NOTO) != "ready", reason="Noto Emoji is optional")
 def test_noto_draws_all_of_them(all_pairs):
-    """Where the asset is there: every emoji that OpenMoji draws, and no two alike."""
+    """Noto has a drawing of every emoji that OpenMoji draws, and no two are alike."""
     counts = {split: len(pairs.pairs(split, "noto")) for split in splits.SPLITS}
     assert counts == {"train": 985, "dev": 302, "test": 342}
     views = {view.tobytes() for view in pairs.views(pairs.pairs("dev", "noto", 20).things, "white")}
@@ -135,7 +135,7 @@ def test_noto_draws_all_of_them(all_pairs):
 
 
 def test_the_collection_is_asked_for_and_never_replaced(monkeypatch, all_pairs):
-    """Without the asset its backgrounds are an error, not other photographs."""
+    """Without the asset, its backgrounds raise an error and are not replaced by other photographs."""
     fetch = assets.fetch
 
     def without(name, **options):
@@ -151,7 +151,7 @@ def test_the_collection_is_asked_for_and_never_replaced(monkeypatch, all_pairs):
 
 @pytest.mark.skipif(assets.state(photos.GCOMPRIS) != "ready", reason="the collection is optional")
 def test_views_on_the_collection(all_pairs):
-    """Where it is there, its photographs stand behind the same objects."""
+    """With the asset, its photographs are behind the same objects."""
     things = all_pairs["dev"].things[:3]
     views = [list(pairs.views(things, b, "dev")) for b in ("photographs", "collection")]
     assert all(v.shape == (224, 224, 3) for v in views[1])
@@ -159,7 +159,7 @@ def test_views_on_the_collection(all_pairs):
 
 
 def test_what_does_not_exist_is_refused(all_pairs):
-    """With what there is in the message."""
+    """The message names what exists."""
     for call in (lambda: pairs.pairs("val"), lambda: pairs.backgrounds("val")):
         with pytest.raises(ValueError, match="'val'; choose one of train, dev, test"):
             call()

@@ -14,7 +14,7 @@ from PIL import Image
 from pitome_core.experiments import assets
 from pitome_core.experiments.data import photos, splits
 
-# SHA-256 of the files: recorded numbers stand on these pixels.
+# SHA-256 of the files, because recorded numbers depend on these pixels.
 FILES = {
     "chelsea": "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb",
     "astronaut": "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
@@ -70,7 +70,7 @@ def test_photograph_errors(monkeypatch, tmp_path):
         photos.photographs(["china"])
 
 
-# The collection: the table as it is, the reading with a zip of our own, the real pictures where they are.
+# The collection: its table, reading from a zip file of the test, and the real pictures if they are in the cache.
 
 
 def test_the_table_of_the_collection(monkeypatch, tmp_path):
@@ -102,7 +102,7 @@ def test_the_split_of_the_collection_keeps_identities_together():
 
 @pytest.fixture
 def own_collection(monkeypatch, tmp_path):
-    """A bee of three pixels in place of the real one."""
+    """The collection has a bee of three pixels in place of the real one."""
     stream = io.BytesIO()
     Image.fromarray(np.full((1, 3), 200, np.uint8)).save(stream, "webp", lossless=True)
     with zipfile.ZipFile(tmp_path / assets.FILES_ZIP, "w") as archive:

@@ -16,13 +16,13 @@ from pitome_core.experiments import assets
 from pitome_core.experiments.data import pairs, questions, scenes, splits
 from pitome_core.experiments.data.questions import Question, QuestionStream
 
-FIRST = 720  # scenes of each stream that the laws are checked on: 20 rounds of kinds and backgrounds
+FIRST = 720  # scenes of each stream on which the laws are checked: 20 rounds of kinds and backgrounds
 FINGERPRINTS = {  # of the first 360 questions
     "train": "a0d9f0ee876a36d93021c107df720385af80d6afe09db45a6c1c5b2bd90d96cb",
     "validation": "4052768aa461cff09078187eaa7f360e804cf515232144497f48c259bcf18d44",
     "test": "e0207a3e6dd2ddba59708a0e7bf05535dc51e2578260d5c5921a2b7de4255f1a",
 }
-HELD_OUT_PAIRS = 196  # of 2,016
+HELD_OUT_PAIRS = 196  # of 2,016 pairs of classes
 
 # Fills of OpenMoji's palette, and the words for them. Amber (F1B31C, F4AA41), greys and white have no word, because
 # amber is yellow to some and orange to others, and light greys look white on a photograph.
@@ -70,7 +70,7 @@ def every(laid_out):
 
 
 def oracle(text: str, placed) -> str:
-    """The answer, from words and layout alone; an `AssertionError` where it would be ambiguous."""
+    """The answer, from the text and the layout alone. Raises ``AssertionError`` if it is ambiguous."""
 
     def the(name):
         drawings = [thing for thing in placed if thing.name == name]
@@ -130,7 +130,7 @@ def test_the_oracle_can_disagree():
     assert oracle("Is the owl left or right of the fish?", [one, other]) == "right"
     with pytest.raises(AssertionError, match="2 of fish"):
         oracle("Where is the fish?", [one, one])
-    with pytest.raises(AssertionError):  # no biggest
+    with pytest.raises(AssertionError):  # two objects of one size
         oracle("What is the biggest object?", [one, other])
 
 
@@ -144,7 +144,7 @@ def test_objects_lie_inside_and_do_not_touch(every):
 
 
 def test_types_are_balanced():
-    """In each round of twelve scenes exactly; in 10,000 questions up to the round that is cut."""
+    """Types are exactly balanced in each round of twelve scenes; 10,000 questions end within a round."""
     assert Counter(kind for _, types in questions.CYCLE for kind in types) == dict.fromkeys(questions.TYPES, 4)
     assert {len(types) for _, types in questions.CYCLE} == {questions.PER_SCENE}
     assert Counter(q.type for q in QuestionStream("train", 360)) == dict.fromkeys(questions.TYPES, 40)
@@ -162,7 +162,7 @@ def test_backgrounds_take_turns_with_kinds_of_scene(laid_out):
 
 
 def test_answers_are_balanced(laid_out):
-    """Shares within five standard errors of what the generator says: nothing is known without the picture."""
+    """The shares of answers are within five standard errors of those intended."""
 
     def check(kind, expected):
         answers = [q.answer for row in laid_out.values() for scene in row for q in scene.questions if q.type == kind]
@@ -189,7 +189,7 @@ def test_every_class_is_shown_and_asked(laid_out, every):
 
 
 def test_a_counted_class_may_be_the_rare_one(laid_out):
-    """Or "1" were the answer only where all four differ, and the most frequent class would do."""
+    """A count of 1 occurs beside one, two and three drawings of another class."""
     rows = [scene for row in laid_out.values() for scene in row if scene.questions[0].type == "count"]
     ones = [scene for scene in rows if scene.questions[0].answer == "1"]
     most = [max(Counter(thing.name for thing in scene.placed).values()) for scene in ones]
@@ -243,7 +243,7 @@ def test_nothing_is_fetched_for_layouts(monkeypatch):
 
 @pytest.mark.parametrize("stream", questions.STREAMS)
 def test_fingerprint(stream):
-    """Layouts and texts are those of this version: whoever changes them gives it another name."""
+    """Layouts and texts are those of this version. If they change, the version needs another name."""
     assert questions.VERSION == "questions-1"
     assert fingerprint(stream, 360) == FINGERPRINTS[stream]
     assert fingerprint(stream, 359) != FINGERPRINTS[stream]
@@ -253,7 +253,7 @@ def test_fingerprint(stream):
 
 
 def test_the_table_says_what_is_drawn():
-    """Names, and colours measured on every drawing."""
+    """The colours in the table are those measured on the drawings."""
     assert len(questions.CLASSES) == len({thing.code for thing in questions.CLASSES.values()}) == 64
     for thing in questions.CLASSES.values():
         drawing = scenes.render(questions._emoji()[thing.code], 192)
@@ -261,7 +261,7 @@ def test_the_table_says_what_is_drawn():
 
 
 def test_the_biggest_is_largest_in_area_too():
-    """The emptiest drawing, at `RATIO` times the side of the fullest, covers more."""
+    """The emptiest drawing, at `RATIO` times the side of the fullest, covers more pixels."""
     full = [scenes.render(questions._emoji()[thing.code], 96)[..., 3].mean() for thing in questions.CLASSES.values()]
     assert questions.RATIO**2 * min(full) > max(full)
 
@@ -271,7 +271,7 @@ def test_a_colour_is_measured_by_hand():
     drawing = np.zeros((20, 20, 4), np.uint8)  # 300 pixels are opaque
     drawing[:15] = red
     assert measured_colour(drawing) == "red"
-    drawing[:5] = black  # outlines do not count: all of 200
+    drawing[:5] = black  # outlines do not count: red is all of the 200 other pixels
     assert measured_colour(drawing) == "red"
     drawing[5:7] = grey  # 40 of 200 are another fill
     assert measured_colour(drawing) == ""
@@ -282,7 +282,7 @@ def test_a_colour_is_measured_by_hand():
 
 
 def test_a_picture_shows_its_layout():
-    """Outside the squares there is the background, inside each is its drawing, at two sizes."""
+    """Outside the squares is the background, and inside each square its drawing, at two sizes."""
     for number in (4, 8, 9, 10, 11, 21):
         scene = questions.scene("test", number)
         for size in (questions.SIZE, 112):
@@ -318,7 +318,7 @@ def test_backgrounds_are_of_three_kinds():
         assert low <= colours <= high and bool(scene.photograph) == (scene.background == "photograph")
 
 
-# What one knows without a picture.
+# The best guess without a picture.
 
 
 def ask(kind, text, answer):
@@ -340,7 +340,7 @@ def test_blind_prior_by_hand():
 
 
 def test_a_text_without_its_classes():
-    """Longer names, articles and words that only begin like a class."""
+    """Names of several words and articles are replaced; words that only begin like a class are not."""
     for text, bare in (
         ("Is the crystal ball left or right of the tree?", "Is the * left or right of the *?"),
         ("Is there an apple drawing?", "Is there * drawing?"),

@@ -1,4 +1,4 @@
-"""Objects with known masks: the list of emoji, the drawings, and what a scene promises about both."""
+"""Scenes: the list of emoji, their drawings, and the laws of a scene."""
 
 import io
 import sys
@@ -33,7 +33,7 @@ def batch():
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No socket, no pip, no apt."""
+    """Sockets, pip and apt raise."""
 
     def refuse(*_, **__):
         raise AssertionError("not offline")
@@ -47,7 +47,7 @@ def named(name):
     return next(e for e in scenes.objects() if e.name == name)
 
 
-# The list of emoji. Written down once: a change moves objects between train and test.
+# The list of emoji. The numbers are fixed, because a change would move objects between train and test.
 
 
 def test_golden_counts(offline):
@@ -128,7 +128,7 @@ def test_a_drawing_fills_its_square(name, size):
 
 
 def test_no_pixel_of_a_drawing_is_cut_off():
-    """At a multiple of the scale at which the canvas is drawn whole, as much of it is covered."""
+    """The area of a drawing equals its area on the whole canvas."""
     for e in scenes.objects()[::40]:
         svg = scenes._svgs(scenes._wheel())[e.member]
         whole = scenes._rasterise(svg, 576)[..., 3].sum() / 255 / 576**2 * 72**2  # square units of the canvas
@@ -142,7 +142,7 @@ def test_all_kinds_of_objects_can_be_drawn():
     for e in scenes.objects()[::8]:
         alpha = scenes.render(e, 48)[..., 3]
         sides = (alpha.any(1), alpha.any(0))
-        assert any(side[0] and side[-1] for side in sides), e.name  # an exclamation mark has a gap
+        assert any(side[0] and side[-1] for side in sides), e.name  # not every row is covered: "!" has a gap
 
 
 # Scenes.
@@ -190,7 +190,7 @@ def test_objects_lie_inside_at_the_asked_size(batch):
     for thing, pixels in zip(batch.objects, batch.pixels.numpy(), strict=True):
         extent = max(np.ptp(np.flatnonzero(pixels.any(axis))) + 1 for axis in (0, 1))
         assert 0.3 * 224 - 2 <= extent <= 0.6 * 224 + 1, thing.name
-        # Nothing was lost at the border: as much is covered as by the drawing alone.
+        # Nothing is cut off at the border: the object covers as much as the drawing alone.
         alone = [scenes.render(thing, int(s))[..., 3].sum() / 255 for s in (extent, extent + 1)]
         assert min(abs(pixels.sum() - a) for a in alone) < 0.01
 
@@ -238,14 +238,14 @@ def test_groups_and_photographs_take_turns(batch):
     assert set(food.photographs) == {"coffee"} and {o.group for o in food.objects} == {"Food & Drink"}
     identities = [o.identity for o in food.objects]
     there_are = len({e.identity for e in scenes.objects() if e.split == "dev" and e.group == "Food & Drink"})
-    assert there_are == 22 and len(set(identities[:22])) == 22  # all of them before one comes again
+    assert there_are == 22 and len(set(identities[:22])) == 22  # each identity once before one comes again
 
 
 @pytest.mark.skipif(assets.state(photos.GCOMPRIS) != "ready", reason="the optional photographs are not in the cache")
 def test_photographs_of_the_collection_take_turns_too(offline):
     mixed = scenes.scenes(6, photographs=["bee", "coffee", "petra"])
     assert Counter(mixed.photographs) == {"bee": 2, "coffee": 2, "petra": 2}
-    assert mixed.objects == scenes.scenes(6).objects  # which objects are pasted depends on them alone
+    assert mixed.objects == scenes.scenes(6).objects  # the photographs do not change which objects are pasted
 
 
 def test_other_sizes():
@@ -300,7 +300,7 @@ def test_a_cold_cache_without_a_network_says_what_is_missing(monkeypatch, tmp_pa
         scenes.stamps()
 
 
-# Stamps: a folder of our own for the rules, the real ones where they are.
+# Stamps: a folder of the test for the rules, and the real stamps if they are in the cache.
 
 
 def picture(mode="RGBA", alpha=None, colour=(200, 30, 30), shape=(40, 60)):

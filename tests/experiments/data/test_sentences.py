@@ -1,4 +1,4 @@
-"""The rated sentences: the counts that are written down, the files' quirks, splits and documents."""
+"""The rated sentences: fixed counts, peculiarities of the files, splits and documents."""
 
 import collections
 import re
@@ -10,7 +10,7 @@ from pitome_core.experiments.data import sentences, splits
 from pitome_core.experiments.data.sentences import Sentence
 from pitome_core.experiments.models import bert
 
-# All, labelled, positive; identities; (labelled, positive) of train, dev, test. Recorded numbers stand on these.
+# All, labelled, positive; identities; (labelled, positive) of train, dev, test. Recorded numbers depend on these.
 COUNTS = {
     "movies": (10605, 10072, 4996, 10603, {"train": (6066, 3016), "dev": (2058, 1025), "test": (1948, 955)}),
     "amazon": (3708, 2985, 1750, 285, {"train": (1681, 979), "dev": (530, 285), "test": (774, 486)}),
@@ -134,10 +134,10 @@ def test_documents_keep_source_split_and_label_apart(split, tokens):
         assert d.text == " ".join(s.text for s in parts)
         assert d.tokens == word_counts([d.text])[0] <= tokens
         assert d.id.startswith(f"movies/{split}/{sentences.LABELS[d.label]}/")
-    # A document is closed only by a sentence that it has no room for, and the longest has 51 words.
+    # A document ends only at a sentence for which it has no room, and the longest sentence has 51 words.
     assert min(d.tokens for d in documents) > tokens - 51
     labelled = sentences.sentences("movies", split)
-    for label in (0, 1):  # all but one unfinished document's worth of sentences is in
+    for label in (0, 1):  # all sentences are used, except those of one unfinished document
         words = sum(len(s.text.split()) for s in labelled if s.label == label)
         assert words - sum(d.tokens - 2 for d in documents if d.label == label) <= tokens + 20
 
@@ -149,7 +149,7 @@ def test_documents_are_in_tokens_of_the_encoder_and_always_the_same():
         return bert.token_counts(tokenizer, texts)
 
     documents = sentences.documents("movies", "dev", count)
-    assert (len(documents), sum(d.label for d in documents)) == (213, 106)  # what recorded numbers stand on
+    assert (len(documents), sum(d.label for d in documents)) == (213, 106)  # recorded numbers depend on these
     assert documents[0].id == "movies/dev/negative/0" and documents[0].sentences[:2] == ("movies/5932", "movies/9827")
     assert [d.tokens for d in documents] == count([d.text for d in documents])
     assert max(d.tokens for d in documents) <= 256 and min(d.tokens for d in documents) > 200

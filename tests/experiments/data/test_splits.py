@@ -1,4 +1,4 @@
-"""The split rule's promises: the same everywhere, independent of order, salts and other items."""
+"""The laws of the split rule: it is the same everywhere, and independent of order, other salts and other items."""
 
 import hashlib
 from fractions import Fraction
@@ -8,7 +8,7 @@ import pytest
 
 from pitome_core.experiments.data import splits
 
-# Written down once; a change would move items between train and test of every data set.
+# Fixed, because a change would move items between train and test of every data set.
 GOLDEN = {
     ("emoji", "cat"): "dev",
     ("emoji", "dog"): "train",
@@ -28,7 +28,7 @@ def test_golden_splits():
 
 
 def slow_split(identity, salt, shares):
-    """The rule in whole numbers: no rounding anywhere."""
+    """The rule in exact fractions, without any rounding."""
     bits = bin(int(hashlib.sha256(salt.encode() + b"\n" + identity.encode()).hexdigest(), 16))[2:].zfill(256)
     position = Fraction(int(bits[:53], 2), 2**53)
     if position < Fraction(shares[0]):

@@ -10,7 +10,7 @@ from pitome_core.experiments.records import results
 
 
 def test_curves_hold_the_arm_as_it_is(tmp_path):
-    """Cells with a switch, in other layers or retrained are no points of the curve; seeds are averaged."""
+    """Cells with a switch, in other layers or retrained are not on the curve; seeds are averaged."""
     record = results.Record(tmp_path / "none.json", {}, {"id": ["a", "b"]}, [], {})
     shares = {"whole": 1.0, "tome@0.9": 0.9, "tome@0.8": 0.8, "tome@0.8/off": 0.8, "tome@0.8/all": 0.6}
     shares |= {"tome@0.8/retrained": 0.8, "random-merge@0.8/seed0": 0.8, "random-merge@0.8/seed1": 0.8}
@@ -24,7 +24,7 @@ def test_curves_hold_the_arm_as_it_is(tmp_path):
 
 
 def test_curves_of_another_value_against_another_cost(tmp_path):
-    """A function of the key stands for the outcome, and any number that cells have for the share; bands are paired."""
+    """The outcome may be a function of the key, the cost may be another field of the cells, and bands are paired."""
     record = results.Record(tmp_path / "none.json", {}, {"id": ["a", "b"]}, [], {})
     for key, tokens in (("whole", 144), ("tome@0.9", 45), ("tome@0.8", 12)):
         record.cells[key] = {"arm": key.split("@")[0], "label": key, "share": 0.5, "tokens": tokens, "outcomes": {}}

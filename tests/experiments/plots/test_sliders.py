@@ -34,7 +34,7 @@ FIGURES = {
 
 @pytest.mark.parametrize("kind", list(FIGURES))
 def test_three_forms(kind):
-    """Every slider has a label of its own, the drawing a name, the still is a PNG, nothing comes from elsewhere."""
+    """Every slider has a label and the drawing a name, the still is a PNG, and nothing is loaded from elsewhere."""
     figure = FIGURES[kind]()
     bundle = figure._repr_mimebundle_()
     html = bundle["text/html"]

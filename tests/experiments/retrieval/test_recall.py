@@ -14,13 +14,13 @@ from pitome_core.experiments.retrieval import recall
 
 
 def naive_rank(row: list[float], right: list[bool]) -> int:
-    """The gallery in order, wrong before right among equals; where does the first right one stand?"""
+    """The place of the first right answer in the sorted gallery; wrong answers come first in a tie."""
     order = sorted(range(len(row)), key=lambda i: (-row[i], right[i]))
     return 1 + next(place for place, i in enumerate(order) if right[i])
 
 
 def random_answers(images: int, texts: int, seed: int) -> list[list[int]]:
-    """Every image has a text and every text an image or two."""
+    """Random answers: every image has a text, and every text has one or two images."""
     draw = np.random.default_rng(seed)
     first = list(range(images)) + draw.integers(images, size=texts - images).tolist()
     return [sorted({i, int(draw.integers(images))} if draw.random() < 0.3 else {i}) for i in first]
@@ -28,7 +28,7 @@ def random_answers(images: int, texts: int, seed: int) -> list[list[int]]:
 
 @given(st.integers(1, 7), st.integers(0, 9), st.integers(0, 10_000), st.sampled_from([1, 2, 100]))
 def test_ranks_equal_a_naive_loop(images, more, seed, block):
-    """Both directions, any counts, many ties, any block."""
+    """In both directions, for all counts, with many ties, and for all sizes of block."""
     answers = random_answers(images, images + more, seed)
     draw = torch.Generator().manual_seed(seed)
     x = torch.randint(-2, 3, (images, 2), generator=draw).float()
@@ -63,7 +63,7 @@ def test_a_case_done_by_hand():
 
 
 def test_a_model_that_cannot_tell_finds_nothing():
-    """Equal similarities, NaN among them, give the worst rank there is."""
+    """Equal similarities, and NaN, give the worst rank."""
     answers = [[i] for i in range(20)]
     for value in (0.0, 1.0, torch.nan):
         of_images, of_texts = recall.both_ways(torch.full((20, 3), value), torch.ones(20, 3), answers)
@@ -71,7 +71,7 @@ def test_a_model_that_cannot_tell_finds_nothing():
 
 
 def test_what_does_not_fit_is_refused():
-    """With the numbers in the message."""
+    """The message has the numbers."""
     x, y = torch.eye(3), torch.eye(3)
     with pytest.raises(ValueError, match="3 texts and answers to 2"):
         recall.both_ways(x, y, [[0], [1]])

@@ -19,7 +19,7 @@ def layers(build_vit):
 
 @pytest.mark.parametrize("name", ["pitome", "tome", "random-merge"])
 def test_outcomes_are_those_of_single_plans(layers, name):
-    """Distances are of plans on the keys of the whole model; the last layer's merge never reaches the class token."""
+    """Distances are those of plans on the whole model's keys; the last layer's merge leaves the class token as it is."""
     seed = 0 if grid.ARMS[name].seeds > 1 else None
     outcomes = layers.score(grid.Cell(name, 0.75, proportional=True, seed=seed))
     assert set(outcomes) == set(OUTCOMES)
@@ -49,7 +49,7 @@ def test_drops_are_in_thousandths():
 
 
 def test_words_merge_with_words_alone():
-    """On a BERT, graphs and plans leave [CLS] and [SEP] out."""
+    """In a BERT, [CLS] and [SEP] are left out of graphs and plans."""
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
         vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48

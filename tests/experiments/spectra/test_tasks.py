@@ -17,7 +17,7 @@ def test_cells_are_the_methods_at_one_keep_ratio():
 
 @pytest.mark.parametrize("task", tasks.TASKS)
 def test_committed_records_hold_every_cell(task):
-    """What the book shows was run for all arms, with outcomes for every item and layer."""
+    """Every committed record has all cells, with outcomes for every item and layer."""
     try:
         record = results.load(f"spectra-{task}")
     except results.RecordError as error:

@@ -1,4 +1,4 @@
-"""Official files of VQAv2, GQA and TextVQA: tiny ones in the real formats, and every way in which they can be wrong."""
+"""Official files of VQAv2, GQA and TextVQA: tiny ones in the real formats, and each kind of error in them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def load(folder):
-    """load(benchmark, *contents, **options): through files, as they lie on the disk."""
+    """``load(benchmark, *contents, **options)`` writes the contents to files and reads them."""
 
     def through(benchmark, *contents, **options):
         files = []
@@ -119,7 +119,7 @@ def test_malformed_annotations(load, path, value, words):
 
 
 def test_questions_and_annotations_have_to_fit(load):
-    """An annotation without a question, a question without one, one with two: none is passed over."""
+    """An annotation without a question, and a question with no or two annotations, are errors."""
     lost, twice, strange = vqav2_annotations(), vqav2_annotations(), vqav2_annotations()
     lost["annotations"].pop(3)
     with pytest.raises(MalformedError, match="entry 0: no annotation of question 262144000 in annotations.json"):

@@ -1,4 +1,4 @@
-"""Metrics of question answering: hand-made cases from the definitions, and the definition itself as an oracle."""
+"""Metrics of question answering: cases done by hand, and the definition as a slow oracle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pitome_core.experiments.vqa import metrics as vqa_metrics
 
 
 def leave_one_out(prediction: str, answers: list[str]) -> float:
-    """The definition, word by word: each subset of nine, its matches over three, at most one; the mean."""
+    """The definition in loops: for each subset of nine answers the matches over three, at most one; then their mean."""
     values = []
     for subset in itertools.combinations(range(len(answers)), len(answers) - 1):
         matches = 0
@@ -80,7 +80,7 @@ def test_accuracy_equals_the_definition(prediction, answers):
 )
 def test_normalisation_of_vqa(answer, normalised):
     assert vqa_metrics.normalise_vqa(answer) == normalised
-    assert vqa_metrics.normalise_vqa(normalised) == normalised  # once is enough
+    assert vqa_metrics.normalise_vqa(normalised) == normalised  # normalising twice changes nothing
 
 
 @given(st.text(alphabet="aAnthe two.,'-/:!1 0\t", max_size=20))
@@ -109,7 +109,7 @@ def test_gqa_is_exact(prediction, answers, expected):
 
 
 def test_both_sides_are_normalised():
-    """Three people say it in three ways: 7 subsets have three of them, 3 have two, as above."""
+    """Three people write one answer in three ways: 7 subsets have three of them, 3 have two, so 0.9."""
     answers = ["The Stop sign", "stop-sign", "a stop sign!"] + ["yield"] * 7
     for name in ("vqav2", "textvqa"):
         assert vqa_metrics.metric(name)("Stop sign.", answers) == pytest.approx(0.9)
