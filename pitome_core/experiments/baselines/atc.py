@@ -32,14 +32,7 @@ def plan_atc(
 
     Source: Haurum et al., "Agglomerative Token Clustering", ECCV 2024.
 
-    Args:
-        metric: `(B, N, C)`.
-        remove: k, the number of tokens that merge into others; with a mask `(B,)`, one k for each item.
-        mask: `(B, N)`, True for real tokens, which come first.
-        linkage: one of `LINKAGES`.
-
-    Raises:
-        ImportError: without scikit-learn.
+    `remove` = k, the number of tokens that merge into others. Raises ``ImportError`` without scikit-learn.
     """
     unit, usable = unit_tokens(metric.cpu().double())
     cos = unit @ unit.transpose(-1, -2)

@@ -42,9 +42,9 @@ def nearest(score: Tensor, kept: Tensor, usable: Tensor) -> Tensor:
     return score.max(dim=-1).indices
 
 
-def places(metric: Tensor) -> Tensor:
-    """The indices 0 .. N - 1 for every item, `(B, N)` long."""
-    return torch.arange(metric.shape[1], device=metric.device).expand(metric.shape[:2])
+def places(tokens: Tensor) -> Tensor:
+    """The indices 0 .. N - 1 for every item of `tokens (B, N)` or `(B, N, C)`: `(B, N)` long."""
+    return torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
 
 
 def join(root: Tensor, source: Tensor, target: Tensor, active: Tensor | None = None) -> Tensor:
@@ -63,3 +63,9 @@ def from_roots(root: Tensor, remove: int | Tensor, mask: Tensor | None, **fields
     if mask is None:
         return MergePlan.from_roots(root, root.shape[1] - remove, **fields)
     return MergePlan.from_roots(root.masked_fill(~mask, -1), **{**fields, "drops": True})
+
+
+def drop_first(order: Tensor, remove: int | Tensor, mask: Tensor | None) -> MergePlan:
+    """The plan that drops the first `remove` tokens of an `order (B, N)` of token indices."""
+    k = remove if isinstance(remove, int) else remove[:, None]
+    return from_roots(places(order).masked_fill(order.argsort(dim=-1) < k, -1), remove, mask, drops=True)

@@ -26,10 +26,7 @@ def plan_crossget(metric: Tensor, remove: int | Tensor, *, mask: Tensor | None =
 
     Source: Shi et al., "CrossGET: Cross-Guided Ensemble of Tokens", ICML 2024; its part for one tower.
 
-    Args:
-        metric: `(B, N, C)`.
-        remove: k, the number of tokens that merge into others; with a mask `(B,)`, one k for each item.
-        mask: `(B, N)`, True for real tokens, which come first.
+    `remove` = k, the number of tokens that merge into others.
     """
     unit, usable = unit_tokens(metric)
     real = torch.ones_like(usable) if mask is None else mask

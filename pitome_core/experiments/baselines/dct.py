@@ -42,13 +42,8 @@ def plan_dct(metric: Tensor, remove: int | Tensor, *, mask: Tensor | None = None
 
     Source: He et al., "Fourier Transformer", Findings of ACL 2023.
 
-    Args:
-        metric: `(B, N, C)`, of which only the shape and type count.
-        remove: k, the number of highest frequencies that are dropped.
-        mask: must be None.
-
-    Raises:
-        ValueError: with a mask, because items of different lengths have transforms of different shapes.
+    `remove` = k, the number of highest frequencies that are dropped; of `metric` only shape and type count. Raises
+    ``ValueError`` with a mask, because items of different lengths have transforms of different shapes.
     """
     if mask is not None or not isinstance(remove, int):
         raise ValueError("mask: dct transforms whole rows of tokens of one length; plan items without padding")

@@ -24,11 +24,8 @@ def plan_diffrate(
 
     Source: Chen et al., "DiffRate: Differentiable Compression Rate for Efficient Vision Transformers", ICCV 2023.
 
-    Args:
-        metric: `(B, N, C)`.
-        remove: k, the number of tokens that are dropped or merged; with a mask `(B,)`, one k for each item.
-        class_attention: `(B, N)`, the attention of the class token to each token.
-        mask: `(B, N)`, True for real tokens, which come first.
+    `remove` = k, the number of tokens that are dropped or merged. `class_attention (B, N)` is the attention of the
+    class token to each token.
     """
     unit, usable = unit_tokens(metric)
     real = torch.ones_like(usable) if mask is None else mask

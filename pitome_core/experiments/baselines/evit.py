@@ -31,12 +31,8 @@ def plan_evit(
 
     Source: Liang et al., "EViT: Expediting Vision Transformers via Token Reorganizations", ICLR 2022.
 
-    Args:
-        metric: `(B, N, C)`, of which only the shape counts.
-        remove: k, one less than the number of fused tokens; with a mask `(B,)`, one k for each item.
-        class_attention: `(B, N)`, the attention of the class token to each token.
-        size: `(B, N)`, how many patches each token stands for.
-        mask: `(B, N)`, True for real tokens, which come first.
+    `remove` = k, one less than the number of fused tokens. Of `metric` only the shape counts. `class_attention (B, N)`
+    is the attention of the class token to each token, and `size (B, N)` says how many patches each token stands for.
     """
     order = least_attended(class_attention, mask)
     k = torch.as_tensor(remove, device=metric.device).reshape(-1, 1).expand(len(metric), 1)

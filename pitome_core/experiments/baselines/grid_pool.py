@@ -18,14 +18,9 @@ def plan_grid_pool(
 
     It is meant to run once, before the first block, while every patch is at its place.
 
-    Args:
-        metric: `(B, N, C)`, of which only the shape counts.
-        remove: must be N minus the number of windows, because the windows leave no choice; with a mask `(B,)`.
-        positions: `(B, N, 2)` long, row and column of each token on the patch grid.
-        mask: `(B, N)`, True for real tokens, which come first.
-
-    Raises:
-        ValueError: `remove` is another number.
+    `remove` must be N minus the number of windows, because the windows leave no choice; another number raises
+    ``ValueError``. `positions (B, N, 2)` long are row and column of each token on the grid. Of `metric` only the shape
+    counts.
     """
     window = required(positions, "positions", "pools windows of the patch grid") // 2  # (B, N, 2)
     place = places(metric)

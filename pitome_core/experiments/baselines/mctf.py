@@ -28,13 +28,9 @@ def plan_mctf(
 
     Source: Lee et al., "Multi-criteria Token Fusion with One-step-ahead Attention", CVPR 2024.
 
-    Args:
-        metric: `(B, N, C)`.
-        remove: k, the number of tokens that merge into others; with a mask `(B,)`, one k for each item.
-        attention: `(B, P + N, N)`, of P prefix tokens and N patches to the N patches.
-        size: `(B, N)`, how many patches each token stands for; without it the last factor of W is left out.
-        mask: `(B, N)`, True for real tokens, which come first.
-        t_sim, t_info, t_size: the temperatures of the three factors.
+    `remove` = k, the number of tokens that merge into others. `attention (B, P + N, N)` goes from P prefix tokens and N
+    patches to the N patches. `size (B, N)` says how many patches each token stands for; without it the last factor of W
+    is left out. `t_sim`, `t_info` and `t_size` are the temperatures of the three factors.
     """
     attention = required(attention, "attention", "weighs tokens by the attention that they receive")
     unit, usable = unit_tokens(metric)

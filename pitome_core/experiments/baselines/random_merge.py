@@ -19,12 +19,7 @@ def plan_random_merge(
     Both choices are hashes of `seed`, `layer` and the token's index, so that they are the same in every item of equal
     length and in every run.
 
-    Args:
-        metric: `(B, N, C)`, of which only the shape counts.
-        remove: k, the number of tokens that merge into others; with a mask `(B,)`, one k for each item.
-        mask: `(B, N)`, True for real tokens, which come first.
-        layer: index of the layer.
-        seed: another seed gives other choices.
+    `remove` = k, the number of tokens that merge into others. Of `metric` only the shape counts.
     """
     width = metric.shape[1]
     order = random_order(metric, mask, seed, layer)

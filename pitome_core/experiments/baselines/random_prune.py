@@ -8,7 +8,7 @@ from pitome_core.merge_plan import MergePlan
 from pitome_core.mergers import register_method
 from pitome_core.mergers.hashing import random_order
 
-from .common import from_roots, places
+from .common import drop_first
 
 
 def plan_random_prune(
@@ -19,17 +19,9 @@ def plan_random_prune(
     The order is a hash of `seed`, `layer` and the token's index, so that it is the same in every item of equal length
     and in every run.
 
-    Args:
-        metric: `(B, N, C)`, of which only the shape counts.
-        remove: k, the number of tokens that are dropped; with a mask `(B,)`, one k for each item.
-        mask: `(B, N)`, True for real tokens, which come first.
-        layer: index of the layer.
-        seed: another seed gives another order.
+    `remove` = k, the number of tokens that are dropped. Of `metric` only the shape counts.
     """
-    order = random_order(metric, mask, seed, layer)
-    k = remove if isinstance(remove, int) else remove[:, None]
-    root = places(metric).masked_fill(order.argsort(dim=-1) < k, -1)
-    return from_roots(root, remove, mask, drops=True)
+    return drop_first(random_order(metric, mask, seed, layer), remove, mask)
 
 
 register_method(

@@ -22,15 +22,8 @@ def plan_tofu(
 
     Source: Kim et al., "Token Fusion: Bridging the Gap between Token Pruning and Token Merging", WACV 2024.
 
-    Args:
-        metric: `(B, N, C)`.
-        remove: k, the number of pairs, whose sources are dropped or merged; with a mask `(B,)`, one k for each item.
-        mask: `(B, N)`, True for real tokens, which come first.
-        layer, num_layers: index of the layer l, and number of layers L.
-        pruned: the share of the layers that drop, 0.5 in the paper. With 0 all layers merge.
-
-    Raises:
-        ValueError: a share outside 0 to 1.
+    `remove` = k, the number of pairs, whose sources are dropped or merged. `layer` is l and `num_layers` is L. `pruned`
+    is 0.5 in the paper; with 0 all layers merge. Raises ``ValueError`` for a share outside 0 to 1.
     """
     if not 0 <= pruned <= 1:
         raise ValueError(f"pruned is {pruned}: it is a share of the layers, from 0 (all merge) to 1 (all drop)")

@@ -9,7 +9,7 @@ from torch import Tensor
 from pitome_core.merge_plan import MergePlan
 from pitome_core.mergers import register_method
 
-from .common import from_roots, least_attended, places
+from .common import drop_first, least_attended
 
 
 def plan_topk_attention(
@@ -17,17 +17,10 @@ def plan_topk_attention(
 ) -> MergePlan:
     """Drop the k tokens with the least class attention; of equal ones those that come first in raster order.
 
-    Args:
-        metric: `(B, N, C)`, of which only the shape counts.
-        remove: k, the number of tokens that are dropped; with a mask `(B,)`, one k for each item.
-        class_attention: `(B, N)`, the attention of the class token to each token; in a model without a class token, the
-            mean attention that each token receives.
-        mask: `(B, N)`, True for real tokens, which come first.
+    `remove` = k, the number of tokens that are dropped. Of `metric` only the shape counts. `class_attention (B, N)` is
+    the attention of the class token to each token or, in a model without a class token, the mean attention received.
     """
-    order = least_attended(class_attention, mask)
-    k = remove if isinstance(remove, int) else remove[:, None]
-    root = places(metric).masked_fill(order.argsort(dim=-1) < k, -1)
-    return from_roots(root, remove, mask, drops=True)
+    return drop_first(least_attended(class_attention, mask), remove, mask)
 
 
 def cost(num_tokens: int, removed: int, channels: int) -> tuple[int, int]:

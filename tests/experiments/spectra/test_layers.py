@@ -19,7 +19,7 @@ def layers(build_vit):
 
 @pytest.mark.parametrize("name", ["pitome", "tome", "random-merge"])
 def test_outcomes_are_those_of_single_plans(layers, name):
-    """Distances are those of plans on the whole model's keys; the last layer's merge leaves the class token as it is."""
+    """Distances are those of plans on the whole model's keys; the last layer's merge does not move the class token."""
     seed = 0 if grid.ARMS[name].seeds > 1 else None
     outcomes = layers.score(grid.Cell(name, 0.75, proportional=True, seed=seed))
     assert set(outcomes) == set(OUTCOMES)
