@@ -38,6 +38,7 @@ from pitome_core.experiments import plots
 from pitome_core.experiments.data import photos
 from pitome_core.experiments.data.pictures import preprocess, to_display
 from pitome_core.experiments.models import vit
+from pitome_core.experiments.models.layer_keys import layer_keys
 from pitome_core.experiments.settings import profile
 
 plots.use_style()
@@ -293,15 +294,10 @@ print("taken out again, bit for bit:", torch.equal(after, before))
 # %%
 def pair_cosines(method):
     """Mean cosine of a merging token to the one it joins: (layers, photographs)."""
-    keys, rows = [], []  # keys as each layer of the merging model sees them
-    hooks = [
-        block.attn.k_norm.register_forward_hook(lambda m, args, out: keys.append(out))
-        for block in model.blocks
-    ]
-    trace = run(method)[1]
-    [hook.remove() for hook in hooks]
-    for key, layer in zip(keys, trace.layers, strict=True):
-        metric = key[:, :, 1:].mean(dim=1)  # (B, N, 64)
+    rows = []
+    with pc.patched(model, method, 0.9), pc.record(model) as trace:
+        metrics = layer_keys(model, photos).keys  # (B, N, 64) as each layer of the merging model sees them
+    for metric, layer in zip(metrics, trace.last.layers, strict=True):
         joins = layer.plan.anchor.gather(1, layer.plan.assignment)  # (B, N)
         moves = joins != torch.arange(joins.shape[1], device=joins.device)
         partner = metric.gather(1, joins[..., None].expand_as(metric))

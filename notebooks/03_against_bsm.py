@@ -42,6 +42,7 @@ from pitome_core.experiments import assets, plots
 from pitome_core.experiments.data import scenes
 from pitome_core.experiments.data.pictures import to_display
 from pitome_core.experiments.models import vit
+from pitome_core.experiments.models.layer_keys import layer_keys
 from pitome_core.experiments.records.statistics import bootstrap_mean
 from pitome_core.experiments.settings import profile
 
@@ -140,15 +141,7 @@ for method in ("pitome", "tome"):
     print(f"{method:6s} agreement over 20 permutations: mean {np.mean(values):.2f}")
 
 # %%
-seen = []  # keys of the whole model, per layer
-hooks = [
-    block.attn.k_norm.register_forward_hook(lambda m, args, out: seen.append(out))
-    for block in model.blocks
-]
-with torch.no_grad():
-    model.forward_features(images)
-[hook.remove() for hook in hooks]
-metrics = [key[:12, :, 1:].mean(dim=1) for key in seen]  # per layer (12, 256, 64)
+metrics = [keys[:12] for keys in layer_keys(model, images).keys]  # of the whole model, per layer (12, 256, 64)
 margins = pc.margin_schedule(depth)
 seeds = range(1 if quick else 3)
 splits = {name: METHODS[name] for name in ("PiToMe", "energy-sorted", "ToMe")}

@@ -396,8 +396,8 @@ plt.show()
 # %%
 model = vit.vit_small(img_size=224)
 photo = preprocess(list(photos.photographs(["rocket"]).values()))
-layers = layer_keys(model, photo.to(next(model.parameters()).device))
-keys, margin = layers.keys[7].cpu(), pc.margin_schedule(len(model.blocks))[7]
+metrics = layer_keys(model, photo.to(next(model.parameters()).device)).keys
+keys, margin = metrics[7].cpu(), pc.margin_schedule(len(model.blocks))[7]
 plans = {
     "pitome": pc.plan(keys, 25, "pitome", margin=margin),
     "tome": pc.plan(keys, 25, "tome"),

@@ -45,6 +45,7 @@ import pitome_core as pc
 from pitome_core.experiments import plots
 from pitome_core.experiments.data import sentences
 from pitome_core.experiments.models import bert as towers
+from pitome_core.experiments.models.layer_keys import layer_keys
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.published import TABLE_6
 from pitome_core.experiments.records.statistics import bootstrap_mean
@@ -289,7 +290,7 @@ def auc(energy, low, high):
 
 # %%
 chosen = sentences.sentences("movies", "dev")[:: 60 if quick else 7]
-rows = models.encode([s.text for s in chosen])
+rows = towers.encode([s.text for s in chosen])
 encoder = towers.sentence_encoder()
 released_margins = [0.9 - 0.25 * layer / 6 for layer in range(6)]
 margins = {"paper": pc.margin_schedule(6), "gaussian": released_margins}
@@ -297,7 +298,7 @@ names = ("rated, other", "content, function", "rated, other content")
 ranked = {(kernel, name): [] for kernel in margins for name in names}
 for row in rows:
     owner, pairs = kinds(row)
-    keys, _ = towers.token_metrics(encoder, torch.tensor([row], device=encoder.device))
+    keys = layer_keys(encoder, torch.tensor([row], device=encoder.device)).keys
     for (kernel, name), found in ranked.items():
         if all(kind.any() for kind in pairs[name]):
             found.append([])
@@ -480,7 +481,7 @@ lost = np.flatnonzero((right == 1) & (kept == 0))
 won = np.flatnonzero((right == 0) & (kept == 1))
 texts = sentences.sentences("movies", "test")
 shown = [(kind, item) for kind, items in (("lost", lost), ("won", won)) for item in items[:3]]
-rows = models.encode([texts[item].text for _, item in shown])
+rows = towers.encode([texts[item].text for _, item in shown])
 cells = {"whole model": TextCell("whole")}
 cells |= {"PiToMe": TextCell("pitome", 0.8), "ToMe": TextCell("tome", 0.8)}
 positive = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -92,12 +93,8 @@ def in_batches(
     """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     size = size or (32 if device.type == "cpu" else 512)
-    batches: list[list[int]] = []
-    for i in order:
-        full = not batches or len(batches[-1]) == size
-        if full or (equal and len(rows[batches[-1][0]]) != len(rows[i])):
-            batches.append([])
-        batches[-1].append(i)
+    groups = [list(group) for _, group in groupby(order, key=lambda i: len(rows[i]))] if equal else [order]
+    batches = [group[i : i + size] for group in groups for i in range(0, len(group), size)]
     values = [read(*pad([rows[i] for i in batch], device, tokenizer)).float().cpu() for batch in batches]
     return torch.cat(values)[torch.tensor(order).argsort()]
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from pitome_core.experiments import assets, settings
 from pitome_core.experiments.data import questions
@@ -204,17 +204,13 @@ def llava(path: Path | None = None, device: torch.device | str | None = None) ->
 # --- asking
 
 
-class _Pictures(Dataset):
-    """Pictures of scenes (stream and number), `(3, 168, 168)` uint8 each, drawn when they are asked for."""
+def picture(scene: questions.Scene) -> Tensor:
+    """The picture of a scene, drawn now: `(3, 168, 168)` uint8."""
+    return torch.from_numpy(questions.picture(scene)).permute(2, 0, 1).contiguous()
 
-    def __init__(self, keys: Sequence[tuple[str, int]]):
-        self.keys = list(keys)
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, i: int) -> Tensor:
-        return torch.from_numpy(questions.picture(questions.scene(*self.keys[i]))).permute(2, 0, 1).contiguous()
+def _drawn(scenes: Sequence[tuple[str, int]]) -> Tensor:
+    return torch.stack([picture(questions.scene(*scene)) for scene in scenes])
 
 
 def draw(scenes: Sequence[tuple[str, int]], device: torch.device) -> Tensor:
@@ -223,7 +219,7 @@ def draw(scenes: Sequence[tuple[str, int]], device: torch.device) -> Tensor:
     ``device`` is that of the model that will read them. For CUDA they are drawn by worker processes.
     """
     workers = min(drawing_workers(device), len(scenes) // 64)
-    return torch.cat(list(DataLoader(_Pictures(scenes), batch_size=64, num_workers=workers)))
+    return torch.cat(list(DataLoader(list(scenes), batch_size=64, num_workers=workers, collate_fn=_drawn)))
 
 
 def drawing_workers(device: torch.device) -> int:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -191,17 +192,12 @@ def read_prefix(model: nn.Module, before: Sequence[int], images: ImageTokens) ->
     ids = expand_placeholders(ids, image_id, width)  # (S, P)
     start = torch.arange(len(before), device=device).expand(count, -1)
     out = model(
-        input_ids=ids, mm_encoder_outputs={"image": _Given(list(images.features))}, use_cache=True, logits_to_keep=1,
+        # `LlavaModel.forward` takes image features that are computed already in the form in which the tower gives them.
+        input_ids=ids, mm_encoder_outputs={"image": SimpleNamespace(pooler_output=list(images.features))},
+        use_cache=True, logits_to_keep=1,
         attention_mask=torch.ones_like(ids), position_ids=torch.cat([start, len(before) + images.positions], dim=1),
     )
     return Prefix(out.past_key_values, ids.shape[1], len(before) + images.length)
-
-
-@dataclass
-class _Given:
-    """Image features that are computed already, in the form in which `LlavaModel.forward` gets them from the tower."""
-
-    pooler_output: list[Tensor]
 
 
 @torch.no_grad()

@@ -18,7 +18,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -417,12 +416,10 @@ def run(
     whole = [WHOLE] if methods is None or grid.WHOLE in methods else []
     stages = []
     for cells in (whole, retrained_cells(methods, keeps)):
-        wanted = [cell for cell in cells for seed in SEEDS if again or not heads_path(seed, cell).is_file()]
-        prepare = partial(_compute_features, list(dict.fromkeys(wanted)), recipe)
-        for cell in cells:
-            for seed in SEEDS:
-                path = heads_path(seed, cell)
-                stages.append(Stage(path.name, path.is_file, partial(_train, seed, cell, path, recipe, prepare, log)))
+        paths = {(seed, cell): heads_path(seed, cell) for cell in cells for seed in SEEDS}
+        wanted = list(dict.fromkeys(cell for (_, cell), path in paths.items() if again or not path.is_file()))
+        stages += [Stage(path.name, path.is_file, functools.partial(_train, seed, cell, wanted, recipe, log))
+                   for (seed, cell), path in paths.items()]
     unobtainable = obtainable(recipe) != recipe
     if unobtainable and not estimate_only and (again or not all(stage.done() for stage in stages)):
         raise assets.AssetError(
@@ -432,23 +429,19 @@ def run(
     return run_stages("retrieval-weights", stages, minutes=minutes, again=again, estimate_only=estimate_only)
 
 
-def _compute_features(cells: Sequence[RetrievalCell], recipe: Recipe, budget: Budget) -> bool:
-    """Put the features of all views into the cache, of all cells at once. Returns False where the budget was over."""
+def _train(
+    seed: int, cell: RetrievalCell, wanted: Sequence[RetrievalCell], recipe: Recipe, log: Path | None, budget: Budget
+) -> int:
+    """The stage of one pair of heads; first it computes the features that the cache lacks, of all ``wanted`` cells.
+
+    With the first pair without merging, the reference is noted.
+    """
     for split, views in (("train", recipe.views), ("dev", recipe.dev_views)):
         for view in views:
             if budget.over():
-                return False
-            compute_view(cells, split, view)
-    return True
-
-
-def _train(
-    seed: int, cell: RetrievalCell, path: Path, recipe: Recipe, prepare: Callable[[Budget], bool], log: Path | None,
-    budget: Budget,
-) -> int:
-    """The stage of one pair of heads. With the first pair without merging, the reference is noted."""
-    if not prepare(budget):
-        return 1
+                return 1
+            compute_view(wanted, split, view)
+    path = heads_path(seed, cell)
     if cell == WHOLE and seed == SEEDS[0]:
         best, views = max(reference().scores.values()), obtainable(CANDIDATES[CHOSEN]).views
         results.note(LOG, {"heads": "ridge", "dev": round(best, 2), "views": views}, log)

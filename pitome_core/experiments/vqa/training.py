@@ -25,7 +25,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from pitome_core.experiments import assets, settings
 from pitome_core.experiments.data import questions
@@ -98,19 +97,12 @@ class Recipe:
 # --- examples
 
 
-class Scenes(Dataset):
-    """Scenes of a stream as tensors. A scene is drawn when it is asked for, in the process that asks."""
-
-    def __init__(self, stream: str):
-        self.stream = stream
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        scene = questions.scene(self.stream, number)
-        return {
-            "pixels": torch.from_numpy(questions.picture(scene)).permute(2, 0, 1).contiguous(),  # (3, s, s) uint8
-            "things": things(scene),
-            "texts": [tokens_of(q.text, q.answer) for q in scene.questions],
-        }
+def example(number: int) -> dict[str, Any]:
+    """A scene of the stream `STREAM`: its picture ``pixels (3, s, s)`` uint8, ``things``, and tokens of its questions.
+    """
+    scene = questions.scene(STREAM, number)
+    texts = [tokens_of(question.text, question.answer) for question in scene.questions]
+    return {"pixels": llava.picture(scene), "things": things(scene), "texts": texts}
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -139,34 +131,28 @@ def things(scene: questions.Scene) -> Tensor:
     return torch.from_numpy(names).flatten()
 
 
-def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """A batch of B scenes, texts padded on the right to T tokens.
+def batch_of(numbers: Sequence[int]) -> dict[str, Tensor]:
+    """A batch of the B scenes of these numbers, texts padded on the right to T tokens.
 
     ``ids``, ``segments`` (1, 2, 3 for the questions, one more for padding) and ``offsets`` (position behind the
     picture) are `(B, T)`; ``asked (n,)`` are the places among all B T that predict ``targets (n,)``, the answers.
     """
-    ids, segments, offsets, asked, targets = [], [], [], [], []
-    for example in examples:
-        words: list[int] = []
-        number_of: list[int] = []
-        offset: list[int] = []
-        for number, (question, answer) in enumerate(example["texts"], start=1):
-            asked += [(len(ids), len(words) + len(question) - 1 + i) for i in range(len(answer))]
+    examples = [example(number) for number in numbers]
+    rows, asked, targets = [], [], []
+    for i, texts in enumerate(each["texts"] for each in examples):
+        row: list[tuple[int, int, int]] = []  # id, segment and offset of every token
+        for segment, (question, answer) in enumerate(texts, start=1):
+            asked += [(i, len(row) + len(question) - 1 + place) for place in range(len(answer))]
             targets += answer
-            part = [*question, *answer[:-1]]  # the last token predicts nothing
-            words += part
-            number_of += [number] * len(part)
-            offset += range(len(part))
-        ids.append(torch.tensor(words))
-        segments.append(torch.tensor(number_of))
-        offsets.append(torch.tensor(offset))
-    unused = max(len(example["texts"]) for example in examples) + 1
-    padded = pad_sequence(ids, batch_first=True)  # (B, T)
+            tokens = [*question, *answer[:-1]]  # the last token predicts nothing
+            row += [(token, segment, offset) for offset, token in enumerate(tokens)]
+        rows.append(torch.tensor(row))  # (T of this scene, 3)
+    ids, segments, offsets = pad_sequence(rows, batch_first=True).unbind(2)  # (B, T) each
+    padding = max(len(each["texts"]) for each in examples) + 1
     return {
         "pixels": torch.stack([e["pixels"] for e in examples]), "things": torch.stack([e["things"] for e in examples]),
-        "ids": padded, "segments": pad_sequence(segments, batch_first=True, padding_value=unused),
-        "offsets": pad_sequence(offsets, batch_first=True), "targets": torch.tensor(targets),
-        "asked": torch.tensor([scene * padded.shape[1] + place for scene, place in asked]),
+        "ids": ids, "segments": segments.masked_fill(segments == 0, padding), "offsets": offsets,
+        "asked": torch.tensor([i * ids.shape[1] + place for i, place in asked]), "targets": torch.tensor(targets),
     }
 
 
@@ -175,11 +161,10 @@ def batches(recipe: Recipe, first: int, device: torch.device) -> Iterator[list[d
     size = recipe.batch if device.type == "cuda" else min(MICRO, recipe.batch)
     if recipe.batch % size:
         raise ValueError(f"batch {recipe.batch} is no multiple of {size}, as a CPU needs it")
-    start, stop = first * recipe.batch, recipe.total * recipe.batch
-    numbers = [list(range(i, i + size)) for i in range(start, stop, size)]
+    numbers = range(first * recipe.batch, recipe.total * recipe.batch)
     workers = llava.drawing_workers(device)
     more = {"prefetch_factor": 4, "persistent_workers": True, "pin_memory": True} if workers else {}
-    loader = DataLoader(Scenes(STREAM), batch_sampler=numbers, collate_fn=collate, num_workers=workers, **more)
+    loader = DataLoader(numbers, batch_size=size, collate_fn=batch_of, num_workers=workers, **more)
     parts = ({name: value.to(device, non_blocking=True) for name, value in part.items()} for part in loader)
     while step := list(itertools.islice(parts, recipe.batch // size)):
         yield step
@@ -475,7 +460,7 @@ def run(
     if again and not estimate_only:
         checkpoint_path(recipe).unlink(missing_ok=True)
     stage = Stage(weights.name, lambda: weights.is_file() and sheet_path(weights).is_file(),
-                  partial(_train, recipe, weights, count, log), recipe.total)
+                  functools.partial(_train, recipe, weights, count, log), recipe.total)
     left = run_stages("vqa-weights", [stage], minutes=minutes, again=again, estimate_only=estimate_only)
     if left and early and not estimate_only:
         finish(resume(recipe, settings.device()), recipe, weights, count, log)

@@ -55,7 +55,7 @@ def test_training_starts_at_the_model_and_changes_updates_alone(model):
 
 
 def test_down_is_drawn_from_the_seed_alone(model):
-    """Variance 1 / in; nobody else's generator is touched, and it plays no part."""
+    """Its variance is 1 / in. The global generator is neither read nor moved."""
     state = torch.get_rng_state()
     drawn = []
     for seed, other in ((0, 1), (0, 2), (1, 1)):

@@ -23,7 +23,7 @@ from pitome_core.experiments.retrieval import recall
 from pitome_core.experiments.retrieval import tasks as retrieval_tasks
 from pitome_core.experiments.retrieval import training as retrieval_training
 from pitome_core.experiments.retrieval.grid import RetrievalCell
-from pitome_core.experiments.runs import grid
+from pitome_core.experiments.runs import grid, stages
 
 pytest.importorskip("open_clip")
 pytestmark = pytest.mark.usefixtures("on_the_processor")
@@ -272,7 +272,7 @@ def test_a_view_is_drawn_once_for_all_cells(few, monkeypatch):
     assert torch.equal(found[1], alone) and torch.equal(found[1], found[2])
 
 
-def test_stages_go_on_where_they_stopped(few, monkeypatch, capsys):
+def test_every_pair_of_heads_is_a_stage(few, monkeypatch, capsys):
     """No time: nothing is trained. Then the heads without merging, then those with, each once, and a line in the log.
     """
     log = few / "log.jsonl"
@@ -281,6 +281,13 @@ def test_stages_go_on_where_they_stopped(few, monkeypatch, capsys):
     assert retrieval_training.run(**arguments, minutes=0) == 9 and not log.exists()
     with pytest.raises(results.RecordError, match="no heads whole-head0.safetensors, .*make retrieval-weights"):
         retrieval_training.trained_heads()
+    drawn, compute = [], retrieval_training.compute_view
+    with monkeypatch.context() as patch:
+        # The time is over when the first view is drawn; what was drawn stays, and no head is trained.
+        patch.setattr(retrieval_training, "compute_view", lambda *a: drawn.append(a[1:]) or compute(*a))
+        patch.setattr(stages.Budget, "over", lambda budget: bool(drawn))
+        assert retrieval_training.run(**arguments) == 9 and drawn == [("train", ("white", 0))]
+    assert not log.exists() and not list(few.glob("heads/*"))
     assert retrieval_training.run(**arguments) == 0
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["heads"] for line in lines] == ["ridge"] + [

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from pitome_core.experiments.vqa.training import Recipe
 pytest.importorskip("transformers", minversion="5.23")
 CPU = torch.device("cpu")
 QUICK = Recipe(batch=2, align_steps=2, steps=2)
+NUMBERS = (2, 4, 5, 11)  # of scenes in the stream `train`
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,8 +38,7 @@ def small_language_model():
 @pytest.fixture(scope="module")
 def scenes():
     """Four scenes: every type of question but count."""
-    found = vqa_training.Scenes("train")
-    return [found[i] for i in (2, 4, 5, 11)]
+    return [vqa_training.example(number) for number in NUMBERS]
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def test_packed_questions_equal_single_ones(scenes):
     """The loss of scenes with three questions behind one picture is the sum over questions asked alone, each a plain
     call of the LLaVA with its own labels; left-out tokens are absent, not masked."""
     state = vqa_training.begin(QUICK, CPU)
-    model, batch = state.model, vqa_training.collate(scenes)
+    model, batch = state.model, vqa_training.batch_of(NUMBERS)
     kept = vqa_training.kept_tokens(QUICK, 3, len(scenes), llava.PATCHES)
     features = vqa_training.tower_features(model, batch["pixels"])
     chosen = features.gather(1, kept[..., None].expand(-1, -1, features.shape[2]))
@@ -60,8 +60,8 @@ def test_packed_questions_equal_single_ones(scenes):
             behind = len(ahead) + llava.PATCHES + torch.arange(len(question) + len(answer))
             places = torch.cat([torch.arange(len(ahead)), len(ahead) + kept[i], behind])[None]
             logits = model(
-                input_ids=ids, mm_encoder_outputs={"image": llava_answers._Given([image])}, position_ids=places,
-                attention_mask=torch.ones_like(ids),
+                input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=places,
+                mm_encoder_outputs={"image": SimpleNamespace(pooler_output=[image])},
             ).logits[0, -len(answer) - 1 : -1]
             total += torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="sum").item()
     assert len(batch["targets"]) == sum(len(a) for scene in scenes for _, a in scene["texts"])
@@ -121,13 +121,13 @@ def test_patches_are_named_after_what_they_show():
             vqa_training.NAMES.index(t.name) for t in scene.placed}
 
 
-def test_parts_of_a_batch_add_up(scenes):
+def test_parts_of_a_batch_add_up():
     """A CPU works through a batch in parts: the loss and the step are those of the whole."""
     for start in (0, QUICK.align_steps):
         found = []
         recipe = replace(QUICK, batch=4)
-        for parts in ([vqa_training.collate(scenes)],
-                      [vqa_training.collate(scenes[:2]), vqa_training.collate(scenes[2:])]):
+        for parts in ([vqa_training.batch_of(NUMBERS)],
+                      [vqa_training.batch_of(NUMBERS[:2]), vqa_training.batch_of(NUMBERS[2:])]):
             state = vqa_training.begin(recipe, CPU)
             state.step = start
             table = vqa_training.name_embeddings(state.model)
@@ -140,11 +140,11 @@ def test_parts_of_a_batch_add_up(scenes):
                 torch.testing.assert_close(whole, added, rtol=1e-4, atol=1e-5)
 
 
-def test_it_learns(scenes):
+def test_it_learns():
     """Both kinds of step bring the loss of the same scenes down; only what is ours changes, first the projector."""
     recipe = Recipe(batch=2, align_steps=8, steps=8, rate=1e-2, projector_rate=2e-3, warm_up=0.1)
     state = vqa_training.begin(recipe, CPU)
-    table, parts = vqa_training.name_embeddings(state.model), [vqa_training.collate(scenes[:2])]
+    table, parts = vqa_training.name_embeddings(state.model), [vqa_training.batch_of(NUMBERS[:2])]
     fixed = {name: value.clone() for name, value in state.model.state_dict().items()}
     losses = [vqa_training.advance(state, parts, recipe, table).item() for _ in range(recipe.align_steps)]
     assert losses[-1] < 0.7 * losses[0]
@@ -183,11 +183,13 @@ def elsewhere(tmp_path, monkeypatch):
 @contextmanager
 def one_step():
     """Every budget is over when one step is done: it is asked before the stage begins, then after each step."""
-    asked = Counter()
+    asked: set[stages.Budget] = set()
 
     def over(budget: stages.Budget) -> bool:
-        asked[id(budget)] += 1
-        return asked[id(budget)] > 1
+        if budget in asked:
+            return True
+        asked.add(budget)
+        return False
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages.Budget, "over", over)
