@@ -37,8 +37,9 @@ from pitome_core.experiments.data import photos, scenes, sentences
 from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import bert, vit
 from pitome_core.experiments.models.layer_keys import layer_keys
-from pitome_core.experiments.records import results
+from pitome_core.experiments.records import provenance, results
 from pitome_core.experiments.records.cells import Cell
+from pitome_core.experiments.records.fingerprint import code_of
 from pitome_core.experiments.runs import grid
 from pitome_core.spectral import coarsen, inside_shares, lift, spectrum, token_graph
 
@@ -208,7 +209,7 @@ def main(args: argparse.Namespace) -> int:
     if args.count and not args.output:
         print("--count makes a partial record: say where it goes with --output", file=sys.stderr)
         return 2
-    results.exact_float32()
+    settings.exact_float32()
     for task in args.tasks or [name for name in TASKS if available(name)]:
         record = run(task, args)
         if not args.estimate:
@@ -235,10 +236,11 @@ def run(task: str, args: argparse.Namespace) -> results.Record:
         return record
     layers = make()
     for cell in tqdm(todo, unit="cell", file=sys.stdout, disable=None):
+        origin = provenance.of_run(code_of(run))
         start = time.perf_counter()
         outcomes = layers.score(cell)
         about = cell.describe() | {"seconds": round(time.perf_counter() - start, 1)}
-        record.add(cell.key, about, outcomes, seed=0)
+        record.add(cell.key, about, outcomes, origin)
     return record
 
 

@@ -80,7 +80,7 @@ def test_updates_survive_storage(model, tmp_path):
         value.copy_((value + 0.02 * torch.randn(value.shape, generator=draw)).half().float())
     path = tmp_path / "weights" / "vqa.safetensors"
     llava.save(llava.ours(adapted), path)
-    assert path.stat().st_size < 6e6 and len(weight_files.digest(path)) == 12
+    assert path.stat().st_size < 6e6 and len(files.digest(path)) == 12
     loaded = llava.llava(path)
     after = adapted(**texts).logits
     assert (after - before).abs().max() > 0.1

@@ -107,7 +107,7 @@ def stage(name):
         (folder / "begun").open("a").write(name)
         if name == "b" and sys.argv[2] == "hang":
             time.sleep(60)
-        results.write_atomically(folder / name, name)
+        files.write_atomically(folder / name, name)
         return 0
     return Stage(name, (folder / name).is_file, run)
 

@@ -206,7 +206,7 @@ def test_stages_equal_one_run(elsewhere):
     assert left == [3, 2, 1, 0] and once.read_bytes() == stopped.read_bytes()
     assert list(elsewhere.glob("*.pt")) == []
     about = vqa_training.sheet(once)
-    assert about["weights"] == weight_files.digest(once) and about["scenes"] == QUICK.total * QUICK.batch
+    assert about["weights"] == files.digest(once) and about["scenes"] == QUICK.total * QUICK.batch
     assert about["headline"] == vqa_training.headline(about["validation"])
     assert sum(row["items"] for row in about["validation"].values()) == 9
     lines = [json.loads(line) for line in log.read_text().splitlines()]
