@@ -136,7 +136,7 @@ class Record:
         """Where the run stands in `runs`; it is added if it is not there."""
         run = json.loads(json.dumps(dict(run)))
         for number in range(self._runs_before, len(self.runs)):
-            if self.runs[number] | {"date": run["date"]} == run:
+            if self.runs[number] | {"date": None} == run | {"date": None}:
                 return number
         self.runs.append(run)
         return len(self.runs) - 1

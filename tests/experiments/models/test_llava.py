@@ -9,7 +9,7 @@ from pitome_core.experiments.baselines.lower_resolution import lower_resolution
 from pitome_core.experiments.data import questions
 from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import llava, llava_answers, vit
-from pitome_core.experiments.records import results, weight_files
+from pitome_core.experiments.records import files, results
 
 pytest.importorskip("transformers", minversion="5.23")
 pytestmark = pytest.mark.usefixtures("on_the_processor")

@@ -14,7 +14,7 @@ from small_models import shorten_language_model
 
 from pitome_core.experiments.data import questions
 from pitome_core.experiments.models import llava, llava_answers
-from pitome_core.experiments.records import results, weight_files
+from pitome_core.experiments.records import files, results
 from pitome_core.experiments.runs import stages
 from pitome_core.experiments.vqa import training as vqa_training
 from pitome_core.experiments.vqa.training import Recipe

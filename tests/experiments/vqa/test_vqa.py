@@ -11,7 +11,7 @@ import pitome_core as pc
 from pitome_core.experiments import __main__ as command
 from pitome_core.experiments.data import questions
 from pitome_core.experiments.models import llava
-from pitome_core.experiments.records import results, weight_files
+from pitome_core.experiments.records import files, results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid
 from pitome_core.experiments.vqa import command as vqa
