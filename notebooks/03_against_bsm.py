@@ -38,7 +38,7 @@ from sklearn.metrics import roc_auc_score
 
 import pitome_core as pc
 import pitome_core.experiments.baselines  # registers rivals and controls
-from pitome_core.experiments import plots
+from pitome_core.experiments import assets, plots
 from pitome_core.experiments.data import scenes
 from pitome_core.experiments.data.pictures import to_display
 from pitome_core.experiments.models import vit
@@ -333,7 +333,7 @@ display(Markdown("After the last layer, object patches in mixed tokens: " + "; "
 # same question can be put to them (`python -m pitome_core.experiments.assets fetch tuxpaint-stamps`).
 
 # %%
-if scenes.stamps_available():
+if assets.state(scenes.STAMPS) == "ready":
     stamped = scenes.scenes(2 if quick else 4, split="dev", source="stamps")
     for name in ("PiToMe", "ToMe"):
         method, options = METHODS[name]

@@ -36,6 +36,7 @@ from scipy.stats import rankdata
 
 import pitome_core as pc
 from pitome_core.experiments import plots
+from pitome_core.experiments.data import photos
 from pitome_core.experiments.data.clusters import clusters, wrong_merges
 from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import vit
@@ -43,7 +44,7 @@ from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.statistics import bootstrap_mean, paired_difference
 from pitome_core.experiments.settings import profile
-from pitome_core.experiments.spectra import command as spectra
+from pitome_core.experiments.spectra.layers import Layers
 from pitome_core.spectral import coarsen, inside_shares, lift, spectrum, token_graph
 
 plots.use_style()
@@ -495,8 +496,8 @@ assert over["sd"][1] > over["scatter"][1]
 # %%
 record = records["photographs"]
 name = record.items["id"][0]
-images = preprocess(list(spectra.data.photographs([name]).values()))
-layers = spectra.Layers(vit.vit_small(img_size=224), images)
+images = preprocess(list(photos.photographs([name]).values()))
+layers = Layers(vit.vit_small(img_size=224), images)
 again = layers.score(Cell("pitome", 0.9, proportional=True))
 off = {
     o: results.disagreement(

@@ -209,7 +209,7 @@ assert small[0.85].side == -1
 # %%
 model = llava.llava()
 scenes = 3 if quick else 16
-asked = list(questions.Questions("test", questions.PER_SCENE * scenes))
+asked = list(questions.QuestionStream("test", questions.PER_SCENE * scenes))
 pixels = llava.draw([("test", number) for number in range(scenes)], model.device)
 checked = (Cell("whole"), Cell("pitome", 0.9), Cell("tome", 0.9))
 for cell in checked:
@@ -242,7 +242,7 @@ plt.show()
 def miscounted(record, key):
     """Mean of answer minus truth over the questions of type total that were answered with a number."""
     given = tasks.said(record, key)
-    truth = [q.answer for q in questions.Questions("test", len(record))]
+    truth = [q.answer for q in questions.QuestionStream("test", len(record))]
     pairs_ = [(int(a), int(b)) for a, b, kind in zip(given, truth, record.items["type"], strict=True) if kind == "total" and a.isdigit()]
     return np.mean([a - b for a, b in pairs_])
 
@@ -277,7 +277,7 @@ assert by["total"].side == 1
 # of another scene.
 
 # %%
-every = list(questions.Questions("test", len(main)))
+every = list(questions.QuestionStream("test", len(main)))
 good = {key: main.outcome(key, "correct") == 1 for key in ("whole", ours, rival)}
 fits = np.array([bool(s.photograph) and len(s.placed) > 2
                  for s in (layouts[q.scene] for q in every)])

@@ -2,7 +2,8 @@
 
 from .counting import Counts, flops, schedule
 from .energy import energy_score, margin_schedule
-from .families import Family, UnsupportedModelError, register_family
+from .families import register_family
+from .family import Family, UnsupportedModelError
 from .merge_plan import LinearPlan, MergePlan
 from .mergers import Method, methods, plan, register_method
 from .mergers.preset_table import Preset, presets

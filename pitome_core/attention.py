@@ -2,8 +2,8 @@
 
     softmax(q k^T / sqrt(d) + log s) v          (s: sizes of the keys)
 
-Attention over merged exact duplicates then equals attention over the originals. The bias goes into the fused kernel
-as an additive mask, so that kernel stays in use.
+If equal tokens merge, attention over the merged tokens then equals attention over the original ones. The bias is an
+additive mask of the fused kernel, so that the fused kernel is used with merged tokens, too.
 """
 
 from __future__ import annotations
@@ -14,9 +14,15 @@ from torch import Tensor
 
 
 def size_bias(size: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """`(B, T)` sizes -> additive attention mask `(B, 1, 1, T)` of log sizes; a padded slot (size 0) gets -inf.
+    """Additive attention mask `(B, 1, 1, T)` of log sizes, from sizes `(B, T)`. A padded slot (size 0) gets -inf.
 
-    None (no token merged yet) stays None: no mask at all.
+    None, which stands for sizes of 1, gives None: no mask.
+
+    Example:
+        >>> import torch
+        >>> from pitome_core.attention import size_bias
+        >>> size_bias(torch.tensor([[1.0, 2.0, 0.0]]), torch.float32).flatten()
+        tensor([0.0000, 0.6931,   -inf])
     """
     return None if size is None else size.log().to(dtype)[:, None, None, :]
 
@@ -24,7 +30,14 @@ def size_bias(size: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def attention_map(q: Tensor, k: Tensor, bias: Tensor | None = None, *, scale: float | None = None) -> Tensor:
     """Softmax weights averaged over heads, `(B, T, T)` float32, from q and k `(B, H, T, D)`; rows are queries.
 
-    Beside the fused kernel, which does not hand its weights out: only methods that read them pay for this.
+    The fused kernel does not return its weights. They are computed a second time here, only for methods that read them.
+
+    Example:
+        >>> import torch
+        >>> from pitome_core.attention import attention_map
+        >>> attention_map(torch.zeros(1, 2, 2, 4), torch.zeros(1, 2, 2, 4))
+        tensor([[[0.5000, 0.5000],
+                 [0.5000, 0.5000]]])
     """
     score = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
     if bias is not None:
@@ -42,13 +55,26 @@ def attention(
     dropout: float = 0.0,
     fused: bool = True,
 ) -> Tensor:
-    """Softmax attention with an additive bias, `(B, H, T, D)` each -> `(B, H, T, D)`.
+    """Softmax attention with an additive bias: `(B, H, T, D)` each -> `(B, H, T, D)`.
 
-    `fused=False` spells it out in matrix products, for counters of operations that do not see into the kernel.
-    `scale` defaults to 1 / sqrt(D).
+    Args:
+        q, k, v: queries, keys and values.
+        bias: added to the scores, `(B, 1, 1, T)` or any shape that broadcasts to `(B, H, T, T)`.
+        scale: factor of the scores; None = 1 / sqrt(D).
+        dropout: share of the weights that are set to 0.
+        fused: False computes it by matrix products, for counters of operations that cannot look into the fused kernel.
+
+    Example:
+        A token of size 2 counts as two tokens.
+
+        >>> import torch
+        >>> from pitome_core.attention import attention, size_bias
+        >>> q, k, v = torch.zeros(1, 1, 2, 1), torch.zeros(1, 1, 2, 1), torch.tensor([[[[3.0], [0.0]]]])
+        >>> attention(q, k, v, size_bias(torch.tensor([[2.0, 1.0]]), torch.float32)).flatten().round(decimals=4)
+        tensor([2., 2.])
     """
     if bias is not None:
-        bias = bias.to(q.dtype)  # under autocast the tokens are wider than queries and keys
+        bias = bias.to(q.dtype)  # under autocast tokens are float32, and queries and keys are not
     if fused:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
     score = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)

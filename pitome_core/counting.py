@@ -1,7 +1,8 @@
 """Multiply-accumulates of a model, merging included: every matrix product and convolution, from the shapes.
 
-Norms, softmax, activations and scaling are not counted, as usual. Counters that watch kernels miss the attention
-product inside a fused kernel. One multiply-accumulate counts once (many papers write "FLOPs" for the same number).
+Norms, softmax, activations and scaling are not counted, as usual. The numbers come from shapes, because counters that
+watch kernels miss the products inside fused attention. A multiplication with its addition counts as one (many papers
+call this number "FLOPs").
 """
 
 from __future__ import annotations
@@ -10,19 +11,22 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .families import ModelShape
+from .family import ModelShape
 from .mergers import Method, find_method
-from .mergers.preset_table import Row
-from .patching import Patch, active_patch, family_of
+from .mergers.preset_table import PresetRow
+from .patch import Patch, active_patch
+from .patching import family_of
 from .schedules import Schedule, cheapest_schedule, fixed_schedule, keep_schedule, target_schedule
 
-PAPER_ROWS = (Row(),)  # where no patch says otherwise
+PAPER_ROW = PresetRow()  # what layers do if no patch says otherwise
 
 
 @dataclass(frozen=True)
 class LayerCounts:
-    """Multiply-accumulates of one block for one image: attention on the tokens before the merge, MLP after it (for a
-    merge between the two)."""
+    """Multiply-accumulates of one block for one image.
+
+    With the merge between attention and MLP, attention runs on the tokens before the merge and the MLP on those after.
+    """
 
     attention: int
     mlp: int
@@ -30,7 +34,7 @@ class LayerCounts:
 
     @property
     def total(self) -> int:
-        """All three."""
+        """Attention, MLP and merge together."""
         return self.attention + self.mlp + self.merge
 
 
@@ -42,9 +46,9 @@ class Counts:
         layers: one entry per block.
         embed: patch embedding.
         head: everything behind the blocks.
-        other_ops: exponentials, comparisons and sorts of making the plans; no multiply-accumulates.
-        blocks_released: the blocks as the released counter sees them: the MLP charged with the tokens before the
-            merge, the merge itself not counted. For comparison with published numbers.
+        other_ops: exponentials, comparisons and sorts of making the plans, which are no multiply-accumulates.
+        blocks_released: the blocks as the released code counts them, for comparison with published numbers: the MLP
+            with the tokens before the merge, and no merge.
         tokens: tokens entering each block and leaving the last, prefix included.
     """
 
@@ -57,14 +61,14 @@ class Counts:
 
     @property
     def total(self) -> int:
-        """Embedding, blocks with merges, head."""
+        """Embedding, blocks with their merges, and head together."""
         return self.embed + sum(layer.total for layer in self.layers) + self.head
 
 
 def _count(shape: ModelShape, schedule: Schedule, method: Method | None, patch: Patch | None) -> Counts:
-    """Counts under a schedule; `patch` says in which way `method` is used (None: as the paper)."""
-    layers, other, released = [], 0, 0
-    rows = PAPER_ROWS * len(shape.layers) if patch is None else patch.rows
+    """Counts under a schedule. `patch` says how `method` is used (None: as in the paper)."""
+    layers, other_ops, released = [], 0, 0
+    rows = [PAPER_ROW] * len(shape.layers) if patch is None else patch.rows
     for block, row, before, after in zip(shape.layers, rows, schedule.tokens, schedule.tokens[1:], strict=False):
         insertion = "between" if row is None else row.insertion
         attending = after if insertion == "before" else before
@@ -76,17 +80,17 @@ def _count(shape: ModelShape, schedule: Schedule, method: Method | None, patch: 
                      "hidden": block.channels}[kind]
             if method.cost is not None:
                 merge, extra = method.cost(before - shape.prefix, before - after, width)
-                other += extra
+                other_ops += extra
             if method.reads_attention(row.options):  # queries times keys once more
                 merge += before**2 * block.attention_channels
-                other += before**2 * block.heads
+                other_ops += before**2 * block.heads
             transform = not (method.partition or method.drops)
             merge += before * (after if transform else 1) * block.channels  # applying the plan
         layers.append(LayerCounts(attention, (before if insertion == "after" else after) * block.mlp_linear, merge))
         released += before * (block.attention_linear + block.mlp_linear) + 2 * before**2 * block.attention_channels
-    whole_at_head = patch is None or (patch.restore and not patch.method.drops)
-    head = shape.head(shape.num_patches if whole_at_head else schedule.tokens[shape.reads] - shape.prefix)
-    return Counts(tuple(layers), shape.embed, head, other, released, schedule.tokens)
+    restored = patch is None or (patch.restore and not patch.method.drops)
+    head = shape.head(shape.num_patches if restored else schedule.tokens[shape.reads] - shape.prefix)
+    return Counts(tuple(layers), shape.embed, head, other_ops, released, schedule.tokens)
 
 
 def _schedule_of(patch: Patch | None, shape: ModelShape) -> Schedule:
@@ -96,9 +100,9 @@ def _schedule_of(patch: Patch | None, shape: ModelShape) -> Schedule:
 
 
 def flops(model: nn.Module, input_size: tuple[int, ...] | None = None) -> Counts:
-    """Multiply-accumulates of a model for one image (or text), merged as it is now.
+    """Multiply-accumulates of a model for one image (or text), with the merges that it has now.
 
-    Of a model with two towers they are the image tower's; where its text tower alone merges, that one's.
+    Of a model with two towers the image tower is counted; if the text tower alone merges, the text tower.
 
     Args:
         model: patched or not.
@@ -107,6 +111,13 @@ def flops(model: nn.Module, input_size: tuple[int, ...] | None = None) -> Counts
     Raises:
         UnsupportedModelError: a model of no supported family.
         ValueError: a size that the model does not take.
+
+    Example:
+        >>> import timm, pitome_core as pc
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2)
+        >>> whole = pc.flops(model).total
+        >>> whole, round(pc.flops(pc.apply(model, keep=0.75)).total / whole, 2)
+        (17813760, 0.78)
     """
     shape = family_of(model).shape(model, input_size)
     patch = active_patch(model)
@@ -125,7 +136,7 @@ def schedule(
     """Tokens to remove per layer, for `pc.apply(model, keep=...)`. Give exactly one of the four.
 
     Args:
-        model: patched or not; a patched one lends its method's limits and costs, else `pitome`'s are used.
+        model: patched or not. Limits and costs are those of its method; of `pitome` if it is not patched.
         keep: share of patch tokens kept per layer (or one per layer).
         remove: patch tokens to remove per layer (or one count per layer); reduced where a layer cannot lose as many.
         tokens: patch tokens to end with; the number shrinks geometrically.
@@ -137,21 +148,27 @@ def schedule(
 
     Raises:
         ValueError: none or several targets given, or one that cannot be met.
+
+    Example:
+        >>> import timm, pitome_core as pc
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2)  # 16 patches and a class token
+        >>> pc.schedule(model, keep=0.75).tokens, pc.schedule(model, tokens=4).tokens
+        ((17, 13, 10), (17, 9, 5))
     """
-    given = {"keep": keep, "remove": remove, "tokens": tokens, "flops": flops}
-    named = [name for name, value in given.items() if value is not None]
-    if len(named) != 1:
-        raise ValueError(f"give exactly one of keep, remove, tokens, flops; got {', '.join(named) or 'none'}")
+    targets = {"keep": keep, "remove": remove, "tokens": tokens, "flops": flops}
+    given = [name for name, value in targets.items() if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of keep, remove, tokens, flops; got {', '.join(given) or 'none'}")
     shape = family_of(model).shape(model, input_size)
     patch = active_patch(model)
     method = find_method("pitome") if patch is None else patch.method
     num, depth, prefix = shape.num_patches, len(shape.layers), shape.prefix
     if keep is not None:
-        made = keep_schedule(num, keep, depth, prefix)
+        result = keep_schedule(num, keep, depth, prefix)
     elif remove is not None:
-        made = fixed_schedule(num, remove, depth, prefix, method.max_remove)
+        result = fixed_schedule(num, remove, depth, prefix, method.max_remove)
     elif tokens is not None:
-        made = target_schedule(num, tokens, depth, prefix)
+        result = target_schedule(num, tokens, depth, prefix)
     else:
         whole = _count(shape, _schedule_of(None, shape), None, None).total
         budget = flops * whole if flops <= 1 else flops
@@ -165,8 +182,8 @@ def schedule(
                 f"a budget of {budget:.4g} multiply-accumulates cannot be met: this model takes {whole:.4g} whole, "
                 f"and {cheapest:.4g} with as many tokens removed as {method.name!r} can"
             )
-        made = cheapest_schedule(num, budget, depth, prefix, cost)
-    remedy = {"tokens": "ask for more tokens", "flops": "ask for more of them"}.get(named[0])
-    for k, entering in zip(made.remove, made.tokens, strict=False):
+        result = cheapest_schedule(num, budget, depth, prefix, cost)
+    remedy = {"tokens": "ask for more tokens", "flops": "ask for more of them"}.get(given[0])
+    for k, entering in zip(result.remove, result.tokens, strict=False):
         method.check_remove(k, entering - prefix, remedy)
-    return made
+    return result

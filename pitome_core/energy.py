@@ -5,8 +5,9 @@
     f_m(x) = x                       if x >= m
              alpha (exp(x - m) - 1)  otherwise
 
-High energy: the token sits inside a large cluster of look-alikes, it is redundant. Low energy: it is isolated, it is
-informative. The paper's `m` is `margin` here, its metric are the keys of the layer averaged over heads.
+A token of high energy has many tokens like it, so it is redundant. A token of low energy has few, so it is informative.
+The paper's `m` is `margin` here. The paper compares tokens by the keys of the layer, averaged over heads; here they are
+`metric`.
 """
 
 from __future__ import annotations
@@ -17,32 +18,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The cosines of an image are one matrix up to so many entries, else blocks of rows. On a CPU a block is so small that
-# its memory is at hand when it is asked for again: fresh memory costs more than the arithmetic. Elsewhere it is 16 MiB.
+# The cosines of one image are computed as one matrix up to this many entries, and in blocks of rows beyond it. On a CPU
+# a block is small, because fresh memory then costs more than the arithmetic: a small block reuses the memory of the
+# block before it. On other devices a block has 2**22 entries (16 MiB of float32).
 _ENTRIES_AT_ONCE = {"cpu": 2**19}
 _ENTRIES_ELSEWHERE = 2**22
-
-
-def _rows_at_once(number: int, device: torch.device) -> int:
-    """Rows in a block for images of `number` tokens. The batch has no say: an image's plan is the same in any batch."""
-    return max(1, _ENTRIES_AT_ONCE.get(device.type, _ENTRIES_ELSEWHERE) // max(1, number))
-
-
-def _gaussian(cos: Tensor, margin: float) -> Tensor:
-    sigma = 1.0 - margin
-    return torch.exp(-0.5 * ((1.0 - cos) / sigma) ** 2) / (sigma * math.sqrt(2.0 * math.pi))
-
-
-def _below(value: float, dtype: torch.dtype) -> float:
-    """A number that rounds to the largest one of that type below `value` (not for 0): x > it where x >= value."""
-    return value - 0.500001 * torch.finfo(dtype).eps / 2 * 2.0 ** math.frexp(value)[1]
-
 
 KERNELS = ("paper", "elu", "gaussian")
 
 
+def _rows_at_once(num_tokens: int, device: torch.device) -> int:
+    """Rows of the cosine matrix in one block, for images of `num_tokens` tokens.
+
+    The number does not depend on the batch size, so that an image has the same plan in any batch.
+    """
+    return max(1, _ENTRIES_AT_ONCE.get(device.type, _ENTRIES_ELSEWHERE) // max(1, num_tokens))
+
+
+def next_below(value: float, dtype: torch.dtype) -> float:
+    """The largest number of `dtype` that is smaller than `value`: for numbers x of that dtype, x > it means x >= value.
+
+    For example, the float32 numbers around 0.5 are 0.49999997, 0.5 and 0.50000006. `next_below(0.5, torch.float32)` is
+    0.49999997, and exactly the numbers from 0.5 on are larger. It is `torch.nextafter` in Python floats, because the
+    compiler evaluates those once: operators on tensors would become a part of the compiled code.
+    """
+    limits = torch.finfo(dtype)
+    below = math.nextafter(value, -math.inf)  # in float64, the type of Python's floats
+    # Around `below`, numbers of the dtype are the multiples of this power of two.
+    spacing = max(math.ldexp(limits.eps, math.frexp(below)[1] - 1), limits.tiny * limits.eps)
+    return math.floor(below / spacing) * spacing
+
+
 def check_kernel(kernel: str, margin: float) -> None:
-    """Raise ValueError for an unknown kernel, or for a margin that the kernel has no value for."""
+    """Raise ValueError for an unknown kernel, or for a margin at which the kernel is not defined."""
     if kernel not in KERNELS:
         raise ValueError(f"unknown kernel {kernel!r}: choose one of {', '.join(KERNELS)}")
     if kernel == "gaussian" and not margin < 1.0:
@@ -58,31 +66,35 @@ def check_mask(mask: Tensor | None, metric: Tensor) -> None:
         )
 
 
-def _wide(metric: Tensor) -> tuple[Tensor, Tensor]:
-    """In float32 at least, since cosines near 1 tie in half precision; and the largest entry of every token."""
+def _in_float32(metric: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens `(B, N, C)` in float32 or wider, and the largest absolute entry of each, `(B, N, 1)`.
+
+    Half precision is too coarse here, because cosines near 1 would round to equal values.
+    """
     metric = metric.float() if metric.dtype.itemsize < 4 else metric
     return metric, metric.abs().amax(dim=-1, keepdim=True)
 
 
 def directions(metric: Tensor) -> Tensor:
-    """Tokens scaled to length 1, `(B, N, C)`: a zero vector stays zero, one with NaN or infinity is NaN throughout.
+    """Tokens scaled to length 1, `(B, N, C)`: a zero vector stays zero, a vector with NaN or infinity is all NaN.
 
-    The result is float32 (float64 for float64 input) whatever the autocast state.
+    The result is float32 (float64 for float64 input), with or without autocast.
     """
-    metric, largest = _wide(metric)
+    metric, largest = _in_float32(metric)
     tiny = torch.finfo(metric.dtype).tiny
     metric = metric / largest.clamp_min(tiny)  # first to entries of at most 1, so that no square overflows
     return metric / metric.norm(dim=-1, keepdim=True).clamp_min(tiny)
 
 
 def unit_tokens(metric: Tensor) -> tuple[Tensor, Tensor]:
-    """`directions` for cosines, and where there is one: `(B, N, C) -> unit (B, N, C), usable (B, N)`.
+    """Tokens scaled to length 1, and which of them are finite: `(B, N, C) -> unit (B, N, C), finite (B, N)`.
 
-    A token with a NaN or an infinity becomes zero as well, so that its cosine to every token is 0, and is not usable.
+    A zero vector stays zero. A vector with a NaN or an infinity becomes zero too, so that its cosine with every token
+    is 0.
     """
-    metric, largest = _wide(metric)
+    metric, largest = _in_float32(metric)
     unit = metric / largest
-    unit = unit / unit.norm(dim=-1, keepdim=True)  # NaN for a zero vector too: fewer steps than keeping it apart
+    unit = unit / unit.norm(dim=-1, keepdim=True)  # a zero vector is NaN here, and 0 after the next line
     return unit.nan_to_num(0.0), largest[..., 0] < math.inf
 
 
@@ -93,49 +105,65 @@ def cosine_graph(metric: Tensor) -> Tensor:
         return unit @ unit.transpose(-1, -2)
 
 
+def _gaussian(cos: Tensor, margin: float) -> Tensor:
+    """Density of the normal distribution at the distance `1 - cos`, with standard deviation `1 - margin`."""
+    sigma = 1.0 - margin
+    return torch.exp(-0.5 * ((1.0 - cos) / sigma) ** 2) / (sigma * math.sqrt(2.0 * math.pi))
+
+
 def energy_and_cosine(
     metric: Tensor, margin: float, alpha: float = 1.0, kernel: str = "paper", mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Energies, unit tokens and, where it was built at once, the cosine matrix. To be called outside autocast.
+    """Energies, tokens of length 1, and the cosine matrix if it was built as a whole. The caller turns autocast off.
 
-    `metric (B, N, C)`, `mask (B, N)` True = real token -> `energy (B, N)`, `unit (B, N, C)`, `cos (B, N, N)` or None
-    where it was not built. Padding and non-finite tokens get energy -inf: they rank behind every other token.
+    Args:
+        metric: `(B, N, C)`.
+        mask: `(B, N)` True for real tokens. The other arguments are those of `energy_score`.
+
+    Returns:
+        `energy (B, N)`, `unit (B, N, C)`, and `cos (B, N, N)` or None. Padding and tokens with NaN or infinity have
+        energy -inf, so that they rank behind every other token.
     """
     check_kernel(kernel, margin)
 
-    def mean(value: Tensor) -> Tensor:  # (B, n, N) -> (B, n)
+    def mean(values: Tensor) -> Tensor:
         if mask is None:
-            return value.mean(dim=-1)
-        return value.masked_fill(~mask[:, None, :], 0.0).sum(dim=-1) / mask.sum(dim=-1, keepdim=True).clamp_min(1)
+            return values.mean(dim=-1)  # (B, rows, N) -> (B, rows)
+        return values.masked_fill(~mask[:, None, :], 0.0).sum(dim=-1) / mask.sum(dim=-1, keepdim=True).clamp_min(1)
 
-    def mean_over_tokens(rows: Tensor) -> Tensor:
+    def energy_of_rows(cos: Tensor) -> Tensor:  # (B, rows, N) -> (B, rows)
         if kernel == "gaussian":
-            return mean(_gaussian(rows, margin))
+            return mean(_gaussian(cos, margin))
         if kernel == "elu":
-            return mean(F.elu(rows - margin, alpha, inplace=True))
-        # Below the margin exp(x - m) - 1, elsewhere 0: as exp(min(x, m)) / exp(m) - 1, in passes that write floats only
-        # and with no choice between two values, which costs a processor as much as the exponential.
-        low = max(margin, -2.0)  # no cosine is below: nothing to add, and exp(-m) stays finite
-        below = mean(rows.clamp_max(low).exp_())
-        within = mean(F.threshold(rows, _below(margin, rows.dtype), 0.0))
-        return torch.add(within, below, alpha=alpha * math.exp(-low)) - alpha
+            return mean(F.elu(cos - margin, alpha, inplace=True))
+        # f_m(x) is a sum of two terms, because a choice between two values would cost a CPU as much as the exponential:
+        #     alpha (exp(min(x, m)) / exp(m) - 1)    which is 0 for x >= m
+        #     x if x >= m else 0
+        low = max(margin, -2.0)  # for m < -2 the first term is 0 for all cosines, and exp(-m) might overflow
+        exponentials = mean(cos.clamp_max(low).exp_())
+        # F.threshold keeps what is > its threshold. No cosine is outside -2 to 2.
+        above_margin = mean(F.threshold(cos, next_below(min(low, 2.0), cos.dtype), 0.0))
+        return torch.add(above_margin, exponentials, alpha=alpha * math.exp(-low)) - alpha
 
-    unit, usable = unit_tokens(metric)
+    unit, finite = unit_tokens(metric)
     rows, cos = _rows_at_once(unit.shape[1], unit.device), None
     if unit.shape[1] <= rows:
         cos = torch.bmm(unit, unit.mT)
-        energy = mean_over_tokens(cos)
+        energy = energy_of_rows(cos)
     else:
-        energy = torch.cat([mean_over_tokens(torch.bmm(part, unit.mT)) for part in unit.split(rows, 1)], dim=1)
-    return torch.where(usable if mask is None else usable & mask, energy, -math.inf), unit, cos
+        energy = torch.cat([energy_of_rows(torch.bmm(block, unit.mT)) for block in unit.split(rows, 1)], dim=1)
+    return torch.where(finite if mask is None else finite & mask, energy, -math.inf), unit, cos
 
 
 def pair_cosines(unit: Tensor, cos: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """Cosines between the tokens at `a (B, p)` and `b (B, q)`: `(B, p, q)`, read from the matrix where there is one."""
+    """Cosines between the tokens at `a (B, p)` and the tokens at `b (B, q)`: `(B, p, q)`.
+
+    They are read from the matrix `cos (B, N, N)`, or computed from the tokens `unit (B, N, C)` if it is None.
+    """
     if cos is None:
-        item = torch.arange(len(unit), device=unit.device)[:, None]
+        item = torch.arange(unit.shape[0], device=unit.device)[:, None]
         return torch.bmm(unit[item, a], unit[item, b].mT)
-    place = torch.add(b[:, None, :], a[:, :, None], alpha=cos.shape[-1])  # in a matrix laid out row by row
+    place = torch.add(b[:, None, :], a[:, :, None], alpha=cos.shape[-1])  # (B, p, q), in a matrix stored row by row
     return cos.flatten(1).gather(1, place.flatten(1)).view_as(place)
 
 
@@ -145,18 +173,26 @@ def energy_score(
     """Energy of every token (eq. 4).
 
     Args:
-        metric: `(B, N, C)` tokens that may merge, no prefix tokens.
+        metric: `(B, N, C)` tokens that may merge, without prefix tokens.
         margin: the paper's m, a cosine.
         alpha: depth of the penalty for tokens beyond the margin; the paper uses 1.
-        kernel: `paper` (eq. 4, jumps by m at the margin), `elu` (cos - m above the margin, the released vision code),
-            `gaussian` (density of 1 - cos with sigma = 1 - m, the released text code).
-        mask: `(B, N)` True for real tokens; padding takes no part and gets -inf.
+        kernel: `paper` (eq. 4, which jumps by m at the margin), `elu` (cos - m above the margin, as in the released
+            vision code), `gaussian` (density of 1 - cos with sigma = 1 - m, as in the released text code).
+        mask: `(B, N)` True for real tokens. Padding takes no part and has energy -inf.
 
     Returns:
         `(B, N)` float32 (float64 for float64 input).
 
     Raises:
-        ValueError: unknown kernel; gaussian with margin >= 1; a metric that is not `(B, N, C)`.
+        ValueError: an unknown kernel; `gaussian` with a margin of 1 or more; a metric that is not `(B, N, C)`.
+
+    Example:
+        Two equal tokens are redundant. A third token, orthogonal to both, is not.
+
+        >>> import torch, pitome_core as pc
+        >>> tokens = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
+        >>> [round(value, 4) for value in pc.energy_score(tokens, margin=0.5)[0].tolist()]
+        [0.5355, 0.5355, 0.071]
     """
     if metric.ndim != 3:
         raise ValueError(f"metric must be (batch, tokens, channels), got shape {tuple(metric.shape)}")
@@ -166,8 +202,13 @@ def energy_score(
 
 
 def margin_schedule(num_layers: int, base: float = 0.9) -> list[float]:
-    """Margin of every layer: `base - base * l / num_layers`, l = 0, 1, ...
+    """Margin of every layer: `base - base * l / num_layers` for l = 0, 1, ...
 
-    The paper calls this "an increasing margin"; its formula decreases with depth. This is the formula.
+    The paper calls this "an increasing margin", but its formula decreases with depth. This function is the formula.
+
+    Example:
+        >>> import pitome_core as pc
+        >>> [round(margin, 3) for margin in pc.margin_schedule(4)]
+        [0.9, 0.675, 0.45, 0.225]
     """
     return [base - base * layer / num_layers for layer in range(num_layers)]

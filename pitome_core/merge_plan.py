@@ -1,13 +1,13 @@
-"""What a merge does, computed once and applied to anything token-shaped.
+"""What a merge does: computed once, then applied to anything token-shaped.
 
-A `MergePlan` says which output token ("slot") every input token joins. Everything else follows from it: merging by
-size-weighted means, undoing the merge, composing the merges of several layers, the averaging matrix. Plans hold no
-prefix tokens; `with_prefix` puts them in front.
+A `MergePlan` says which output token ("slot") every input token joins. Everything else follows from that: the merge by
+size-weighted means, the way back, the merges of several layers as one plan, the averaging matrix. A plan does not
+contain prefix tokens; `with_prefix` puts them in front. A `LinearPlan` is the same for transforms that mix all tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -16,30 +16,38 @@ from torch import Tensor
 
 
 def _rows(slot: Tensor, count: int) -> Tensor:
-    """Slots `(B, N)` of `count` per item as rows of `(B * count, C)`: what index_add and index_select are fast on."""
-    return (slot + count * torch.arange(len(slot), device=slot.device)[:, None]).flatten()
+    """Slots `(B, N)`, of which each item has `count`, as row numbers `(B N,)` of a `(B count, C)` matrix.
+
+    index_add and index_select are fast on rows of a matrix.
+    """
+    return (slot + count * torch.arange(slot.shape[0], device=slot.device)[:, None]).flatten()
 
 
-def _sum(part: Tensor, rows: Tensor, number: int) -> Tensor:
-    """Sums of `part (R, ...)` over the tokens that share a row: `(number, ...)`."""
-    return part.new_zeros(number, *part.shape[1:]).index_add_(0, rows, part)
+def _sum_by_row(values: Tensor, rows: Tensor, number: int) -> Tensor:
+    """Sums of `values (R, ...)` over the entries that have the same row number in `rows (R,)`: `(number, ...)`."""
+    return values.new_zeros(number, *values.shape[1:]).index_add_(0, rows, values)
 
 
 @dataclass(frozen=True, eq=False)
 class MergePlan:
-    """Which slot every token joins, for a batch of B items with N tokens each and M slots. `settled` changes fields.
+    """Which slot every token joins, for a batch of B items with N tokens and M slots each.
+
+    A plan cannot be changed; `settled` makes one with other values.
 
     Attributes:
         assignment: `(B, N)` long, the slot of every input token; -1 = dropped or padding.
         num_tokens: M, the padded number of slots.
-        anchored: `(B, N)` bool, which tokens are anchors: one in each slot, whose raster place and position the slot
-            inherits. Slots stand in the raster order of their anchors.
+        anchored: `(B, N)` bool, True for anchors. Each slot has one anchor and inherits its raster place and position.
+            Slots stand in the raster order of their anchors.
         valid: `(B, M)` bool, or None when every slot of every item is in use.
-        weight: `(B, N)` extra weights of the mean, or None for the paper's (weights = sizes).
-        reduce: `mean`, or `mlerp`: the mean's direction with the largest norm of the group.
-        energy: `(B, N)` energies that the plan was made from, or None; for traces only.
-        drops: whether the assignment may hold -1. Known without reading the tensor, so that compiled code has no
-            branch on data.
+        weight: `(B, N)` weights of the tokens in the mean, besides their sizes; None = 1 each, as in the paper.
+        reduce: `mean`, or `mlerp`: the direction of the mean with the largest norm of the group.
+        energy: `(B, N)` energies that the plan was made from, or None. Only traces read them.
+        drops: whether the assignment may hold -1. It is stored, because reading it from the tensor would be a branch
+            on data, which compiled code cannot have.
+        pairs: (source, target), `(B, k)` long each, if the plan was made from pairs (`from_merges`); else None.
+            `assignment` and `anchored` are then worked out when they are first asked for. A model only merges, for
+            which the pairs are enough.
     """
 
     assignment: Tensor
@@ -50,12 +58,13 @@ class MergePlan:
     reduce: str = "mean"
     energy: Tensor | None = None
     drops: bool = False
+    pairs: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def identity(
         cls, batch: int, num_tokens: int, device: torch.device | str | None = None, valid: Tensor | None = None
     ) -> MergePlan:
-        """The plan that merges nothing; `valid (B, N)` marks real tokens where there is padding."""
+        """The plan that merges nothing; `valid (B, N)` marks the real tokens if there is padding."""
         place = torch.arange(num_tokens, device=device).expand(batch, num_tokens)
         if valid is not None:
             place = place.masked_fill(~valid, -1)
@@ -75,10 +84,10 @@ class MergePlan:
         """Plan from the anchor that every token joins.
 
         Args:
-            root: `(B, N)` long; `root[i] == i` for an anchor, -1 for a dropped token or padding, else the index of
-                an anchor (not of a token that itself joins another: that is not checked).
-            num_tokens: the number of anchors, where it is the same for every item. None: counted, and items with
-                fewer anchors than the largest get padded slots (`valid`).
+            root: `(B, N)` long. `root[i] == i` for an anchor; -1 for a dropped token or padding; for every other token
+                the index of an anchor. That it is an anchor, and not a token that joins another, is not checked.
+            num_tokens: the number of anchors, if every item has the same number. None: they are counted, and items
+                with fewer anchors than the largest number get padded slots (`valid`).
         """
         batch, width = root.shape
         anchored = root == torch.arange(width, device=root.device)
@@ -103,21 +112,41 @@ class MergePlan:
         mask: Tensor | None = None,
         energy: Tensor | None = None,
     ) -> MergePlan:
-        """Plan that merges `source[b, i]` into `target[b, i]`, both `(B, k)` indices into `width` tokens.
+        """Plan that merges token `source[b, i]` into token `target[b, i]`.
 
-        Sources are distinct, and no target is a source; that is not checked, and items would mix. For items of unequal
-        length `mask (B, width)` marks real tokens and `active (B, k)` the pairs in use (None: all).
+        Args:
+            source, target: `(B, k)` long, indices of tokens. Sources are distinct, and no target is a source. This is
+                not checked; where it does not hold, items mix.
+            width: N.
+            active: `(B, k)` bool, the pairs in use if items have different numbers of them; None = all.
+            mask: `(B, N)` bool, True for real tokens, if there is padding.
         """
         if mask is None:
-            return PairPlan(source, target, width, energy)
-        root = torch.arange(width + 1, device=source.device).repeat(len(source), 1)
+            plan = object.__new__(cls)  # without assignment and anchored, see __getattr__
+            plan.__dict__.update(num_tokens=width - source.shape[1], energy=energy, pairs=(source, target))
+            return plan
+        root = torch.arange(width + 1, device=source.device).repeat(source.shape[0], 1)  # (B, N + 1)
         if active is not None:
             source = torch.where(active, source, width)  # the spare column
-        root = root.scatter(1, source, target)[:, :width]
+        root = root.scatter(1, source, target)[:, :width]  # (B, N)
         return cls.from_roots(root.masked_fill(~mask, -1), energy=energy, drops=True)
 
+    def __getattr__(self, name: str) -> Tensor:
+        """Work out `assignment` and `anchored` of a plan made from pairs. Python asks here for missing attributes only.
+
+        A cached_property would do the same, but compiled code cannot take its lock.
+        """
+        if name not in ("assignment", "anchored") or self.pairs is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        source, target = self.pairs
+        anchored = torch.ones(self.shape, dtype=torch.bool, device=source.device).scatter_(1, source, 0)
+        slot = anchored.cumsum(dim=-1) - 1
+        object.__setattr__(self, "assignment", slot.scatter_(1, source, slot.gather(1, target)))
+        object.__setattr__(self, "anchored", anchored)
+        return self.assignment if name == "assignment" else self.anchored
+
     def settled(self, **changes: Any) -> MergePlan:
-        """The plan as a plain `MergePlan`, with other values in the fields that are named."""
+        """A plan with the same values, worked out, and with other values in the fields that are named."""
         return MergePlan(**{name: getattr(self, name) for name in _FIELDS} | changes)
 
     @property
@@ -132,7 +161,10 @@ class MergePlan:
     @property
     def shape(self) -> tuple[int, int]:
         """(B, N)."""
-        return tuple(self.assignment.shape)
+        if self.pairs is None:
+            return tuple(self.assignment.shape)
+        batch, removed = self.pairs[0].shape
+        return batch, self.num_tokens + removed
 
     def _check(self, x: Tensor, expected: int, name: str) -> None:
         if x.ndim != 3 or x.shape[:2] != (self.shape[0], expected):
@@ -142,60 +174,94 @@ class MergePlan:
             )
 
     def _sizes_for(self, x: Tensor, size: Tensor | None, prefix: int) -> Tensor:
-        """The sizes of tokens that are to merge, 1 where there are none: float64 for float64 tokens, else float32."""
+        """The sizes of the tokens `x`, 1 each if None is given: float64 for float64 tokens, else float32."""
         self._check(x, prefix + self.shape[1], "x")
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         if size is None:
-            return torch.ones(x.shape[:2], dtype=wide, device=x.device)
+            return torch.ones(x.shape[:2], dtype=dtype, device=x.device)
         if size.shape != x.shape[:2]:
             raise ValueError(f"size has shape {tuple(size.shape)}, the tokens {tuple(x.shape[:2])}")
-        return size.to(wide)
+        return size.to(dtype)
 
     def _shares(self, size: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Share of every token in its slot's mean `(B N,)`, size of every slot `(B, M)`, row of every token `(B N,)`.
 
-        The shares of a slot sum to 1, a lone token's is 1. A spare slot at the end of each item takes what is dropped.
+        The shares in a slot sum to 1, so that the share of a lone token is 1. If the plan drops tokens, every item has
+        a spare slot behind its last one, which the dropped tokens join.
         """
         slot, count = self.assignment, self.num_tokens
         if self.drops:
             slot, count = torch.where(slot < 0, count, slot), count + 1
         size = torch.ones(slot.shape, device=slot.device) if size is None else size
-        rows, part = _rows(slot, count), size.flatten()
-        total = whole = _sum(part, rows, len(slot) * count)
+        rows, part = _rows(slot, count), size.flatten()  # (B N,)
+        total = whole = _sum_by_row(part, rows, slot.shape[0] * count)  # (B M,)
         if self.weight is not None:
             part = part * self.weight.flatten()
-            whole = _sum(part, rows, len(total))
-        share = (part / whole.index_select(0, rows)).nan_to_num(0.0)  # of nothing, nothing
-        return share, total.view(len(slot), count), rows
+            whole = _sum_by_row(part, rows, total.shape[0])
+        share = (part / whole.index_select(0, rows)).nan_to_num(0.0)  # 0 / 0 in a group of padding is 0
+        return share, total.view(slot.shape[0], count), rows
 
     def merge(self, x: Tensor, size: Tensor | None = None, *, prefix: int = 0) -> tuple[Tensor, Tensor]:
-        """Merge tokens by their size-weighted mean: `x_b <- sum s_i x_i / sum s_i` over the group.
+        """Merge tokens by their size-weighted mean: `x_b <- sum s_i x_i / sum s_i` over each group.
 
         Args:
             x: `(B, N, C)` of any dtype; sums run in float32 at least. A token that stays alone passes unchanged.
-            size: `(B, N)` how many original tokens each one stands for; None = 1 each. 0 is for padding.
-            prefix: tokens in front of the plan's, in x and size, that stay as they are.
+            size: `(B, N)`, how many original tokens each one stands for; None = 1 each. Padding has size 0.
+            prefix: number of tokens in front of the plan's, in x and size, that stay as they are.
 
         Returns:
-            `(B, M, C)` in the dtype of x, and the new sizes `(B, M)`, float32 (0 in padded slots); prefix in front.
+            `(B, M, C)` in the dtype of x, and the new sizes `(B, M)`, float32 (0 in padded slots). Prefix tokens stand
+            in front of both.
 
         Raises:
             ValueError: x or size does not have the plan's number of items and tokens.
+
+        Example:
+            >>> import torch, pitome_core as pc
+            >>> plan = pc.MergePlan.from_roots(torch.tensor([[0, 0, 2]]))  # token 1 joins token 0
+            >>> x, size = plan.merge(torch.tensor([[[1.0], [3.0], [9.0]]]))
+            >>> x.flatten().tolist(), size.tolist()
+            ([2.0, 9.0], [[2.0, 1.0]])
         """
         size = self._sizes_for(x, size, prefix)
         if self.reduce == "stepwise":
             raise ValueError("a composition with mlerp is no single reduction: merge with one plan after the other")
+
+        if self.pairs is not None:
+            # k pairs: copy the tokens that stay, add the k tokens that go. Tokens are rows of a matrix, T = prefix + N.
+            source, target = self.pairs
+            batch, width, count = x.shape[0], x.shape[1], prefix + self.num_tokens
+            tokens, size = x.flatten(0, 1), size.flatten()  # (B T, C), (B T,)
+            stride = max(1, width)  # 1 if there are no tokens, because arange refuses 0
+            first = torch.arange(prefix, prefix + batch * stride, stride, device=x.device)[:, None]  # (B, 1)
+            going, joined = (first + source).flatten(), (first + target).flatten()  # (B k,) each
+            stays = torch.ones_like(size, dtype=torch.bool).index_fill_(0, going, 0)  # (B T,)
+            # The n-th row that stays is the first row up to which n rows stay. Searching for it, unlike nonzero, does
+            # not make the processor wait for the device.
+            number = torch.arange(1, batch * count + 1, device=x.device)
+            staying = torch.searchsorted(stays.cumsum(0), number)  # (B M,)
+            slot = torch.searchsorted(staying, joined)  # (B k,)
+            own, added = size.index_select(0, staying), size.index_select(0, going)  # (B M,), (B k,)
+            total = own.index_add(0, slot, added)  # (B M,)
+            divisor = total.clamp_min(torch.finfo(total.dtype).tiny)  # a group of padding has size 0
+            out = tokens.index_select(0, staying).to(size.dtype).mul_((own / divisor)[:, None])  # (B M, C)
+            part = tokens.index_select(0, going) * (added / divisor.index_select(0, slot))[:, None]  # (B k, C)
+            out = out.index_add_(0, slot, part).view(batch, count, x.shape[2])  # (B, M, C)
+            return out.to(x.dtype), total.view(batch, count).float()
+
+        # In general: every token is scaled by its share and added to its slot.
         if prefix:
             return self.with_prefix(prefix).merge(x, size)
-        share, total, rows = self._shares(size)
-        shared = x.flatten(0, 1) * share[:, None]  # as wide as the shares
-        out = _sum(shared, rows, total.numel()).view(*total.shape, x.shape[2])[:, : self.num_tokens]
+        share, total, rows = self._shares(size)  # (B N,), (B, M) with the spare slot, (B N,)
+        scaled = x.flatten(0, 1) * share[:, None]  # (B N, C), in float32 at least, as the shares are
+        out = _sum_by_row(scaled, rows, total.numel()).view(*total.shape, x.shape[2])  # (B, M, C) with the spare slot
+        out, total = out[:, : self.num_tokens], total[:, : self.num_tokens]  # (B, M, C), (B, M)
         if self.reduce == "mlerp":
             out = self._rescale(out, x.to(out.dtype))
-        return out.to(x.dtype), total[:, : self.num_tokens].float()
+        return out.to(x.dtype), total.float()
 
     def _rescale(self, mean: Tensor, x: Tensor) -> Tensor:
-        """MLERP: keep the direction of each group's mean, take the largest norm in the group; lone tokens stay."""
+        """MLERP: each group's mean `(B, M, C)`, scaled to the largest norm in the group; lone tokens stay."""
         _, total, rows = self._shares()
         longest = x.new_zeros(total.numel()).scatter_reduce(0, rows, x.norm(dim=-1).flatten(), "amax")
         longest, number = (value.view_as(total)[:, : self.num_tokens, None] for value in (longest, total))
@@ -203,10 +269,21 @@ class MergePlan:
         return torch.where((norm > 0) & (number > 1), mean * (longest / norm), mean)
 
     def unmerge(self, y: Tensor) -> Tensor:
-        """Give every input token the value of its slot: `(B, M, C) -> (B, N, C)`; zeros for dropped tokens."""
+        """Give every input token the value of its slot: `(B, M, C) -> (B, N, C)`; zeros for dropped tokens.
+
+        Raises:
+            ValueError: y does not have the plan's number of items and slots.
+
+        Example:
+            >>> import torch, pitome_core as pc
+            >>> plan = pc.MergePlan.from_roots(torch.tensor([[0, 0, 2]]))
+            >>> plan.unmerge(torch.tensor([[[2.0], [9.0]]])).flatten().tolist()
+            [2.0, 2.0, 9.0]
+        """
         self._check(y, self.num_tokens, "y")
         slot = self.assignment.clamp_min(0) if self.drops else self.assignment
-        out = y.flatten(0, 1).index_select(0, _rows(slot, self.num_tokens)).view(*slot.shape, y.shape[2])
+        rows = _rows(slot, self.num_tokens)  # (B N,)
+        out = y.flatten(0, 1).index_select(0, rows).view(*slot.shape, y.shape[2])  # (B, N, C)
         return out.masked_fill((self.assignment < 0)[..., None], 0) if self.drops else out
 
     @property
@@ -217,8 +294,18 @@ class MergePlan:
     def then(self, other: MergePlan | LinearPlan) -> MergePlan | LinearPlan:
         """This plan followed by `other`, as one plan from this one's inputs to the other's slots.
 
-        Weights compose as for unit sizes. A composition with `mlerp` keeps its assignment, anchors and unmerge, but
-        is no single reduction: its `merge` and `matrix` raise.
+        Weights compose as for unit sizes. A composition with `mlerp` keeps its assignment, anchors and unmerge, but it
+        is no single reduction, so its `merge` and `matrix` raise.
+
+        Raises:
+            ValueError: `other` does not take as many tokens as this plan leaves.
+
+        Example:
+            >>> import torch, pitome_core as pc
+            >>> first = pc.MergePlan.from_roots(torch.tensor([[0, 0, 2, 3]]))  # four tokens to three
+            >>> second = pc.MergePlan.from_roots(torch.tensor([[0, 1, 1]]))  # three to two
+            >>> first.then(second).assignment.tolist()
+            [[0, 0, 1, 1]]
         """
         if isinstance(other, LinearPlan):
             return self.as_linear().then(other)
@@ -226,19 +313,20 @@ class MergePlan:
             raise ValueError(f"this plan leaves {self.num_tokens} tokens, the next takes {other.shape[1]}")
         drops = self.drops or other.drops
         slot = self.assignment.clamp_min(0) if self.drops else self.assignment
-        assignment, anchored = other.assignment.gather(1, slot), self.anchored & other.anchored.gather(1, slot)
+        assignment = other.assignment.gather(1, slot)  # (B, N)
+        anchored = self.anchored & other.anchored.gather(1, slot)
         if self.drops:
             assignment = assignment.masked_fill(self.assignment < 0, -1)
         weight = None
         if self.weight is not None or other.weight is not None:
-            weight = other._shares(self.sizes)[0].view(len(slot), self.num_tokens, 1)
+            weight = other._shares(self.sizes)[0].view(slot.shape[0], self.num_tokens, 1)
             weight = self._shares()[0].view_as(slot) * self.unmerge(weight)[..., 0]
         reduce = "mean" if self.reduce == other.reduce == "mean" else "stepwise"
         return other.settled(assignment=assignment, anchored=anchored, weight=weight, reduce=reduce, drops=drops,
                              energy=None)
 
     def matrix(self) -> Tensor:
-        """The averaging matrix `(B, M, N)` for unit sizes: rows of used slots sum to 1, `merge(x) = matrix() @ x`."""
+        """The averaging matrix `(B, M, N)` for unit sizes: `merge(x) = matrix() @ x`. Rows of used slots sum to 1."""
         if self.reduce != "mean":
             raise ValueError(f"a plan with reduce={self.reduce!r} is not linear and has no matrix")
         share = self._shares()[0].view_as(self.assignment)[:, None, :]
@@ -249,7 +337,7 @@ class MergePlan:
         """The same plan with `prefix` tokens in front that stay as they are (class, distillation, registers)."""
         if prefix == 0:
             return self
-        place = torch.arange(prefix, device=self.assignment.device).expand(len(self.assignment), prefix)
+        place = torch.arange(prefix, device=self.assignment.device).expand(self.assignment.shape[0], prefix)
         assignment = self.assignment + prefix
         if self.drops:
             assignment = assignment.masked_fill(self.assignment < 0, -1)
@@ -262,7 +350,7 @@ class MergePlan:
                             energy=None)
 
     def keeping(self, kept: Tensor) -> MergePlan:
-        """The same plan with the tokens `kept (B, N)`, which it left out, as slots of their own (a text's [SEP])."""
+        """The same plan with the tokens `kept (B, N)`, which it dropped, as slots of their own (a text's [SEP])."""
         place = torch.arange(kept.shape[1], device=kept.device)
         root = self.anchor.gather(1, self.assignment.clamp_min(0)).masked_fill(self.assignment < 0, -1)
         weight = None if self.weight is None else self.weight.masked_fill(kept, 1)
@@ -275,73 +363,15 @@ class MergePlan:
         return LinearPlan(matrix, (matrix > 0).to(matrix.dtype).transpose(-1, -2))
 
 
-_FIELDS = tuple(one.name for one in fields(MergePlan))
-
-
-class PairPlan(MergePlan):
-    """What `MergePlan.from_merges` makes without padding: k pairs, the rest worked out when somebody asks for it.
-
-    A model in use only ever merges, and for that the pairs are enough: the rows of the anchors are copied, and those of
-    the k tokens that go are added. `source` and `target` are `(B, k)`, `width` is N.
-    """
-
-    def __init__(self, source: Tensor, target: Tensor, width: int, energy: Tensor | None = None):
-        self.__dict__.update(source=source, target=target, width=width, energy=energy, _worked_out=None)
-        self.__dict__["num_tokens"] = width - source.shape[1]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise FrozenInstanceError(f"cannot assign to field {name!r}")
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(B, N)."""
-        return len(self.source), self.width
-
-    def _slots(self) -> tuple[Tensor, Tensor]:
-        if self._worked_out is None:  # not a cached_property, whose lock cannot be compiled
-            anchored = torch.ones(self.shape, dtype=torch.bool, device=self.source.device).scatter_(1, self.source, 0)
-            slot = anchored.cumsum(dim=-1) - 1
-            slot = slot.scatter_(1, self.source, slot.gather(1, self.target))
-            object.__setattr__(self, "_worked_out", (slot, anchored))
-        return self._worked_out
-
-    @property
-    def assignment(self) -> Tensor:
-        """As in `MergePlan`."""
-        return self._slots()[0]
-
-    @property
-    def anchored(self) -> Tensor:
-        """As in `MergePlan`."""
-        return self._slots()[1]
-
-    def merge(self, x: Tensor, size: Tensor | None = None, *, prefix: int = 0) -> tuple[Tensor, Tensor]:
-        """As in `MergePlan`."""
-        size = self._sizes_for(x, size, prefix).flatten()
-        tokens, count = x.flatten(0, 1), prefix + self.num_tokens
-        end, pace = prefix + max(len(tokens), len(x)), max(1, x.shape[1])  # of no tokens too: a first row for each item
-        first = torch.arange(prefix, end, pace, device=x.device)[:, None]
-        gone, into = (first + self.source).flatten(), (first + self.target).flatten()
-        stays = torch.ones_like(size, dtype=torch.bool).index_fill_(0, gone, 0)
-        # The row of the n-th token that stays is the first one up to which n of them do; no item's count is read back.
-        number = torch.arange(1, len(x) * count + 1, device=x.device)
-        kept = torch.searchsorted(stays.cumsum(0), number)
-        slot = torch.searchsorted(kept, into)
-        alone, joining = size.index_select(0, kept), size.index_select(0, gone)
-        total = alone.index_add(0, slot, joining)
-        whole = total.clamp_min(torch.finfo(total.dtype).tiny)  # of nothing, nothing
-        out = tokens.index_select(0, kept).to(size.dtype).mul_((alone / whole)[:, None])
-        joined = tokens.index_select(0, gone) * (joining / whole.index_select(0, slot))[:, None]
-        out = out.index_add_(0, slot, joined).to(x.dtype).view(len(x), count, x.shape[2])
-        return out, total.view(len(x), count).float()
+_FIELDS = tuple(entry.name for entry in fields(MergePlan) if entry.init)
 
 
 @dataclass(frozen=True, eq=False)
 class LinearPlan:
     """A reduction of N tokens to M that is no partition (a truncated transform such as the DCT).
 
-    `forward` is `(M, N)` or `(B, M, N)`, `backward` `(N, M)` or `(B, N, M)`, float. Such outputs stand for no number
-    of tokens: sizes are 1, and the laws of partitions (sums of sizes, means) do not apply.
+    `forward` is `(M, N)` or `(B, M, N)`, `backward` `(N, M)` or `(B, N, M)`, float. An output of a transform does not
+    stand for a number of tokens, so sizes are 1, and the laws of partitions (sums of sizes, means) do not apply.
     """
 
     forward: Tensor
@@ -353,27 +383,27 @@ class LinearPlan:
 
     @property
     def num_tokens(self) -> int:
-        """M."""
+        """M, how many tokens the transform leaves."""
         return self.forward.shape[-2]
 
     def _apply(self, matrix: Tensor, x: Tensor) -> Tensor:
         if x.shape[1] != matrix.shape[-1]:
             raise ValueError(f"this plan takes {matrix.shape[-1]} tokens, got {x.shape[1]}")
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        dtype = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            return (matrix.to(wide.dtype) @ wide).to(x.dtype)
+            return (matrix.to(dtype) @ x.to(dtype)).to(x.dtype)
 
     def merge(self, x: Tensor, size: Tensor | None = None, *, prefix: int = 0) -> tuple[Tensor, Tensor]:
-        """`(B, N, C) -> (B, M, C)` and sizes of one `(B, M)`; `size` is accepted and ignored; prefix tokens stay."""
+        """`(B, N, C) -> (B, M, C)`, and sizes of 1 `(B, M)`. `size` is ignored. `prefix` tokens in front stay."""
         out = self._apply(self.with_prefix(prefix).forward, x)
         return out, torch.ones(out.shape[:2], device=x.device)
 
     def unmerge(self, y: Tensor) -> Tensor:
-        """`(B, M, C) -> (B, N, C)`."""
+        """Apply the backward matrix: `(B, M, C) -> (B, N, C)`."""
         return self._apply(self.backward, y)
 
     def matrix(self) -> Tensor:
-        """The forward matrix."""
+        """The forward matrix, `(M, N)` or `(B, M, N)`."""
         return self.forward
 
     def then(self, other: MergePlan | LinearPlan) -> LinearPlan:
@@ -384,7 +414,7 @@ class LinearPlan:
                           self.backward.to(dtype) @ other.backward.to(dtype))
 
     def with_prefix(self, prefix: int) -> LinearPlan:
-        """The same transform with `prefix` untouched tokens in front."""
+        """The same transform with `prefix` tokens in front that stay as they are."""
 
         def framed(matrix: Tensor) -> Tensor:
             out = matrix.new_zeros(*matrix.shape[:-2], matrix.shape[-2] + prefix, matrix.shape[-1] + prefix)

@@ -1,4 +1,6 @@
-"""How many tokens go in each layer."""
+"""How many tokens go in each layer: from a keep ratio, from a fixed number, or towards a target.
+
+A `Schedule` holds the numbers for one model at one input size. Prefix tokens (class token, registers) never go."""
 
 from __future__ import annotations
 
@@ -8,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
-# Floats such as 200 * (1 - 0.9) = 19.999999999999996 must floor to 20.
+# Added before rounding down, because 200 * (1 - 0.9) is 19.999999999999996 in floating point and must give 20.
 _GUARD = 1e-9
 
 
 def tokens_removed(num_tokens: int, keep: float) -> int:
-    """k = floor(N - N r) for the keep ratio r, guarded against float error (N = 200, r = 0.9 gives 20)."""
+    """k = floor(N - N r) for the keep ratio r; N = 200 and r = 0.9 give 20."""
     return math.floor(num_tokens - num_tokens * keep + _GUARD)
 
 
@@ -26,13 +28,18 @@ def check_keep(keep: float) -> float:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Tokens to remove in each layer, for one input size.
+    """Tokens to remove in each layer, for one input size. L is the number of layers.
 
     Attributes:
         remove: L ints.
         tokens: L + 1 ints, tokens entering each layer and leaving the last one, prefix tokens included.
         prefix: how many of them never merge.
-        clamped: whether a fixed count was more than the method can remove somewhere, and was reduced to that.
+        clamped: whether a fixed count was larger than the method can remove in some layer, and was reduced to that.
+
+    Example:
+        >>> import pitome_core as pc
+        >>> pc.Schedule.from_removals(16, [4, 3], prefix=1)
+        Schedule(remove=(4, 3), tokens=(17, 13, 10), prefix=1, clamped=False)
     """
 
     remove: tuple[int, ...]
@@ -42,7 +49,7 @@ class Schedule:
 
     @classmethod
     def from_removals(cls, num_tokens: int, remove: Sequence[int], prefix: int = 0, clamped: bool = False) -> Schedule:
-        """The schedule that takes `remove` away from `num_tokens` (prefix not counted)."""
+        """The schedule that removes `remove` from `num_tokens` tokens, which do not include the prefix."""
         left = [num_tokens]
         for k in remove:
             left.append(left[-1] - k)
@@ -50,7 +57,7 @@ class Schedule:
 
 
 def keep_schedule(num_tokens: int, keep: float | Sequence[float], num_layers: int, prefix: int = 0) -> Schedule:
-    """The paper's schedule: every layer keeps the share `keep` of its tokens (or its own share, from a list)."""
+    """The paper's schedule: every layer keeps the share `keep` of its tokens (or a share of its own, from a list)."""
     ratios = [keep] * num_layers if isinstance(keep, Real) else list(keep)
     if len(ratios) != num_layers:
         raise ValueError(f"keep has {len(ratios)} entries, the model {num_layers} layers: give one ratio per layer")
@@ -64,21 +71,21 @@ def keep_schedule(num_tokens: int, keep: float | Sequence[float], num_layers: in
 def fixed_schedule(
     num_tokens: int, remove: int | Sequence[int], num_layers: int, prefix: int, max_remove: Callable[[int], int]
 ) -> Schedule:
-    """ToMe's schedule: the same k in every layer (or a list), clamped to what the method can remove."""
+    """ToMe's schedule: the same k in every layer (or a list), reduced where the method cannot remove as many."""
     wanted = [int(remove)] * num_layers if isinstance(remove, Integral) else [operator.index(k) for k in remove]
     if len(wanted) != num_layers:
         raise ValueError(f"remove has {len(wanted)} entries, the model {num_layers} layers: give one count per layer")
     if min(wanted) < 0:
         raise ValueError(f"cannot remove {min(wanted)} tokens: counts are 0 or more")
-    given, left = [], num_tokens
+    possible, left = [], num_tokens
     for k in wanted:
-        given.append(min(k, max_remove(left)))
-        left -= given[-1]
-    return Schedule.from_removals(num_tokens, given, prefix, clamped=given != wanted)
+        possible.append(min(k, max_remove(left)))
+        left -= possible[-1]
+    return Schedule.from_removals(num_tokens, possible, prefix, clamped=possible != wanted)
 
 
 def target_schedule(num_tokens: int, final: int, num_layers: int, prefix: int) -> Schedule:
-    """Shrink geometrically to exactly `final` patch tokens, rounding in each layer."""
+    """The schedule that ends with `final` patch tokens and keeps the same share in each layer, up to rounding."""
     if not 1 <= final <= num_tokens:
         raise ValueError(f"cannot end with {final} of {num_tokens} patch tokens: choose 1 to {num_tokens}")
     left = [round(num_tokens * (final / num_tokens) ** (layer / num_layers)) for layer in range(num_layers + 1)]
@@ -88,7 +95,7 @@ def target_schedule(num_tokens: int, final: int, num_layers: int, prefix: int) -
 def cheapest_schedule(
     num_tokens: int, budget: float, num_layers: int, prefix: int, cost: Callable[[Schedule], float]
 ) -> Schedule:
-    """The geometric schedule whose cost is nearest to `budget` (cost grows with the tokens that are left)."""
+    """The `target_schedule` whose cost is nearest to `budget`. The cost has to grow with the final number of tokens."""
     low, high = 1, num_tokens
     while high - low > 1:
         middle = (low + high) // 2

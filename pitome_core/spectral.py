@@ -1,7 +1,8 @@
 """Graphs of tokens, their coarsening by a plan, and the spectral distance of the two (the paper's section 3.3).
 
-Everything here is float64 and dense: it measures, it is no part of a model's forward. Eigenvalues are sorted, smallest
-first, and compared rank by rank. On graphs of `1 - cos` the normalized distance has a closed form, `inside_shares`.
+These functions measure and are not part of a forward call, so they use dense float64 matrices. Eigenvalues are sorted,
+smallest first, and compared rank by rank. For weights `1 - cos` and the normalized Laplacian the distance has a closed
+form: the sum of `inside_shares`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def token_graph(metric: Tensor) -> Tensor:
 def laplacian(weights: Tensor, kind: str = "normalized") -> Tensor:
     """`L = D - W`, or `I - D^-1/2 W D^-1/2`: `(B, N, N) -> (B, N, N)`.
 
-    A vertex of degree 0 (it can occur: tokens that are all alike) has D^-1/2 = 0, so its diagonal entry is 1.
+    A vertex of degree 0, which occurs when all tokens are alike, has D^-1/2 = 0, so its diagonal entry is 1.
     """
     if kind not in LAPLACIANS:
         raise ValueError(f"unknown laplacian {kind!r}: choose one of {', '.join(LAPLACIANS)}")
@@ -62,6 +63,13 @@ def coarsen(weights: Tensor, plan: MergePlan, reduce: str = "mean") -> Tensor:
     """Weights between groups of vertices, `(B, N, N) -> (B, M, M)`: means over pairs (the paper), or sums.
 
     Entry (i, i) is the mean (sum) over all pairs inside group i, the zero diagonal included. Padded slots get zeros.
+
+    Example:
+        >>> import torch, pitome_core as pc
+        >>> from pitome_core.spectral import coarsen
+        >>> weights = torch.tensor([[[0.0, 1.0, 2.0], [1.0, 0.0, 4.0], [2.0, 4.0, 0.0]]])
+        >>> coarsen(weights, pc.MergePlan.from_roots(torch.tensor([[0, 0, 2]]))).tolist()
+        [[[0.5, 3.0], [3.0, 0.0]]]
     """
     if reduce not in ("mean", "sum"):
         raise ValueError(f"reduce must be 'mean' or 'sum', got {reduce!r}")
@@ -73,17 +81,24 @@ def coarsen(weights: Tensor, plan: MergePlan, reduce: str = "mean") -> Tensor:
 
 
 def lift(coarse: Tensor, plan: MergePlan) -> Tensor:
-    """The coarse graph on all vertices again, `Wl[u, v] = Wc[i(u), i(v)]`: `(B, M, M) -> (B, N, N)`."""
+    """The coarse graph on all vertices again, `Wl[u, v] = Wc[i(u), i(v)]`: `(B, M, M) -> (B, N, N)`.
+
+    Example:
+        >>> import torch, pitome_core as pc
+        >>> from pitome_core.spectral import lift
+        >>> lift(torch.tensor([[[0.5, 3.0], [3.0, 0.0]]]), pc.MergePlan.from_roots(torch.tensor([[0, 0, 2]]))).tolist()
+        [[[0.5, 0.5, 3.0], [0.5, 0.5, 3.0], [3.0, 3.0, 0.0]]]
+    """
     member = _membership(plan)
     return member.transpose(-1, -2) @ coarse.double() @ member
 
 
 def inside_shares(weights: Tensor, plan: MergePlan) -> Tensor:
-    """Share of each group's degrees that goes to edges inside it, `W(V_i, V_i) / vol(V_i)`: `(B, N, N) -> (B, M)`.
+    """Share of each group's degrees that belongs to edges inside it, `W(V_i, V_i) / vol(V_i)`: `(B, N, N) -> (B, M)`.
 
-    It is the chance that one step of a random walk stays in the group, and M minus the normalized cut of the
-    partition when summed. For the weights `1 - cos` that sum *is* the spectral distance on the normalized Laplacian
-    (derived in book/theorem.md); for other weights it need not be. 0 for a group of degree 0.
+    It is the probability that a step of a random walk stays in the group; 0 for a group of degree 0. The sum over the
+    groups is M minus the normalized cut of the partition. For weights `1 - cos` the sum *is* the spectral distance on
+    the normalized Laplacian (derived in book/theorem.md); for other weights it need not be.
     """
     member = _membership(plan)
     _check_graph(weights, plan)
@@ -103,12 +118,24 @@ def spectral_distance(
     Args:
         metric: `(B, N, C)` tokens; the graph is `1 - cos`.
         plan: which tokens merge; it must be a partition.
-        weights: `(B, N, N)` symmetric weights in place of a metric. Exactly one of the two is given; which one it is
-            is never guessed from shapes.
+        weights: `(B, N, N)` symmetric weights in place of a metric. Give exactly one of the two, by name: shapes do not
+            tell which one it is.
         laplacian: `normalized` (the paper) or `combinatorial`.
 
     Returns:
         `(B,)` float64.
+
+    Raises:
+        ValueError: not exactly one of metric and weights; a plan that drops tokens; weights that are no graph.
+
+    Example:
+        Merging equal tokens changes nothing; merging different ones does.
+
+        >>> import torch, pitome_core as pc
+        >>> tokens = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
+        >>> equal, different = (pc.MergePlan.from_roots(torch.tensor([root])) for root in ([0, 0, 2], [0, 1, 0]))
+        >>> [round(pc.spectral_distance(tokens, plan).item(), 4) for plan in (equal, different)]
+        [0.0, 0.6667]
     """
     if plan is None or (metric is None) == (weights is None):
         raise ValueError("give a plan and exactly one of metric and weights")

@@ -1,4 +1,6 @@
-"""See what merging did: `with pc.record(model) as trace: model(images)`."""
+"""Record what merging did: `with pc.record(model) as trace: model(images)`.
+
+A trace holds every forward call of a recording, a forward call its layers, and a layer its plan, sizes and energies."""
 
 from __future__ import annotations
 
@@ -10,15 +12,16 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .merge_plan import LinearPlan, MergePlan
-from .patching import active_patch, patched_parts
+from .patch import active_patch
+from .patching import patched_parts
 
 
 @dataclass(frozen=True, eq=False)
 class LayerTrace:
-    """One layer of one forward call, prefix tokens left out; of a text all T tokens, padding assigned to -1.
+    """One layer of one forward call, without prefix tokens. Of a text it has all T tokens; padding is assigned to -1.
 
     Attributes:
-        plan: what merged; the identity where nothing did.
+        plan: which tokens merged; the identity in layers that merge nothing.
         size: `(B, M)` sizes after the merge; 0 in padded slots.
     """
 
@@ -27,18 +30,18 @@ class LayerTrace:
 
     @property
     def energy(self) -> Tensor | None:
-        """`(B, N)` energies the plan was made from; None for methods without, and where nothing merged."""
+        """`(B, N)` energies that the plan was made from; None for methods without, and in layers that merge nothing."""
         return self.plan.energy
 
 
 @dataclass(frozen=True, eq=False)
 class ForwardTrace:
-    """One forward call."""
+    """One forward call, layer by layer."""
 
     layers: tuple[LayerTrace, ...]
 
     def plan(self, layers: int | None = None) -> MergePlan | LinearPlan:
-        """The plan from the patches to the tokens behind the first `layers` layers (None = all)."""
+        """The plan from the patches to the tokens after the first `layers` layers (None = all)."""
         steps = [layer.plan for layer in self.layers[:layers]]
         if not steps:
             first = self.layers[0].plan
@@ -50,9 +53,12 @@ class ForwardTrace:
 
     @property
     def assignment(self) -> Tensor:
-        """`(B, N_patches)`: the final token of every patch, -1 = dropped; ValueError after a transform.
+        """`(B, N_patches)` long: the final token of every patch, -1 = dropped.
 
-        For text `(B, T)` over all tokens, [CLS] and [SEP] included (they keep a token of their own), -1 = padding.
+        For text `(B, T)` over all tokens. [CLS] and [SEP] are included and keep a token of their own; -1 = padding.
+
+        Raises:
+            ValueError: the method is a transform, which assigns no patch to a token.
         """
         plan = self.plan()
         if not isinstance(plan, MergePlan):
@@ -61,31 +67,31 @@ class ForwardTrace:
 
 
 class Trace:
-    """What `record` yields. `forwards` has one entry per call of the recording thread."""
+    """What `record` yields. `forwards` has one entry for each forward call of the recording thread."""
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
         self.forwards: list[ForwardTrace] = []
 
     def add(self, steps: list[tuple[MergePlan | LinearPlan, Tensor]]) -> None:
-        """Append a forward call (called by the patched model)."""
+        """Append a forward call from the plan and the sizes of each layer. The patched model calls this."""
         self.forwards.append(ForwardTrace(tuple(LayerTrace(plan, size) for plan, size in steps)))
 
     @property
     def last(self) -> ForwardTrace:
-        """The last call; RuntimeError when there was none."""
+        """The last forward call; RuntimeError if there was none."""
         if not self.forwards:
             raise RuntimeError("nothing was recorded: call the model inside `with pc.record(model) as trace:`")
         return self.forwards[-1]
 
     @property
     def layers(self) -> tuple[LayerTrace, ...]:
-        """The layers of the last call."""
+        """The layers of the last forward call."""
         return self.last.layers
 
     @property
     def assignment(self) -> Tensor:
-        """The final assignment of the last call."""
+        """The final token of every patch in the last forward call, as in `ForwardTrace.assignment`."""
         return self.last.assignment
 
 
@@ -94,8 +100,16 @@ def record(model: nn.Module) -> Iterator[Trace]:
     """Record every forward call that this thread makes on a patched model.
 
     Raises:
-        RuntimeError: the model is not patched, or compiled (a compiled graph would keep the recording of its first
-            call); it says what to do instead.
+        RuntimeError: the model is not patched, or it is compiled (a compiled graph would keep the recording of its
+            first call). The message says what to do instead.
+
+    Example:
+        >>> import timm, torch, pitome_core as pc
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2).eval()  # 16 patches, random weights
+        >>> with pc.record(pc.apply(model, keep=0.75)) as trace:
+        ...     logits = model(torch.zeros(1, 3, 64, 64))
+        >>> [layer.plan.num_tokens for layer in trace.layers], trace.assignment.shape
+        ([12, 9], torch.Size([1, 16]))
     """
     if hasattr(model, "_orig_mod"):
         raise RuntimeError("a compiled model cannot be recorded: record the model that was compiled, `model._orig_mod`")

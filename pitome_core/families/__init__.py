@@ -1,5 +1,5 @@
-"""Model families: one file each, saying how its encoder loop runs around the merge."""
+"""Model families: one file for each, which says how the loop over its blocks runs around the merge."""
 
-from .registry import Family, LayerShape, ModelShape, UnsupportedModelError, find_family, register_family
+from .registry import find_family, register_family
 
-__all__ = ["Family", "LayerShape", "ModelShape", "UnsupportedModelError", "find_family", "register_family"]
+__all__ = ["find_family", "register_family"]

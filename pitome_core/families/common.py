@@ -1,18 +1,16 @@
-"""What families share: the loop over the blocks, the order of calls inside a block, counts of linear maps."""
+"""What model families share: the loop over the blocks, the order of calls inside a block, counts of linear maps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..merge_plan import LinearPlan, MergePlan
-
-if TYPE_CHECKING:
-    from ..patching import ForwardState, LayerStep, Patch
+from ..patch import ForwardState, LayerStep, Merged, Patch, anchors
 
 # What a block's attention half returns: its update `(B, T, C)`, keys `(B, H, T, D)`, attention map `(B, T, T)` or None.
 Attended = tuple[Tensor, Tensor, Tensor | None]
@@ -27,21 +25,31 @@ def run_blocks(
     take: tuple[int, ...] = (),
     tables: dict[str, Any] | None = None,
 ) -> tuple[Tensor, list[tuple]]:
-    """The encoder loop: tokens `(B, T', C)`, and (tokens, plan so far) after each layer in `take`.
+    """Run all blocks on the tokens of one forward call.
 
-    `tables` is what blocks look up by place (rotary angles, position biases), the same for all; blocks that get some
-    also get `place (B, M)`, where the anchors of their patch tokens stood, None while nothing has merged.
+    Args:
+        blocks: the blocks, whose forward takes `size` and `step` and returns tokens, sizes and the plan.
+        x: `(B, T, C)` tokens.
+        state: the state of the call.
+        checkpointing: whether blocks are recomputed in the backward pass.
+        take: layers whose tokens are to be returned.
+        tables: arguments of the blocks that hold a value for every place on the patch grid (rotary angles, position
+            biases). Such blocks also get `place (B, M)`, where the anchors of their tokens stand; None while all tokens
+            are in place.
+
+    Returns:
+        Tokens `(B, T', C)`, and (tokens, plan so far) after each layer in `take`.
     """
     taken = []
     for layer, block in enumerate(blocks):
         arguments = {"size": state.size, "step": state.step(layer)}
         if tables is not None:
-            arguments |= {**tables, "place": move(None, state.plan)}
+            arguments |= {**tables, "place": state.place}
         if checkpointing and torch.is_grad_enabled():
             x, size, plan = checkpoint(block, x, use_reentrant=False, **arguments)
         else:
             x, size, plan = block(x, **arguments)
-        state.add(size, plan)
+        state.add(x, size, plan)
         if layer in take:
             taken.append((x, state.plan))
     state.report()
@@ -54,51 +62,52 @@ def run_block(
     size: Tensor | None,
     attend: Callable[[Tensor, Tensor | None, MergePlan | LinearPlan | None], Attended],
     feed: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor | None, MergePlan | LinearPlan | None]:
-    """One block with its merge: tokens `(B, T', C)`, sizes `(B, T')`, and the plan (None when nothing goes).
+) -> Merged:
+    """Run one block with its merge: tokens `(B, T', C)`, sizes `(B, T')`, and the plan (None when nothing goes).
 
-    `attend(x, bias, plan)` is the block's attention half without the residual, `feed(x)` its MLP half; `bias` is the
-    size bias `(B, 1, 1, T)` and `plan` what was merged just before (None: nothing).
+    Args:
+        step: what the block has to know about merging.
+        x, size: tokens `(B, T, C)` and their sizes `(B, T)`, None = 1 each.
+        attend: `(x, bias, plan)` -> the block's attention half without the residual. `bias (B, 1, 1, T)` makes keys
+            count by size, and `plan` is the merge just before it (None: there was none).
+        feed: `x` -> the block's MLP half without the residual.
     """
     plan = None
     if step.insertion == "before":
         x, size, plan = step.merge(x, None, size)
     bias = step.bias(size, x.dtype)
-    y, keys, seen = attend(x, bias, plan)
+    y, keys, attn_map = attend(x, bias, plan)
     x = x + y
     if step.insertion == "between":
-        x, size, plan = step.merge(x, keys, size, seen)
+        x, size, plan = step.merge(x, keys, size, attn_map)
     x = x + feed(x)
     if step.insertion == "after":
-        x, size, plan = step.merge(x, keys, size, seen)
+        x, size, plan = step.merge(x, keys, size, attn_map)
     return x, size, plan
 
 
 def move(place: Tensor | None, plan: MergePlan | LinearPlan | None) -> Tensor | None:
-    """Where the anchors of a plan's slots stood, `(B, M)` long, given where its inputs did (None: each in its place).
+    """Where the tokens stand after a plan, `(B, M)` long, given where they stood (None: each in its own place).
 
-    Positions travel with the kept token: a merged token stands where its anchor stood.
+    A merged token stands where its anchor stood.
     """
     if plan is None:
         return place
-    if isinstance(plan, LinearPlan):
-        raise ValueError("a transform's outputs stand at no place of the input, so they have no position")
-    anchor = plan.anchor.clamp_min(0)  # padded slots: any place will do
-    return anchor if place is None else place.gather(1, anchor)
+    return anchors(plan) if place is None else place.gather(1, anchors(plan))
 
 
 def transforms(patch: Patch) -> bool:
-    """Whether the method is a transform, whose outputs stand at no place of the input."""
+    """Whether the method is a transform, whose outputs have no place on the patch grid."""
     return any(isinstance(plan, LinearPlan) for plan in patch.rehearse())
 
 
 def pooled_by_size(patch: Patch, state: ForwardState) -> bool:
-    """Whether a pooling over patches has to weigh merged tokens: some are dropped, or they are not copied back."""
-    return state.size is not None and (state.plan.drops or not patch.restore)
+    """Whether pooling over patches has to weigh tokens by size: some were dropped, or merged ones are not restored."""
+    return state.size is not None and (not patch.restore or state.plan.drops)
 
 
 def weighted_mean(x: Tensor, size: Tensor) -> Tensor:
-    """Mean of `x (B, T, C)`, each token counted `size (B, T)` times, summed in float32: `(B, C)`."""
+    """Mean over tokens of `x (B, T, C)`, each counted `size (B, T)` times: `(B, C)`, summed in float32."""
     share = size / size.sum(dim=1, keepdim=True)
     return (x * share[..., None]).sum(dim=1).to(x.dtype)
 

@@ -1,34 +1,34 @@
 """BERT of Hugging Face's transformers, as an encoder.
 
-A text differs from an image in three ways, and the rules are these. Items have lengths of their own: each loses its
-share of its own tokens, so that neither its neighbours in the batch nor the place of the padding change a result.
-Padding takes no part: it merges with nothing, is no key of attention, and counts in no energy. Some tokens in the
-middle never merge: the first real token ([CLS]), the last one, and the last of every segment that `token_type_ids`
-tells apart (their [SEP]); where `model.config.sep_token_id` is set and the model gets `input_ids`, every token with
-that id as well.
+A text differs from an image in three ways.
 
-With `restore`, outputs have all T places again. What an unpatched model puts in a padded place is arbitrary; here it
-is zero once tokens have merged.
+- Items have lengths of their own. Each loses its share of its own tokens, so that the other items of the batch and the
+  place of the padding do not change its result.
+- Padding takes no part: it does not merge, it is no key in attention, and energies do not count it.
+- Some tokens in the middle never merge: the first real token ([CLS]), the last one, and the last of every segment that
+  `token_type_ids` tells apart (their [SEP]). If `model.config.sep_token_id` is set and the model gets `input_ids`, the
+  tokens with that id do not merge either.
+
+With `restore`, outputs have all T places again. The unpatched model leaves arbitrary values in padded places; here they
+are zero once tokens have merged.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.bert import modeling_bert as bert
 
+from ..family import Family, LayerShape, ModelShape
+from ..patch import LayerStep, Patch
 from .common import linear
 from .hf_common import CallOptions, attend, checkpointed, implementation_refusal
-from .registry import Family, LayerShape, ModelShape
 
-if TYPE_CHECKING:
-    from ..patching import LayerStep, Patch
-
-# Models around a `BertModel`: the name of what stands behind it, and whether that reads every token.
+# Models around a `BertModel`: the name of their head, and whether the head reads every token.
 _AROUND = {
     bert.BertForPreTraining: ("cls", True),
     bert.BertForMaskedLM: ("cls", True),
@@ -45,7 +45,7 @@ _ARGUMENTS = (
 
 
 def _towers(model: nn.Module) -> dict[str, str | None]:
-    return {"text": None, "vision": None}  # the second is what `apply` says by default: there is one tower
+    return {"text": None, "vision": None}  # there is one tower, and "vision" is the default of `apply`
 
 
 def _encoder(model: nn.Module) -> nn.Module:
@@ -57,7 +57,10 @@ def _matches(model: nn.Module) -> bool:
 
 
 def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
-    """Exact types only: a subclass may override the very loop that is replaced here."""
+    """Why a model cannot be patched; None if it can.
+
+    Only exact types are accepted, because a subclass may override the loop that is replaced here.
+    """
     if type(model) not in (bert.BertModel, *_AROUND) or type(_encoder(model)) is not bert.BertModel:
         return f"{type(model).__qualname__} is not listed and may run its layers in another way"
     config = _encoder(model).config
@@ -92,16 +95,16 @@ def _run_layer(layer: nn.Module, x: Tensor, size: Tensor, step: LayerStep):
     attn, plan = layer.attention.self, None
     if step.insertion == "before":
         x, size, plan = step.merge(x, None, size)
-    y, keys, seen = attend(
+    y, keys, attn_map = attend(
         attn, (attn.query, attn.key, attn.value), x, step.bias(size, x.dtype), head_dim=attn.attention_head_size,
         scale=attn.scaling, dropout=attn.dropout.p, wants_map=step.reads_attention,
     )
     x = layer.attention.output(y, x)  # residual and norm
     if step.insertion == "between":
-        x, size, plan = step.merge(x, keys, size, seen)
+        x, size, plan = step.merge(x, keys, size, attn_map)
     x = layer.feed_forward_chunk(x)
     if step.insertion == "after":
-        x, size, plan = step.merge(x, keys, size, seen)
+        x, size, plan = step.merge(x, keys, size, attn_map)
     return x, size, plan
 
 
@@ -113,7 +116,7 @@ def _layer_forward(layer: nn.Module, *args: Any, size: Tensor | None = None, ste
 
 
 def _real(attention_mask: Tensor | None, x: Tensor) -> Tensor:
-    """Which tokens are no padding, `(B, T)` bool."""
+    """`(B, T)` bool: True for tokens, False for padding. ValueError for a mask of another shape or an empty text."""
     if attention_mask is None:
         return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
     if attention_mask.shape != x.shape[:2]:
@@ -131,7 +134,7 @@ def _real(attention_mask: Tensor | None, x: Tensor) -> Tensor:
 def protected_tokens(
     real: Tensor, input_ids: Tensor | None = None, token_type_ids: Tensor | None = None, sep_token_id: int | None = None
 ) -> Tensor:
-    """Tokens that never merge, `(B, T)` bool, from `real (B, T)`: first, last, last of each segment, every [SEP]."""
+    """`(B, T)` bool: tokens that never merge, of `real (B, T)`: first, last, last of each segment, every [SEP]."""
     place = torch.arange(real.shape[1], device=real.device)
     protected = place == real.to(torch.int8).argmax(dim=1, keepdim=True)
     segments = [real]
@@ -146,24 +149,24 @@ def protected_tokens(
 
 
 def _forward(model: nn.Module, patch: Patch, *args: Any, **kwargs: Any):
-    """`BertModel.forward`: every token output has all its places again, unless `restore=False`."""
-    given = dict(zip(_ARGUMENTS, args, strict=False))
-    if len(args) > len(_ARGUMENTS) or given.keys() & kwargs:
+    """`BertModel.forward` with merges. Every token output has all its places again, unless `restore=False`."""
+    arguments = dict(zip(_ARGUMENTS, args, strict=False))
+    if len(args) > len(_ARGUMENTS) or arguments.keys() & kwargs:
         raise TypeError(f"forward takes {', '.join(_ARGUMENTS)} by place, each once")
-    given |= kwargs
-    refused = [name for name in _ARGUMENTS[5:8] if given.get(name) is not None]
+    arguments |= kwargs
+    refused = [name for name in _ARGUMENTS[5:8] if arguments.get(name) is not None]
     if refused:
         raise ValueError(f"{refused[0]}: a merged BERT is an encoder, without cross-attention or a cache")
-    options = CallOptions(model, len(model.encoder.layer), given)
-    ids, kinds = given.get("input_ids"), given.get("token_type_ids")
-    if (ids is None) == (given.get("inputs_embeds") is None):
+    options = CallOptions(model, len(model.encoder.layer), arguments)
+    ids, kinds = arguments.get("input_ids"), arguments.get("token_type_ids")
+    if (ids is None) == (arguments.get("inputs_embeds") is None):
         raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
 
     x = model.embeddings(
-        input_ids=ids, token_type_ids=kinds, position_ids=given.get("position_ids"),
-        inputs_embeds=given.get("inputs_embeds"),
+        input_ids=ids, token_type_ids=kinds, position_ids=arguments.get("position_ids"),
+        inputs_embeds=arguments.get("inputs_embeds"),
     )
-    real = _real(given.get("attention_mask"), x)
+    real = _real(arguments.get("attention_mask"), x)
     protected = protected_tokens(real, ids, kinds, getattr(model.config, "sep_token_id", None))
     state = patch.start(x, 0, True, None, size=real.to(torch.float32), protected=protected)
     x, states = options.run(model.encoder.layer, x, state)
@@ -178,7 +181,7 @@ def _forward(model: nn.Module, patch: Patch, *args: Any, **kwargs: Any):
 def _shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelShape:
     """Sizes for one text of `input_size = (tokens,)`, [CLS] and [SEP] included; None = the longest it takes.
 
-    Cosines are counted among the tokens that may merge, as everywhere; padded kernels compute them for all places.
+    Cosines are counted among the tokens that may merge, as for images, although the code computes them for all places.
     """
     encoder = _encoder(model)
     if input_size is not None and len(input_size) != 1:

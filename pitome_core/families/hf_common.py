@@ -4,34 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.utils.output_capturing import capture_outputs
 
 from ..attention import attention, attention_map
+from ..patch import ForwardState
 from .common import Attended, run_blocks
-
-if TYPE_CHECKING:
-    from ..patching import ForwardState
 
 _IMPLEMENTATIONS = ("sdpa", "eager")
 
 
-class _Nobody:
-    """A caller that transformers knows no recordable outputs of."""
+class _NoOutputs:
+    """Stands in for a model of which transformers records no outputs."""
 
     config = None
 
 
 @capture_outputs
-def _unrecorded(nobody: _Nobody, run: Callable[[], Any]) -> Any:
-    """Run with no recorder open: hooks of transformers on our layers would record merged tokens for a model around."""
+def _unrecorded(model: _NoOutputs, run: Callable[[], Any]) -> Any:
+    """Run `run` while transformers records nothing; its hooks on layers would hand merged tokens to the caller."""
     return run()
 
 
 def implementation_refusal(attn: nn.Module) -> str | None:
-    """Why the attention implementation of a module cannot be served; None for those that can."""
+    """Why the attention implementation of a module does not work with merging; None if it does."""
     chosen = attn.config._attn_implementation
     if chosen in _IMPLEMENTATIONS:
         return None
@@ -54,31 +52,34 @@ def attend(
 ) -> Attended:
     """Self-attention up to its output projection: `x (B, T, C)` -> `(B, T, H D)`, keys `(B, H, T, D)`, map or None."""
     q, k, v = (linear(x).unflatten(-1, (-1, head_dim)).transpose(1, 2) for linear in projections)
-    seen = attention_map(q, k, bias, scale=scale) if wants_map else None
+    attn_map = attention_map(q, k, bias, scale=scale) if wants_map else None
     fused = attn.config._attn_implementation != "eager"
     y = attention(q, k, v, bias, scale=scale, dropout=dropout if attn.training else 0.0, fused=fused)
-    return y.transpose(1, 2).flatten(2), k, seen
+    return y.transpose(1, 2).flatten(2), k, attn_map
 
 
 def checkpointed(layer: nn.Module, run: Callable, x: Tensor, **arguments: Any):
-    """`run(x, **arguments)`, recomputed in the backward pass where the layer is set to: a layer's own `forward` does
-    this on its class, and ours has taken its place."""
+    """Run `run(x, **arguments)`, recomputed in the backward pass if the layer is set to that.
+
+    In transformers the class of a layer wraps the layer's own `forward` in this way. Our `forward` takes its place, so
+    it has to do the same.
+    """
     if layer.gradient_checkpointing and layer.training:
         return layer._gradient_checkpointing_func(partial(run, **arguments), x)
     return run(x, **arguments)
 
 
 class CallOptions:
-    """What a caller asks of one forward call, with the config's values for what he does not say.
+    """What a caller asks of one forward call. The config gives the values of options that the caller leaves out.
 
     Attributes:
-        wanted: indices of the hidden states asked for, of 0 (embeddings) to L; None when none are.
+        wanted: indices of the hidden states asked for, from 0 (embeddings) to L; None if none are asked for.
         as_object: whether the output is an object; else a tuple.
     """
 
-    def __init__(self, model: nn.Module, num_layers: int, given: dict[str, Any]):
+    def __init__(self, model: nn.Module, num_layers: int, arguments: dict[str, Any]):
         def value(name: str) -> Any:
-            return given[name] if name in given else getattr(model.config, name, None)
+            return arguments[name] if name in arguments else getattr(model.config, name, None)
 
         if value("output_attentions"):
             raise ValueError(
@@ -90,24 +91,24 @@ class CallOptions:
         states, count = value("output_hidden_states"), num_layers + 1
         asked = range(count) if isinstance(states, bool) else [states] if isinstance(states, int) else states
         self.wanted = {i % count for i in asked if -count <= i < count} if states else None
-        as_object = given.get("return_dict")
+        as_object = arguments.get("return_dict")
         self.as_object = model.config.return_dict if as_object is None else as_object
         self.ties_last = getattr(model.config, "tie_last_hidden_states", None)
 
     def run(
         self, layers: nn.ModuleList, x: Tensor, state: ForwardState
     ) -> tuple[Tensor, tuple[Tensor | None, ...] | None]:
-        """All layers: tokens `(B, T', C)`, and the hidden states asked for, as a caller reads them."""
+        """Run all layers: tokens `(B, T', C)`, and the hidden states that were asked for, as a caller reads them."""
         wanted = self.wanted or set()
         take = tuple(i - 1 for i in sorted(wanted) if i > 0)
-        y, taken = _unrecorded(_Nobody(), partial(run_blocks, layers, x, state, checkpointing=False, take=take))
+        y, taken = _unrecorded(_NoOutputs(), partial(run_blocks, layers, x, state, checkpointing=False, take=take))
         if self.wanted is None:
             return y, None
         read = {0: x} | {layer + 1: state.as_read(*entry) for layer, entry in zip(take, taken, strict=True)}
         return y, tuple(read[i] if i in wanted else None for i in range(len(layers) + 1))
 
     def give(self, output: Any) -> Any:
-        """The output in the form asked for; a config can put the normed last state in the last hidden state's place."""
+        """The output as an object or a tuple. With some configs the last hidden state is the normed last state."""
         states = output.hidden_states
         if self.ties_last and states and states[-1] is not None:
             output.hidden_states = (*states[:-1], output.last_hidden_state)

@@ -1,33 +1,31 @@
 """LLaVA of Hugging Face's transformers: its vision tower merges, its language model reads fewer image tokens.
 
-A prompt holds one placeholder per image token, so there have to be as many as the tower leaves at
-`vision_feature_layer`: the keep ratios fix that number, `image_token_count` tells it, and `expand_placeholders` writes
-them. In raster order, each stands for a group of patches; where the groups lie is in the trace
+A prompt holds one placeholder for each image token, so it needs as many as the tower leaves at `vision_feature_layer`.
+The keep ratios fix that number: `image_token_count` returns it, and `expand_placeholders` writes the placeholders. They
+stand in raster order, and each stands for a group of patches. The trace tells which patches these are
 (`trace.last.plan(layers)`).
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.models.llava import modeling_llava as llava
 
-from ..patching import active_patch
+from ..family import Family, ModelShape
+from ..patch import Patch, active_patch
 from .common import linear
 from .hf_vision import TOWERS, tower_entry_points, tower_refusal, tower_shape
-from .registry import Family, ModelShape
-
-if TYPE_CHECKING:
-    from ..patching import Patch
 
 _MODELS = (llava.LlavaForConditionalGeneration, llava.LlavaModel)
 
 
 def _inner(model: nn.Module) -> nn.Module:
-    """The `LlavaModel`."""
+    """The `LlavaModel` inside a model for generation, or the model itself."""
     return model.model if type(model) is llava.LlavaForConditionalGeneration else model
 
 
@@ -81,7 +79,7 @@ def _image_features(
     image_sizes: Tensor | None = None,
     **kwargs: Any,
 ):
-    """`LlavaModel.get_image_features`, refused where merged features could not be told apart."""
+    """`LlavaModel.get_image_features`; ValueError where the features of the images would not have equal lengths."""
     config = inner.config
     layer = config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
     strategy = vision_feature_select_strategy or config.vision_feature_select_strategy
@@ -96,12 +94,12 @@ def _image_features(
 
 
 def _placeholder_mask(inner: nn.Module, input_ids: Tensor | None, inputs_embeds: Tensor, image_features: Tensor):
-    """`LlavaModel.get_placeholder_mask`, with a remedy in its error; `image_features (tokens of all images, C)`."""
+    """`LlavaModel.get_placeholder_mask`, whose error names a remedy; `image_features (tokens of all images, C)`."""
     if input_ids is not None:
-        found, needed = int((input_ids == inner.config.image_token_id).sum()), image_features.shape[0]
-        if found != needed:
+        written, needed = int((input_ids == inner.config.image_token_id).sum()), image_features.shape[0]
+        if written != needed:
             raise ValueError(
-                f"the prompt holds {found} image placeholders, the merged vision tower leaves {needed} image tokens: "
+                f"the prompt holds {written} image placeholders, the merged vision tower leaves {needed} image tokens: "
                 "write them with expand_placeholders(input_ids, image_token_id, image_token_count(model))"
             )
     return type(inner).get_placeholder_mask(inner, input_ids, inputs_embeds, image_features)
@@ -123,14 +121,14 @@ def image_token_count(model: nn.Module, input_size: tuple[int, int, int] | None 
 
 
 def _feature_layers(inner: nn.Module) -> int:
-    """How many layers of the tower stand before the features: hidden state i is what layer i (from 1) leaves."""
+    """How many layers of the tower come before the features. Hidden state i is the output of layer i, from 1."""
     depth = len(inner.vision_tower.get_submodule(TOWERS[type(inner.vision_tower)].layers))
     layer = inner.config.vision_feature_layer
     return layer if layer >= 0 else depth + 1 + layer
 
 
 def _dropped(inner: nn.Module) -> int:
-    """Tokens that the selection takes away: the class token, with `default`."""
+    """How many tokens the selection strategy removes: the class token, with `default`."""
     return int(inner.config.vision_feature_select_strategy == "default")
 
 
@@ -142,18 +140,19 @@ def expand_placeholders(
     Args:
         input_ids: `(B, T)` long.
         image_token_id: the placeholder's id (`model.config.image_token_id`).
-        count: placeholders per image from now on (`image_token_count(model)`).
-        along: tensors `(B, T)` that belong to the tokens (attention mask, labels) and are expanded alike.
+        count: placeholders per image in the result (`image_token_count(model)`).
+        along: tensors `(B, T)` with a value for each token (attention mask, labels); they are expanded, too.
         per_image: placeholders per image in `input_ids`: 1, or what a processor wrote for the whole grid.
 
     Returns:
-        `(B, T')` ids; a tuple with what came along, if anything did.
+        `(B, T')` ids; with `along`, a tuple of the ids and of these tensors.
 
     Raises:
-        ValueError: no whole number of images in a row of placeholders, or rows that come out unequally long.
+        ValueError: a run of placeholders that is no whole number of images, or rows of unequal length in the result.
 
     Example:
         >>> import torch
+        >>> from pitome_core.families.hf_llava import expand_placeholders
         >>> expand_placeholders(torch.tensor([[1, 32, 5]]), 32, 3)
         tensor([[ 1, 32, 32, 32,  5]])
     """
@@ -164,18 +163,12 @@ def expand_placeholders(
             raise ValueError(f"input_ids have shape {tuple(input_ids.shape)}, what comes along {tuple(other.shape)}")
     rows = []  # per item, the token that each new token is a copy of
     for ids in input_ids.tolist():
-        sources, place = [], 0
-        while place < len(ids):
-            run = place
-            while run < len(ids) and ids[run] == image_token_id:
-                run += 1
-            if (run - place) % per_image:
-                raise ValueError(f"{run - place} placeholders in a row are no whole number of images of {per_image}")
-            for _ in range((run - place) // per_image):
-                sources += [place] * count
-            if run == place:
-                sources.append(place)
-            place = max(run, place + 1)
+        sources = []
+        for is_image, run in groupby(range(len(ids)), key=lambda place: ids[place] == image_token_id):
+            run = list(run)
+            if is_image and len(run) % per_image:
+                raise ValueError(f"{len(run)} placeholders in a row are no whole number of images of {per_image}")
+            sources += run[:1] * (len(run) // per_image * count) if is_image else run
         rows.append(sources)
     lengths = sorted({len(row) for row in rows})
     if len(lengths) > 1:
@@ -186,7 +179,7 @@ def expand_placeholders(
 
 
 def _shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelShape:
-    """Sizes of the vision tower up to the projector; what the language model takes depends on the prompt."""
+    """Sizes of the vision tower and the projector. The language model is not counted, as it depends on the prompt."""
     inner = _inner(model)
     shape = tower_shape(inner.vision_tower, input_size)
     projector, extra = linear(inner.multi_modal_projector), shape.prefix - _dropped(inner)

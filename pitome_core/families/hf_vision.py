@@ -1,9 +1,9 @@
 """Vision towers of Hugging Face's transformers: ViT, CLIP, SigLIP, DINOv2 (with and without registers).
 
-The modules do their own work (embeddings, norms, LayerScale, drop-path, MLP, pooling heads); what is ours is the loop
-over the layers, the order of calls inside a layer, and attention. Layers are called as modules, so hooks on them
-fire; they get and return sizes and plans beside the tokens. Where a tower is laid out differs by model only, and is
-written in two tables.
+Embeddings, norms, LayerScale, drop-path, MLP and pooling heads are the modules of transformers. The loop over the
+layers, the order of calls inside a layer, and attention are written here. Layers are called as modules, so that hooks
+on them fire; they take and return sizes and plans besides the tokens. Models differ in the names of their parts, which
+stand in tables of `LayerLayout` and `TowerLayout`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -22,17 +22,15 @@ from transformers.models.siglip import modeling_siglip as siglip
 from transformers.models.vit import modeling_vit as vit
 
 from ..attention import size_bias
+from ..family import Family, LayerShape, ModelShape
+from ..patch import LayerStep, Patch
 from .common import Attended, linear, pooled_by_size, run_block
 from .hf_common import CallOptions, attend, checkpointed, implementation_refusal
-from .registry import Family, LayerShape, ModelShape
-
-if TYPE_CHECKING:
-    from ..patching import LayerStep, Patch
 
 
 @dataclass(frozen=True)
-class Layer:
-    """Where the parts of a layer are.
+class LayerLayout:
+    """Names and types of the parts of a layer.
 
     Attributes:
         kind, attention_kind, mlp_kinds: the exact types.
@@ -53,11 +51,11 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Tower:
-    """Where the parts of a tower are.
+class TowerLayout:
+    """Names of the parts of a tower.
 
     Attributes:
-        layer: its layers.
+        layer: the layout of its layers.
         layers, patches: paths of the list of layers and of the patch projection.
         arguments: positional arguments of its `forward`.
         pool: `(model, x, size) -> pooler_output`, from normed tokens; a size is given where tokens have to be weighed.
@@ -65,7 +63,7 @@ class Tower:
         prefix: class tokens (registers come on top).
     """
 
-    layer: Layer
+    layer: LayerLayout
     layers: str
     patches: str
     arguments: tuple[str, ...]
@@ -88,7 +86,7 @@ def _pool_class(model: nn.Module, x: Tensor, size: Tensor | None) -> Tensor:
 
 
 def _pool_siglip(model: nn.Module, x: Tensor, size: Tensor | None) -> Tensor | None:
-    """SigLIP's attention pooling; with a size, every token counts as often as that."""
+    """SigLIP's attention pooling. With sizes, every token counts as many times as its size."""
     if not model.use_head:
         return None
     head = model.head
@@ -99,43 +97,43 @@ def _pool_siglip(model: nn.Module, x: Tensor, size: Tensor | None) -> Tensor | N
     return (x + head.mlp(head.layernorm(x)))[:, 0]
 
 
-def _dino(module: Any, name: str) -> Tower:
-    """DINOv2's layout, which the version with registers shares."""
+def _dino(module: Any, name: str) -> TowerLayout:
+    """The layout of DINOv2, which the version with registers shares."""
     part = partial(getattr, module)
-    layer = Layer(
+    layer = LayerLayout(
         part(f"{name}Layer"), part(f"{name}Attention"), (part(f"{name}MLP"), part(f"{name}SwiGLUFFN")), "attention",
         "o_proj", "scaling", "attention_dropout", ("norm1", "norm2"),
         (("layer_scale1", "drop_path"), ("layer_scale2", "drop_path")),
     )
     arguments = ("pixel_values", "bool_masked_pos", "attention_mask")
-    return Tower(layer, "encoder.layer", "embeddings.patch_embeddings.projection", arguments, _pool_class,
+    return TowerLayout(layer, "encoder.layer", "embeddings.patch_embeddings.projection", arguments, _pool_class,
                  after="layernorm")
 
 
-_VIT = Layer(
+_VIT = LayerLayout(
     vit.ViTLayer, vit.ViTAttention, (vit.ViTMLP,), "attention", "o_proj", "scaling", "attention_dropout",
     ("layernorm_before", "layernorm_after"), (("dropout",), ("dropout",)),
 )
-_CLIP = Layer(
+_CLIP = LayerLayout(
     clip.CLIPEncoderLayer, clip.CLIPAttention, (clip.CLIPMLP,), "self_attn", "out_proj", "scale", "dropout",
     ("layer_norm1", "layer_norm2"),
 )
-_SIGLIP = Layer(
+_SIGLIP = LayerLayout(
     siglip.SiglipEncoderLayer, siglip.SiglipAttention, (siglip.SiglipMLP,), "self_attn", "out_proj", "scale",
     "dropout", ("layer_norm1", "layer_norm2"),
 )
 
 TOWERS = {
-    vit.ViTModel: Tower(
+    vit.ViTModel: TowerLayout(
         _VIT, "layers", "embeddings.patch_embeddings.projection",
         ("pixel_values", "bool_masked_pos", "interpolate_pos_encoding", "attention_mask"), _pool_vit,
         after="layernorm",
     ),
-    clip.CLIPVisionModel: Tower(
+    clip.CLIPVisionModel: TowerLayout(
         _CLIP, "encoder.layers", "embeddings.patch_embedding", ("pixel_values", "interpolate_pos_encoding"),
         _pool_clip, before="pre_layrnorm",
     ),
-    siglip.SiglipVisionModel: Tower(
+    siglip.SiglipVisionModel: TowerLayout(
         _SIGLIP, "encoder.layers", "embeddings.patch_embedding", ("pixel_values", "interpolate_pos_encoding"),
         _pool_siglip, after="post_layernorm", prefix=0,
     ),
@@ -180,7 +178,10 @@ def _matches(model: nn.Module) -> bool:
 
 
 def tower_refusal(model: nn.Module) -> str | None:
-    """Why a tower cannot be patched. Exact types only: a subclass may override the very loop that is replaced."""
+    """Why a tower cannot be patched; None if it can.
+
+    Only exact types are accepted, because a subclass may override the loop that is replaced here.
+    """
     tower = TOWERS.get(type(model))
     if tower is None:
         return f"{type(model).__qualname__} is not listed and may run its layers in another way"
@@ -226,7 +227,7 @@ def _attend(layer: nn.Module, x: Tensor, bias: Tensor | None, wants_map: bool) -
     """The attention half of a layer without its residual."""
     parts = _LAYERS[type(layer)]
     attn = getattr(layer, parts.attention)
-    y, keys, seen = attend(
+    y, keys, attn_map = attend(
         attn, (attn.q_proj, attn.k_proj, attn.v_proj), getattr(layer, parts.norms[0])(x), bias,
         head_dim=attn.head_dim, scale=getattr(attn, parts.scale), dropout=getattr(attn, parts.dropout),
         wants_map=wants_map,
@@ -234,7 +235,7 @@ def _attend(layer: nn.Module, x: Tensor, bias: Tensor | None, wants_map: bool) -
     y = getattr(attn, parts.output)(y)
     for name in parts.behind[0]:
         y = getattr(layer, name)(y)
-    return y, keys, seen
+    return y, keys, attn_map
 
 
 def _feed(layer: nn.Module, x: Tensor) -> Tensor:
@@ -263,19 +264,19 @@ def _layer_forward(layer: nn.Module, *args: Any, size: Tensor | None = None, ste
 
 
 def _forward(model: nn.Module, patch: Patch, *args: Any, **kwargs: Any):
-    """A tower's forward: every token output has all its patches again, unless `restore=False`."""
+    """The forward of a tower with merges. Every token output has all its patches again, unless `restore=False`."""
     tower = TOWERS[type(model)]
-    given = dict(zip(tower.arguments, args, strict=False))
-    if len(args) > len(tower.arguments) or given.keys() & kwargs:
+    arguments = dict(zip(tower.arguments, args, strict=False))
+    if len(args) > len(tower.arguments) or arguments.keys() & kwargs:
         raise TypeError(f"forward takes {', '.join(tower.arguments)} by place, each once")
-    given |= kwargs
-    if given.pop("attention_mask", None) is not None:
+    arguments |= kwargs
+    if arguments.pop("attention_mask", None) is not None:
         raise ValueError("a merged model takes no attention_mask: rows and columns would no longer fit")
     layers = model.get_submodule(tower.layers)
-    options = CallOptions(model, len(layers), given)
+    options = CallOptions(model, len(layers), arguments)
 
-    projection, pixels = model.get_submodule(tower.patches), given["pixel_values"]
-    own = {name: given[name] for name in tower.arguments[1:] if name in given}
+    projection, pixels = model.get_submodule(tower.patches), arguments["pixel_values"]
+    own = {name: arguments[name] for name in tower.arguments[1:] if name in arguments}
     x = model.embeddings(pixels.to(projection.weight.dtype), **own)
     if tower.before is not None:
         x = getattr(model, tower.before)(x)
@@ -295,7 +296,7 @@ def _prefix(model: nn.Module) -> int:
 
 
 def tower_shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelShape:
-    """Sizes of a tower alone; its head is the pooling."""
+    """Sizes of a tower; its head is the pooling."""
     tower = TOWERS[type(model)]
     projection, own = model.get_submodule(tower.patches), model.config.image_size
     height, width = ((own, own) if isinstance(own, int) else own) if input_size is None else input_size[-2:]
@@ -320,7 +321,7 @@ def tower_shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelSh
 
 
 def _shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelShape:
-    """Sizes of the vision tower and of what stands behind it; a text tower beside it is not counted."""
+    """Sizes of the vision tower and of the linear map behind it. A text tower is not counted."""
     shape = tower_shape(_tower(model), input_size)
     name = _AROUND[type(model)][1] if type(model) in _AROUND else None
     behind = 0 if name is None else linear(getattr(model, name))

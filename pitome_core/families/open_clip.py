@@ -1,16 +1,15 @@
-"""open_clip's `CLIP` and `CustomTextCLIP`, and their image towers alone: its own `VisionTransformer`, and timm models
-behind its `TimmModel`, which their own families run.
+"""open_clip's `CLIP` and `CustomTextCLIP`, and their image towers alone.
 
-The patch sits on the module that `apply` was given and replaces methods of the tower inside, so that whatever calls the
-tower (`encode_image`, `forward`, `forward_intermediates`) runs merged; traces and counts are the tower's. Text towers:
-`open_clip_text`. Where both merge, the model's trace and counts are those of the image tower, and those of the text
-tower are to be had from `model.text.transformer`.
+An image tower is open_clip's own `VisionTransformer`, or a timm model inside a `TimmModel`, run by timm's families.
+Methods of the tower are replaced, so that everything that calls the tower (`encode_image`, `forward`,
+`forward_intermediates`) runs merged. Traces and counts are those of the tower. Text towers stand in `open_clip_text`.
+If both towers merge, traces and counts of the model are those of the image tower; those of the text tower are read from
+`model.text.transformer`.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from open_clip import CLIP, CustomTextCLIP
@@ -27,13 +26,12 @@ from open_clip.utils import feature_take_indices
 from torch import Tensor, nn
 
 from ..attention import attention, attention_map
+from ..family import Family, LayerShape, ModelShape
+from ..patch import ForwardState, LayerStep, Patch
 from .common import Attended, as_grid, check_format, linear, pooled_by_size, run_block, run_blocks, weighted_mean
 from .open_clip_text import CAUSAL, TEXT, text_reason
-from .registry import Family, LayerShape, ModelShape, find_family
+from .registry import find_family
 from .timm_common import pools_patches
-
-if TYPE_CHECKING:
-    from ..patching import ForwardState, LayerStep, Patch
 
 _COMPOSITES = (CLIP, CustomTextCLIP)
 _TOWERS = (VisionTransformer, TimmModel)
@@ -103,13 +101,15 @@ def _entry_points(model: nn.Module, patch: Patch) -> list[tuple]:
 
 
 def _attend(attn: nn.MultiheadAttention, x: Tensor, bias: Tensor | None, wants_map: bool) -> Attended:
-    """`nn.MultiheadAttention` from its weights, because its own masks are `(B H, T, T)`: output `(B, T, C)`, keys
-    `(B, H, T, D)`, map or None."""
+    """`nn.MultiheadAttention` written out: output `(B, T, C)`, keys `(B, H, T, D)`, map or None.
+
+    The module itself takes no keys out, and a mask for each item only as `(B H, T, T)`, which is large.
+    """
     qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
     q, k, v = qkv.unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
-    seen = attention_map(q, k, bias) if wants_map else None
+    attn_map = attention_map(q, k, bias) if wants_map else None
     y = attention(q, k, v, bias, dropout=attn.dropout if attn.training else 0.0)
-    return F.linear(y.transpose(1, 2).flatten(2), attn.out_proj.weight, attn.out_proj.bias), k, seen
+    return F.linear(y.transpose(1, 2).flatten(2), attn.out_proj.weight, attn.out_proj.bias), k, attn_map
 
 
 def _block_forward(
@@ -129,8 +129,8 @@ def _block_forward(
         return type(block).forward(block, q_x), None, None
 
     def attend(x: Tensor, bias: Tensor | None, _) -> Attended:
-        y, keys, seen = _attend(block.attn, block.ln_1(x), bias, step.reads_attention)
-        return block.ls_1(y), keys, seen
+        y, keys, attn_map = _attend(block.attn, block.ln_1(x), bias, step.reads_attention)
+        return block.ls_1(y), keys, attn_map
 
     return run_block(step, q_x, size, attend, lambda x: block.ls_2(block.mlp(block.ln_2(x))))
 
@@ -138,7 +138,7 @@ def _block_forward(
 def _run(
     tower: VisionTransformer, patch: Patch, images: Tensor, take: tuple[int, ...] = (), last: int | None = None
 ) -> tuple[Tensor, ForwardState, list[tuple]]:
-    """The encoder: tokens, what happened to them, and (tokens, plan so far) after each layer in `take`."""
+    """Run the encoder: tokens `(B, T', C)`, the state of the call, (tokens, plan so far) after each layer in `take`."""
     x = tower._embeds(images)
     dropped = tower.training and not isinstance(tower.patch_dropout, nn.Identity)
     columns = None if dropped else images.shape[-1] // tower.patch_size[1]
@@ -154,7 +154,7 @@ def _pool(tower: VisionTransformer, patch: Patch, x: Tensor, state: ForwardState
     def read(x: Tensor) -> Tensor:
         return state.as_read(x, state.plan)
 
-    if tower.attn_pool is not None:  # patched only where every patch comes back
+    if tower.attn_pool is not None:  # _refusal makes sure that every patch comes back
         return tower._pool(read(x))
     after = tower.final_ln_after_pool
     if after and tower.pool_type == "none":
@@ -184,7 +184,7 @@ def _forward_intermediates(
     output_fmt: str = "NCHW",
     output_extra_tokens: bool = False,
 ) -> dict:
-    """open_clip's `forward_intermediates`; with `restore` every intermediate has all its patches again."""
+    """open_clip's `forward_intermediates` with merges. With `restore` every intermediate has all its patches again."""
     check_format(output_fmt, patch)
     take, last = feature_take_indices(len(tower.transformer.resblocks), indices)
     grid = [side // patch_side for side, patch_side in zip(x.shape[-2:], tower.patch_size, strict=True)]
@@ -201,7 +201,7 @@ def _forward_intermediates(
 
 
 def _timm_intermediates(tower: TimmModel, patch: Patch, *arguments, **named) -> dict:
-    """`TimmModel.forward_intermediates` pools the tokens that its trunk hands out, and so needs all of them."""
+    """`TimmModel.forward_intermediates`, which pools the tokens of its trunk's intermediates and needs all of them."""
     output = TimmModel.forward_intermediates(tower, *arguments, **named)
     whole = patch.restore and patch.method.partition
     if "image_features" in output and pools_patches(tower.trunk) and not whole:

@@ -1,23 +1,22 @@
-"""The text tower of open_clip's `CustomTextCLIP` where it is a model of transformers: `HFTextEncoder` around a BERT.
+"""The text tower of open_clip's `CustomTextCLIP` if it is an `HFTextEncoder` around a BERT of transformers.
 
-The BERT's own family runs it; the pooler gets every token in its place again. open_clip's own text towers are causal
-and are not merged.
+The family of BERT runs it, and the pooler gets every token in its place again. open_clip's own text towers are causal
+and do not merge.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from open_clip.hf_model import ClsLastHiddenStatePooler, ClsPooler, HFTextEncoder, MeanPooler
 from torch import Tensor, nn
 
+from ..family import Family, ModelShape, UnsupportedModelError
+from ..patch import Patch
 from .common import linear
-from .registry import Family, ModelShape, UnsupportedModelError, find_family
-
-if TYPE_CHECKING:
-    from ..patching import Patch
+from .registry import find_family
 
 CAUSAL = (
     "open_clip's own text towers are not merged: an output of a causal tower may depend on earlier tokens only, while "
@@ -43,7 +42,7 @@ def text_reason(model: nn.Module) -> str | None:
 
 
 def _matches(model: nn.Module) -> bool:
-    return False  # the family of the whole model is found first, and names this one
+    return False  # `open_clip.FAMILY` matches the whole model, and has this family as its text tower
 
 
 def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
@@ -62,9 +61,10 @@ def _entry_points(model: nn.Module, patch: Patch) -> list[tuple]:
 
 
 def _mean(pooler: MeanPooler, x: Any, attention_mask: Tensor) -> Tensor:
-    """`MeanPooler.forward`: tokens that were dropped came back as zeros and do not count."""
-    left = attention_mask * (x.last_hidden_state != 0).any(dim=2)
-    return type(pooler).forward(pooler, x, left)
+    """`MeanPooler.forward` over the tokens that were not dropped. Dropped tokens come back as zeros."""
+    present = (x.last_hidden_state != 0).any(dim=2)  # (B, T)
+    attention_mask = attention_mask[:, : present.shape[1]]  # tokens that were cut off without a plan do not come back
+    return type(pooler).forward(pooler, x, attention_mask * present)
 
 
 def _shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelShape:

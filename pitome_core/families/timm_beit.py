@@ -1,25 +1,20 @@
 """timm's `Beit`: BEiT and BEiT v2, whose attention adds a bias for every pair of positions.
 
-Positions travel with the kept token: after a merge the bias of two tokens is that of their anchors, looked up pair by
-pair. Every item has its own anchors then, so the mask is `(B, H, T, T)`: that is the price of these biases, and the
-fused kernel takes it.
+A merged token stands where its anchor stood, so the bias of two tokens is that of their anchors. Every item has its own
+anchors, so the mask of attention is `(B, H, T, T)` after a merge. The fused kernel takes such a mask.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 from timm.layers import Mlp, SwiGLU
 from timm.models.beit import Attention, Beit, Block, RelativePositionBias
 from torch import Tensor, nn
 
+from ..family import Family
+from ..patch import ForwardState, LayerStep, Patch
 from .common import Attended, move, run_block, run_blocks, transforms
-from .registry import Family
 from .timm_common import block_refusal, entry_points, finish_attention, shape, split_heads
-
-if TYPE_CHECKING:
-    from ..patching import ForwardState, LayerStep, Patch
 
 
 def _matches(model: nn.Module) -> bool:
@@ -47,7 +42,7 @@ def _entry_points(model: nn.Module, patch: Patch) -> list[tuple]:
 def _position_bias(attn: Attention, shared: Tensor | None, place: Tensor | None) -> Tensor | None:
     """Bias of every pair of tokens, `(B, H, T, T)` or broadcasting to it: the layer's own plus the shared one.
 
-    `shared` is `(H, N + 1, N + 1)`; `place (B, M)` says where the patch tokens stand (None: nothing has merged).
+    `shared` is `(H, N + 1, N + 1)`; `place (B, M)` says where the patch tokens stand (None: each in its own place).
     """
     own = attn.relative_position_bias_table
     if place is None:
@@ -76,7 +71,7 @@ def _block_forward(
     tokens stand on the grid. Without a step, the block's own forward."""
     if step is None:
         return type(block).forward(block, x, shared_rel_pos_bias)
-    if step.remove == 0 and size is None:
+    if step.remove == 0 and size is None and place is None:
         return type(block).forward(block, x, shared_rel_pos_bias), None, None
     attn, scaled = block.attn, block.gamma_1 is not None
     positional = attn.relative_position_bias_table is not None or shared_rel_pos_bias is not None
@@ -87,8 +82,8 @@ def _block_forward(
             pairs = _position_bias(attn, shared_rel_pos_bias, move(place, plan))
             bias = pairs if bias is None else pairs + bias
         q, k, v = split_heads(attn, x)
-        y, seen = finish_attention(attn, x, q, k, v, bias, step.reads_attention)
-        return block.drop_path1(block.gamma_1 * y if scaled else y), k, seen
+        y, attn_map = finish_attention(attn, x, q, k, v, bias, step.reads_attention)
+        return block.drop_path1(block.gamma_1 * y if scaled else y), k, attn_map
 
     def feed(x: Tensor) -> Tensor:
         y = block.mlp(block.norm2(x))
@@ -100,7 +95,7 @@ def _block_forward(
 def _run(
     model: Beit, patch: Patch, images: Tensor, take: tuple[int, ...] = (), last: int | None = None
 ) -> tuple[Tensor, ForwardState, list[tuple]]:
-    """The encoder: tokens, what happened to them, and (tokens, plan so far) after each layer in `take`."""
+    """Run the encoder: tokens `(B, T', C)`, the state of the call, (tokens, plan so far) after each layer in `take`."""
     x = model.patch_embed(images)
     x = torch.cat([model.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
     x = model.pos_drop(x if model.pos_embed is None else x + model.pos_embed)

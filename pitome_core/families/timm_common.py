@@ -1,14 +1,13 @@
-"""What timm's transformers share: what comes after their blocks, the end of attention, and counts.
+"""What the families of timm share: what comes behind the blocks, the end of attention, and sizes for counting.
 
-The functions take the family's own loop as `run(model, patch, images, take, last)` -> tokens, state, taken (see
-`common.run_blocks`). They are bound with `functools.partial`, so that copies and pickles of a model work.
+The loop over the blocks is each family's own: `run(model, patch, images, take, last)` -> tokens, state, taken (see
+`common.run_blocks`). The functions are bound with `functools.partial`, so that a model can be copied and pickled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +15,15 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..attention import attention, attention_map, size_bias
+from ..family import LayerShape, ModelShape
+from ..patch import Patch
 from .common import as_grid, check_format, linear, pooled_by_size, weighted_mean
-from .registry import LayerShape, ModelShape
-
-if TYPE_CHECKING:
-    from ..patching import Patch
 
 
 def block_refusal(
     model: nn.Module, blocks: tuple[type, ...], attentions: tuple[type, ...], mlps: tuple[type, ...]
 ) -> str | None:
-    """The first block that is not of the listed exact types, and why that matters; None when all are."""
+    """Why the first block that is not of the listed exact types cannot be patched; None if all blocks are."""
     for i, block in enumerate(model.blocks):
         if type(block) not in blocks:
             return f"blocks.{i} is a {type(block).__qualname__}: it has no place between attention and MLP to merge at"
@@ -51,7 +48,7 @@ def entry_points(
 
 
 def split_heads(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v `(B, H, T, D)` of a fused projection, whose bias may be stored apart, with none for the keys."""
+    """q, k and v `(B, H, T, D)` of a fused projection. Its bias may be stored in three parts (with zeros for keys)."""
     bias = None if getattr(attn, "q_bias", None) is None else torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
     if bias is None:
         qkv = attn.qkv(x)
@@ -67,14 +64,14 @@ def finish_attention(
     attn: nn.Module, x: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, wants_map: bool
 ) -> tuple[Tensor, Tensor | None]:
     """From q, k, v `(B, H, T, D)` to attention's output `(B, T, C)` and its map; `x` is what attention was given."""
-    seen = attention_map(q, k, bias, scale=attn.scale) if wants_map else None
+    attn_map = attention_map(q, k, bias, scale=attn.scale) if wants_map else None
     drop = attn.attn_drop.p if attn.training else 0.0
     y = attention(q, k, v, bias, scale=attn.scale, dropout=drop, fused=attn.fused_attn).transpose(1, 2).flatten(2)
     if hasattr(attn, "norm"):
         y = attn.norm(y)
     if getattr(attn, "gate", None) is not None:
         y = y * attn.gate(x).sigmoid()
-    return attn.proj_drop(attn.proj(y)), seen
+    return attn.proj_drop(attn.proj(y)), attn_map
 
 
 def _refuse_masks(attn_mask: Tensor | None, is_causal: bool) -> None:
@@ -104,7 +101,7 @@ def _forward(
 
 
 def _forward_head(model: nn.Module, patch: Patch, x: Tensor, pre_logits: bool = False) -> Tensor:
-    """The head on features from `forward_features`, where those hold all it needs."""
+    """The head on the output of `forward_features`; ValueError if it needs the sizes of tokens, which are not there."""
     if pools_patches(model) and (patch.method.drops or not patch.restore):
         raise ValueError(
             "this head pools patches and does not know their sizes here: call the model itself (for intermediates of "
@@ -114,12 +111,12 @@ def _forward_head(model: nn.Module, patch: Patch, x: Tensor, pre_logits: bool = 
 
 
 def pools_patches(model: nn.Module) -> bool:
-    """Whether what the head reads is made from the patch tokens."""
+    """Whether the head pools the patch tokens."""
     return getattr(model, "attn_pool", None) is not None or model.global_pool in ("avg", "avgmax", "max")
 
 
 def _pools_prefix(model: nn.Module) -> bool:
-    """Whether pooling takes prefix tokens in: `VisionTransformer` has a switch, `Eva` does in attention pooling."""
+    """Whether pooling includes prefix tokens: `VisionTransformer` has a switch; attention pooling in `Eva` does."""
     return getattr(model, "pool_include_prefix", getattr(model, "attn_pool", None) is not None)
 
 
@@ -150,7 +147,7 @@ def _forward_intermediates(
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
 ):
-    """timm's `forward_intermediates`; with `restore` every intermediate has all its patches again."""
+    """timm's `forward_intermediates` with merges. With `restore` every intermediate has all its patches again."""
     _refuse_masks(attn_mask, is_causal)
     check_format(output_fmt, patch)
     take, last = feature_take_indices(len(model.blocks), indices)

@@ -1,12 +1,10 @@
 """timm's `Eva`: EVA-02, DINOv3, Perception Encoder and other transformers with rotary positions.
 
-Tokens are compared by their keys before the rotation, so that a score says what a token shows and not where it
-stands. The angles travel with the kept token: after a merge every token is rotated as its anchor was.
+Tokens are compared by their keys before the rotation, so that their similarity does not depend on where they stand.
+After a merge a token is rotated by the angles of its anchor.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from timm.layers import (
     AttentionRope,
@@ -20,12 +18,10 @@ from timm.layers import (
 from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from torch import Tensor, cat, nn
 
+from ..family import Family
+from ..patch import ForwardState, LayerStep, Patch
 from .common import Attended, move, run_block, run_blocks, transforms
-from .registry import Family
 from .timm_common import block_refusal, entry_points, finish_attention, shape, split_heads
-
-if TYPE_CHECKING:
-    from ..patching import ForwardState, LayerStep, Patch
 
 _BLOCKS = (EvaBlock, EvaBlockPostNorm)
 _ATTENTIONS = (EvaAttention, AttentionRope)
@@ -68,7 +64,7 @@ def _angles(rope: Tensor | None, place: Tensor | None) -> Tensor | None:
 
 
 def _rotate(x: Tensor, rope: Tensor, prefix: int, half: bool) -> Tensor:
-    """Rotate `x (B, H, T, D)` behind the prefix."""
+    """Rotate the tokens of `x (B, H, T, D)`, prefix tokens excepted."""
     return cat([x[:, :, :prefix], apply_rot_embed_cat(x[:, :, prefix:], rope, half=half)], dim=2)
 
 
@@ -86,8 +82,8 @@ def _attend(attn: nn.Module, x: Tensor, rope: Tensor | None, bias: Tensor | None
     keys = k
     if rope is not None:
         q, k = (_rotate(part, rope, attn.num_prefix_tokens, attn.rotate_half).type_as(v) for part in (q, k))
-    y, seen = finish_attention(attn, x, q, k, v, bias, wants_map)
-    return y, keys, seen
+    y, attn_map = finish_attention(attn, x, q, k, v, bias, wants_map)
+    return y, keys, attn_map
 
 
 def _block_forward(
@@ -105,15 +101,15 @@ def _block_forward(
     patch grid and `place (B, M)` where the patch tokens stand on it. Without a step, the block's own forward."""
     if step is None:
         return type(block).forward(block, x, rope, attn_mask, is_causal)
-    if step.remove == 0 and size is None:
+    if step.remove == 0 and size is None and place is None:
         return type(block).forward(block, x, rope), None, None
     post = type(block) is EvaBlockPostNorm
 
     def attend(x: Tensor, bias: Tensor | None, plan) -> Attended:
         rope_here = _angles(rope, None if rope is None else move(place, plan))
-        y, keys, seen = _attend(block.attn, x if post else block.norm1(x), rope_here, bias, step.reads_attention)
+        y, keys, attn_map = _attend(block.attn, x if post else block.norm1(x), rope_here, bias, step.reads_attention)
         y = block.norm1(y) if post else y if block.gamma_1 is None else block.gamma_1 * y
-        return block.drop_path1(y), keys, seen
+        return block.drop_path1(y), keys, attn_map
 
     def feed(x: Tensor) -> Tensor:
         if post:
@@ -127,7 +123,7 @@ def _block_forward(
 def _run(
     model: nn.Module, patch: Patch, images: Tensor, take: tuple[int, ...] = (), last: int | None = None
 ) -> tuple[Tensor, ForwardState, list[tuple]]:
-    """The encoder: tokens, what happened to them, and (tokens, plan so far) after each layer in `take`."""
+    """Run the encoder: tokens `(B, T', C)`, the state of the call, (tokens, plan so far) after each layer in `take`."""
     x, rope = model._pos_embed(model.patch_embed(images))
     x = model.norm_pre(x)
     _, columns = model.patch_embed.dynamic_feat_size(images.shape[-2:])

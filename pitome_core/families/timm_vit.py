@@ -1,25 +1,21 @@
 """timm's `VisionTransformer` and its distilled variant.
 
-Class, distillation and register tokens, or none; class, average, maximum and attention pooling; LayerScale, q/k
-norm, drop-path, `Block` and `ResPostBlock`. The modules do their own work here (norms, LayerScale, drop-path, MLP);
-what is ours is the loop over the blocks and the order of the calls inside a block.
+They may have class, distillation and register tokens, or none; class, average, maximum and attention pooling;
+LayerScale, norms of queries and keys, and drop-path; blocks are `Block` or `ResPostBlock`. Norms, LayerScale, drop-path
+and MLP are timm's modules. The loop over the blocks and the order of the calls inside a block are written here.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from timm.layers import Attention, GluMlp, Mlp, PatchEmbed, SwiGLU
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
+from ..family import Family
+from ..patch import ForwardState, LayerStep, Patch
 from .common import Attended, run_block, run_blocks
-from .registry import Family
 from .timm_common import block_refusal, entry_points, finish_attention, shape, split_heads
-
-if TYPE_CHECKING:
-    from ..patching import ForwardState, LayerStep, Patch
 
 _MODELS = (VisionTransformer, VisionTransformerDistilled)
 _BLOCKS = (Block, ResPostBlock)
@@ -31,7 +27,10 @@ def _matches(model: nn.Module) -> bool:
 
 
 def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
-    """Exact types only: a subclass may override the very loop that is replaced here."""
+    """Why a model cannot be patched; None if it can.
+
+    Only exact types are accepted, because a subclass may override the loop that is replaced here.
+    """
     if type(model) not in _MODELS:
         return f"{type(model).__qualname__} derives from VisionTransformer and may run its blocks in another way"
     if type(model.patch_embed) is not PatchEmbed:
@@ -48,8 +47,8 @@ def _attend(attn: Attention, x: Tensor, bias: Tensor | None, wants_map: bool) ->
     """Self-attention of timm's `Attention` with a bias: output `(B, T, C)`, keys `(B, H, T, D)`, map `(B, T, T)`."""
     q, k, v = split_heads(attn, x)
     q, k = attn.q_norm(q), attn.k_norm(k)
-    y, seen = finish_attention(attn, x, q, k, v, bias, wants_map)
-    return y, k, seen
+    y, attn_map = finish_attention(attn, x, q, k, v, bias, wants_map)
+    return y, k, attn_map
 
 
 def _block_forward(
@@ -63,7 +62,7 @@ def _block_forward(
 ):
     """A block with a merge between attention and MLP: `x (B, T, C)` -> x `(B, T', C)`, size `(B, T')`, plan.
 
-    Without a step this is the block's own forward, so that a block called alone behaves as ever.
+    Without a step it runs the block's own forward, so that a block can be called alone.
     """
     if step is None:
         return type(block).forward(block, x, attn_mask, is_causal)
@@ -72,8 +71,8 @@ def _block_forward(
     post = type(block) is ResPostBlock
 
     def attend(x: Tensor, bias: Tensor | None, _) -> Attended:
-        y, keys, seen = _attend(block.attn, x if post else block.norm1(x), bias, step.reads_attention)
-        return block.drop_path1(block.norm1(y) if post else block.ls1(y)), keys, seen
+        y, keys, attn_map = _attend(block.attn, x if post else block.norm1(x), bias, step.reads_attention)
+        return block.drop_path1(block.norm1(y) if post else block.ls1(y)), keys, attn_map
 
     def feed(x: Tensor) -> Tensor:
         return block.drop_path2(block.norm2(block.mlp(x)) if post else block.ls2(block.mlp(block.norm2(x))))
@@ -84,7 +83,7 @@ def _block_forward(
 def _run(
     model: nn.Module, patch: Patch, images: Tensor, take: tuple[int, ...] = (), last: int | None = None
 ) -> tuple[Tensor, ForwardState, list[tuple]]:
-    """The encoder: tokens, what happened to them, and (tokens, plan so far) after each layer in `take`."""
+    """Run the encoder: tokens `(B, T', C)`, the state of the call, (tokens, plan so far) after each layer in `take`."""
     x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
     _, columns = model.patch_embed.dynamic_feat_size(images.shape[-2:])
     if model.training and not isinstance(model.patch_drop, nn.Identity):

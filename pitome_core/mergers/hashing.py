@@ -1,4 +1,4 @@
-"""Fixed pseudo-random orders for controls: no generator, no state, the same on every device."""
+"""Pseudo-random orders for controls. They are fixed functions, so they need no generator and agree on all devices."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def hash_tokens(
 ) -> Tensor:
     """A 32-bit integer per token index, `(N,)` long: a fixed function of (seed, layer, stream, index).
 
-    Each of the four is mixed in by a round of multiply and xor-shift on 32 bits, so that neighbouring seeds, layers and
-    streams have nothing in common. Products stay below 2**63: no device overflows.
+    Each of the four is mixed in by rounds of multiplying and xor-shifting 32 bits, so that neighbouring seeds, layers
+    and streams give unrelated numbers. Products stay below 2**63, so that int64 does not overflow.
     """
-    x = torch.arange(num_tokens, device=device)
+    x = torch.arange(num_tokens, device=device)  # (N,)
     for word in (0, seed, layer, stream):
         x = x ^ (word * 0x9E3779B1 & _MASK)
         for multiplier in (0x7FEB352D, 0x6C62272E):
@@ -27,7 +27,7 @@ def hash_tokens(
 def random_order(tokens: Tensor, mask: Tensor | None, seed: int, layer: int) -> Tensor:
     """Token indices in a fixed random order, `(B, N)` long, padding last, for `tokens (B, N, ...)`.
 
-    An item's order depends on its own length only, never on the width it is padded to.
+    The order of an item depends on its own length, not on the width it is padded to.
     """
     code = hash_tokens(tokens.shape[1], seed, layer, tokens.device).expand(tokens.shape[:2])
     if mask is not None:

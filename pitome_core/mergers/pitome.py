@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..energy import energy_and_cosine, pair_cosines
 from ..merge_plan import MergePlan
-from .pitome_variants import CHOICES, plan_variant
+from .pitome_variants import CHOICES, Variant, plan_variant
 from .registry import active_pairs, register_method
 
 
@@ -30,23 +30,22 @@ def plan_pitome(
 ) -> MergePlan:
     """Merge k pairs among the 2k tokens of highest energy; protect all others.
 
-    Tokens are sorted by energy, highest first (stable). Of the first 2k, even ranks form A and odd ranks B. Every a
-    joins the b of highest cosine (the first one in rank order where several tie), so exactly k tokens go.
+    Tokens are sorted by energy, highest first (stable). Of the first 2k, even ranks form A and odd ranks B. Every token
+    of A joins the token of B of highest cosine (of equal ones the first in rank order), so exactly k tokens go.
 
-    `metric (B, N, C)`; `remove` = k, or `(B,)` with `mask`; real tokens come first. Source: eq. 4. The
-    options `score`, `protection`, `split`, `edges` (and `seed`) leave the paper: see `plan_variant`.
+    `metric (B, N, C)`; `remove` = k, or `(B,)` with `mask`; real tokens come first. Source: eq. 4. The options `score`,
+    `protection`, `split`, `edges` and `seed` turn the method into another one, see `Variant`.
     """
     energy, unit, cos = energy_and_cosine(metric, margin, alpha, kernel, mask)
-    if (score, protection, split, edges) != ("energy", True, "alternate", "all"):
-        return plan_variant(
-            energy, unit, cos, remove, mask, layer, class_attention, score, protection, split, edges, seed
-        )
+    variant = Variant(score, protection, split, edges, seed)
+    if not variant.is_the_paper:
+        return plan_variant(energy, unit, cos, remove, mask, layer, class_attention, variant)
     k, active = active_pairs(remove)
     rank = energy.argsort(dim=-1, descending=True, stable=True)
-    a, b = rank[:, 0 : 2 * k : 2], rank[:, 1 : 2 * k : 2]
+    a, b = rank[:, 0 : 2 * k : 2], rank[:, 1 : 2 * k : 2]  # (B, k) each
     target = b
     if k > 0:
-        similarity = pair_cosines(unit, cos, a, b)
+        similarity = pair_cosines(unit, cos, a, b)  # (B, k, k)
         if active is not None:
             similarity = similarity.masked_fill(~active[:, None, :], -math.inf)
         target = b.gather(1, similarity.max(dim=-1).indices)  # max over a dimension takes the first of equals
@@ -54,9 +53,10 @@ def plan_pitome(
 
 
 def cost(num_tokens: int, removed: int, channels: int) -> tuple[int, int]:
-    """All cosines; then an exponential for each, a sort, and the maxima of the k x k corner.
+    """Multiply-accumulates of all cosines; other operations: an exponential for each, the sort, and k^2 comparisons.
 
-    Where cosines come by blocks, those of the corner are computed again (k^2 C, a hundredth at keep 0.9): not counted.
+    If cosines are computed in blocks, those between A and B are computed again. This is not counted, because it is
+    k^2 C, a hundredth of the rest at keep 0.9.
     """
     sort = int(num_tokens * math.log2(max(num_tokens, 2)))
     return num_tokens**2 * channels, num_tokens**2 + sort + removed**2

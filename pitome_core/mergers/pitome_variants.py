@@ -1,8 +1,9 @@
-"""PiToMe with its switches: which part of the method does what, and what the released code does in its place."""
+"""Variants of PiToMe: each part of the method has a switch, which replaces it by what other code does there."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,6 +21,35 @@ CHOICES = {
 }
 
 
+@dataclass(frozen=True)
+class Variant:
+    """The switches of PiToMe. The defaults are the paper's method.
+
+    Energy-sorted matching is `protection=False, edges="best"`; with `split="position"` as well it is ToMe.
+
+    Attributes:
+        score: what ranks tokens: `energy`; `attention` (least class attention first); `shuffled` (the energies dealt to
+            other tokens, a control).
+        protection: whether the tokens of low energy are kept out of merging. Without it all tokens may merge.
+        split: how the tokens that may merge are divided into A and B: `alternate` ranks; `high_low` (A is the half of
+            higher score, as in the released text code); `position` (alternate places, as in ToMe); `random`.
+        edges: which tokens of A merge. `all`: the k of highest score, which are all of A if 2k tokens may merge.
+            `best`: the k with the most similar partners; 4k tokens may merge then (all tokens without protection).
+        seed: number that `shuffled` and `random` depend on.
+    """
+
+    score: str = "energy"
+    protection: bool = True
+    split: str = "alternate"
+    edges: str = "all"
+    seed: int = 0
+
+    @property
+    def is_the_paper(self) -> bool:
+        """Whether all switches are as in the paper."""
+        return (self.score, self.protection, self.split, self.edges) == ("energy", True, "alternate", "all")
+
+
 def plan_variant(
     energy: Tensor,
     unit: Tensor,
@@ -28,54 +58,40 @@ def plan_variant(
     mask: Tensor | None,
     layer: int,
     class_attention: Tensor | None,
-    score: str,
-    protection: bool,
-    split: str,
-    edges: str,
-    seed: int,
+    variant: Variant,
 ) -> MergePlan:
-    """A variant of `plan_pitome`, from its energies `(B, N)`, unit tokens `(B, N, C)` and cosines `(B, N, N)` or None.
-
-    - `score`, what ranks tokens: `energy`; `attention` (least class attention first); `shuffled` (the energies dealt
-      to other tokens, a control).
-    - `protection`: off = all tokens may merge.
-    - `split`: `alternate` ranks; `high_low` (A = the higher half, the released text code); `position` (alternate
-      places, as ToMe); `random`.
-    - `edges`: `all` = the k tokens of A with the highest score merge, which is all of A where 2k may merge; `best` =
-      the k of A with the most similar partners, out of the 4k highest (out of all tokens without protection).
-
-    Energy-sorted matching is `protection=False, edges="best"`; with `split="position"` as well it is ToMe.
-    """
+    """A variant of `plan_pitome`, from energies `(B, N)`, unit tokens `(B, N, C)` and cosines `(B, N, N)` or None."""
     ranked_by = energy
-    if score == "attention":
+    if variant.score == "attention":
         if class_attention is None:
             raise ValueError("score='attention' ranks tokens by class_attention: use it in a patched model")
         ranked_by = (-class_attention).masked_fill(energy == -math.inf, -math.inf)
-    elif score == "shuffled":
-        ranked_by = energy.gather(1, random_order(energy, mask, seed, layer))
+    elif variant.score == "shuffled":
+        ranked_by = energy.gather(1, random_order(energy, mask, variant.seed, layer))
 
-    # The tokens that may merge, in the order in which they are dealt out to A and B.
+    # The tokens that may merge, in the order in which they are dealt out to A and B in turns.
     k, active = active_pairs(remove)
     batch, width = energy.shape
     lengths = torch.full((batch, 1), width, device=energy.device) if mask is None else mask.sum(dim=1, keepdim=True)
-    share = width if not protection else 2 if edges == "all" else 4
+    share = width if not variant.protection else 2 if variant.edges == "all" else 4
     most = min(share * k, width)
     count = lengths.clamp_max(share * (k if active is None else remove[:, None]))  # (B, 1)
-    may = torch.arange(most, device=energy.device) < count
-    dealt = ranked_by.argsort(dim=-1, descending=True, stable=True)[:, :most]
-    if split == "high_low":
+    may = torch.arange(most, device=energy.device) < count  # (B, most)
+    dealt = ranked_by.argsort(dim=-1, descending=True, stable=True)[:, :most]  # (B, most)
+    if variant.split == "high_low":
         slot = torch.arange(most, device=energy.device)
         dealt = dealt.gather(1, (slot // 2 + slot % 2 * ((count + 1) // 2)).clamp_max(max(most - 1, 0)))
-    elif split != "alternate":
-        place = dealt if split == "position" else hash_tokens(width, seed, layer, energy.device)[dealt]
+    elif variant.split != "alternate":
+        by_place = variant.split == "position"
+        place = dealt if by_place else hash_tokens(width, variant.seed, layer, energy.device)[dealt]
         dealt = dealt.gather(1, place.masked_fill(~may, 2**40).argsort(dim=-1, stable=True))
-    a, b = dealt[:, 0::2], dealt[:, 1::2]
+    a, b = dealt[:, 0::2], dealt[:, 1::2]  # (B, most / 2) each
     if k == 0:
         return MergePlan.from_merges(a, a, width, active=active, mask=mask, energy=energy)
 
     similarity = pair_cosines(unit, cos, a, b).masked_fill(~may[:, None, 1::2], -math.inf)
     best, partner = similarity.max(dim=-1)  # the first of equals
-    value = (best if edges == "best" else ranked_by.gather(1, a)).masked_fill(~may[:, 0::2], -math.inf)
-    chosen = value.argsort(dim=-1, descending=True, stable=True)[:, :k]
+    value = (best if variant.edges == "best" else ranked_by.gather(1, a)).masked_fill(~may[:, 0::2], -math.inf)
+    chosen = value.argsort(dim=-1, descending=True, stable=True)[:, :k]  # (B, k)
     source, target = a.gather(1, chosen), b.gather(1, partner).gather(1, chosen)
     return MergePlan.from_merges(source, target, width, active=active, mask=mask, energy=energy)

@@ -1,4 +1,4 @@
-"""Presets as data: what a published variant of PiToMe uses in each place that has a choice."""
+"""Presets as data: what each published variant of PiToMe chooses wherever the method leaves a choice."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one layer does.
+class PresetRow:
+    """What a preset says about one layer, before the number of layers is known.
 
     Attributes:
-        metric: what tokens are compared by, see `pc.apply`.
+        metric: what tokens are compared by, as in `pc.apply`.
         margin: (base, slope) of the margin in layer l of L: `base - slope * l / L`.
         proportional: whether keys count by token size in attention.
         sized: whether merged values are means weighted by size; False = plain means of the tokens at hand.
-        insertion: `between` attention and MLP, or `after` the block.
+        insertion: where the merge sits, as in `pc.apply`.
         options: the method's options.
     """
 
@@ -29,7 +29,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Preset:
-    """One variant: a row for the early layers and one for the late ones.
+    """One published variant: a row for the early layers and a row for the late layers.
 
     Attributes:
         summary: one line.
@@ -39,12 +39,12 @@ class Preset:
     """
 
     summary: str
-    early: Row
-    late: Row | None
+    early: PresetRow
+    late: PresetRow | None
     switch: int | None = None
     method: str = "pitome"
 
-    def rows(self, num_layers: int) -> list[Row | None]:
+    def rows(self, num_layers: int) -> list[PresetRow | None]:
         """The row of every layer."""
         switch = num_layers // 2 if self.switch is None else min(self.switch, num_layers)
         return [self.early] * switch + [self.late] * (num_layers - switch)
@@ -54,20 +54,20 @@ _ENERGY_SORTED_BSM = {"protection": False, "edges": "best"}
 _TOME = {"protection": False, "split": "position", "edges": "best"}
 
 
-def _deit(**options: Any) -> Row:
-    return Row(margin=(0.75, 0.75), proportional=False, options={"kernel": "elu", **options})
+def _deit(**options: Any) -> PresetRow:
+    return PresetRow(margin=(0.75, 0.75), proportional=False, options={"kernel": "elu", **options})
 
 
-_PAPER = Row(options={"kernel": "paper"})
-_CLIP = Row(metric="hidden", margin=(0.95, 0.95), proportional=False, options={"kernel": "elu"})
+_PAPER = PresetRow(options={"kernel": "paper"})
+_CLIP = PresetRow(metric="hidden", margin=(0.95, 0.95), proportional=False, options={"kernel": "elu"})
 
 
-def _llava(**options: Any) -> Row:
+def _llava(**options: Any) -> PresetRow:
     options = {"kernel": "elu", **options}
-    return Row(metric="hidden", proportional=False, sized=False, insertion="after", options=options)
+    return PresetRow(metric="hidden", proportional=False, sized=False, insertion="after", options=options)
 
 
-_BERT = Row(margin=(0.9, 0.25), proportional=False, options={"kernel": "gaussian", "split": "high_low"})
+_BERT = PresetRow(margin=(0.9, 0.25), proportional=False, options={"kernel": "gaussian", "split": "high_low"})
 
 PRESETS = {
     "paper": Preset("the method as the paper's text and equations define it", _PAPER, _PAPER),
@@ -91,5 +91,11 @@ PRESETS = {
 
 
 def presets() -> dict[str, Preset]:
-    """The presets by name (a copy)."""
+    """The presets by name (a copy of the table).
+
+    Example:
+        >>> import pitome_core as pc
+        >>> pc.presets()["released-bert"].summary
+        'released code, BERT: Gaussian energy, high/low split, first three layers'
+    """
     return dict(PRESETS)

@@ -1,4 +1,4 @@
-"""The table of methods, and `plan`, the one door to all of them."""
+"""The table of methods, and `plan`, which calls any of them with checked arguments."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch import Tensor
 from ..energy import check_mask
 from ..merge_plan import LinearPlan, MergePlan
 
-# What a layer can tell a method; a method is handed those that its signature names.
+# What a layer knows. A method is handed those of them that its signature names.
 CONTEXT = ("margin", "size", "mask", "layer", "num_layers", "attention", "class_attention", "positions")
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to make a plan, and what a reader wants to know of it.
+    """One way to make a plan, and facts about it.
 
     Attributes:
         name: what `pc.apply` and `pc.plan` call it.
@@ -34,7 +34,8 @@ class Method:
         drops: whether tokens may go without joining any slot (pruning).
         limit: `half` (at most N // 2 tokens can go in one layer) or `all` (N - 1).
         attention_when: whether the method reads attention, given its options; None = always, if it names attention or
-            class_attention. Maps cost a second product of queries and keys, so nobody else pays for them.
+            class_attention. Attention maps are computed for such methods only, because they cost a second product of
+            queries and keys.
         choices: allowed values of options that have a list of them.
         cost: `(tokens, removed, channels of the metric) -> (multiply-accumulates, other operations)` of making the
             plan for one image; other operations are exponentials, comparisons of a sort and the like.
@@ -67,7 +68,7 @@ class Method:
         return {name: default for name, default in self._keywords.items() if name not in CONTEXT}
 
     def arguments(self, context: Mapping[str, Any]) -> dict[str, Any]:
-        """What the function takes of the context that there is."""
+        """The part of the context that the function takes."""
         return {name: context[name] for name in self.needs if name in context}
 
     def reads_attention(self, options: dict[str, Any]) -> bool:
@@ -124,6 +125,19 @@ def register_method(
 
     Raises:
         ValueError: `limit` is neither `half` nor `all`.
+
+    Example:
+        A method that merges the last tokens into the first one.
+
+        >>> import torch, pitome_core as pc
+        >>> def into_the_first(metric, remove):
+        ...     batch, width, _ = metric.shape
+        ...     root = torch.arange(width).repeat(batch, 1)
+        ...     root[:, width - remove :] = 0
+        ...     return pc.MergePlan.from_roots(root, width - remove)
+        >>> method = pc.register_method("first", into_the_first, paper="none", summary="an example", limit="all")
+        >>> pc.plan(torch.randn(1, 5, 8), remove=3, method="first").assignment.tolist()
+        [[0, 1, 0, 0, 0]]
     """
     if limit not in ("half", "all"):
         raise ValueError(f"limit must be 'half' or 'all', got {limit!r}")
@@ -134,7 +148,13 @@ def register_method(
 
 
 def methods() -> dict[str, Method]:
-    """The registered methods by name (a copy)."""
+    """The registered methods by name (a copy of the table).
+
+    Example:
+        >>> import pitome_core as pc
+        >>> pc.methods()["tome"].summary
+        'bipartite soft matching: the most similar pairs of an even/odd split merge'
+    """
     return dict(_METHODS)
 
 
@@ -153,8 +173,8 @@ def make_plan(
 ) -> MergePlan | LinearPlan:
     """Make a plan from arguments that were checked already.
 
-    Selection runs without gradient and outside autocast. With a mask, real tokens are moved to the front (their order
-    kept), so that no method has to care where padding stands; the plan is translated back afterwards.
+    A method runs without gradient and outside autocast. With a mask, real tokens are moved to the front in their order,
+    so that methods need not know where padding stands; afterwards the plan is translated back to the old places.
     """
     if isinstance(remove, int) and remove == 0 and context.get("mask") is None:
         return MergePlan.identity(metric.shape[0], metric.shape[1], metric.device)
@@ -168,19 +188,20 @@ def make_plan(
             if context.get(name) is not None:
                 context[name] = _take(context[name], order)
         if context.get("attention") is not None:
-            seen, prefix = context["attention"], context["attention"].shape[1] - order.shape[1]
-            seen = torch.cat([seen[:, :prefix], _take(seen[:, prefix:], order)], dim=1)  # queries
-            context["attention"] = seen.gather(2, order[:, None, :].expand_as(seen))  # keys
+            attention, prefix = context["attention"], context["attention"].shape[1] - order.shape[1]  # (B, T, N)
+            attention = torch.cat([attention[:, :prefix], _take(attention[:, prefix:], order)], dim=1)  # queries
+            context["attention"] = attention.gather(2, order[:, None, :].expand_as(attention))  # keys
         plan = method.function(_take(metric, order), remove, **method.arguments(context), **options)
         return _restore_places(plan, order)
 
 
 def _take(x: Tensor, order: Tensor) -> Tensor:
+    """The tokens `x (B, N, ...)` in the order `(B, N)`."""
     return x.gather(1, order.view(*order.shape, *[1] * (x.ndim - 2)).expand(*order.shape, *x.shape[2:]))
 
 
 def _restore_places(plan: MergePlan, order: Tensor) -> MergePlan:
-    """A plan over tokens taken in `order`, as a plan over the tokens in their places."""
+    """A plan over tokens in the order `(B, N)`, translated into a plan over the tokens in their old places."""
     place = order.argsort(dim=-1)
 
     def back(value: Tensor | None) -> Tensor | None:
@@ -208,15 +229,15 @@ def plan(
         method: a name from `pc.methods()`.
         margin: the paper's m, for methods that use one.
         size: `(B, N)` sizes, for methods that use them.
-        mask: `(B, N)` True for real tokens; padding may stand anywhere and changes no item's result.
+        mask: `(B, N)` True for real tokens. Padding may stand anywhere; it does not change the result of an item.
         options: the method's own (`pc.methods()[name].options`).
 
     Returns:
         A `MergePlan` (a `LinearPlan` for transforms that are no partition). M is N - remove without a mask.
 
     Raises:
-        ValueError: unknown method, a count that is too large (it names both numbers), shapes that do not fit, a
-            metric with NaN or infinity.
+        ValueError: an unknown method; a count that is too large (the message names both numbers); shapes that do not
+            fit; a metric with NaN or infinity.
         TypeError: an unknown option.
 
     Example:
@@ -257,7 +278,7 @@ def plan(
 
 
 def active_pairs(remove: int | Tensor) -> tuple[int, Tensor | None]:
-    """How many pairs the batch needs room for, and which of them each item uses, `(B, k)` or None for all."""
+    """k, the largest number of pairs of an item, and which of them each item uses: `(B, k)` bool, or None for all."""
     if isinstance(remove, int):
         return remove, None
     k = int(remove.max()) if remove.numel() else 0

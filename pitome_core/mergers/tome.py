@@ -17,17 +17,17 @@ def soft_matching(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The k best edges between even (A) and odd (B) positions: sources and targets `(B, k)`, and which are in use.
 
-    Every a finds its best b; the k edges of highest cosine are chosen (stable, the first of equals). `metric
-    (B, N, C)`, `remove` = k, or `(B,)` with `mask`; real tokens come first.
+    Every token of A has an edge to the token of B of highest cosine. Of these edges the k of highest cosine are chosen,
+    of equal ones the first. `metric (B, N, C)`, `remove` = k, or `(B,)` with `mask`; real tokens come first.
     """
     if metric.shape[1] < 2:
-        nothing = torch.zeros(len(metric), 0, dtype=torch.long, device=metric.device)
-        return nothing, nothing, None
+        no_pairs = torch.zeros(metric.shape[0], 0, dtype=torch.long, device=metric.device)
+        return no_pairs, no_pairs, None
     unit = directions(metric)
-    # Padding and non-finite tokens are nobody's partner, and merge only when nothing else is left.
+    # Padding and tokens with NaN have the score -inf, so that they merge only when no other tokens are left.
     if mask is not None:
         unit = unit.masked_fill(~mask[..., None], math.nan)
-    score = torch.bmm(unit[:, 0::2], unit[:, 1::2].mT).nan_to_num(-math.inf)
+    score = torch.bmm(unit[:, 0::2], unit[:, 1::2].mT).nan_to_num(-math.inf)  # (B, |A|, |B|)
     best, partner = score.max(dim=-1)
     k, active = active_pairs(remove)
     chosen = best.argsort(dim=-1, descending=True, stable=True)[:, :k]
@@ -37,7 +37,7 @@ def soft_matching(
 def plan_tome(metric: Tensor, remove: int | Tensor, *, mask: Tensor | None = None) -> MergePlan:
     """Merge the k most similar edges between even (A) and odd (B) positions (`soft_matching`).
 
-    Positions are those of the tokens that may merge: counting a class token would swap A and B. `metric (B, N, C)`,
+    Positions count the tokens that may merge, because a class token in front would swap A and B. `metric (B, N, C)`,
     `remove` = k, or `(B,)` with `mask`; real tokens come first.
     """
     source, target, active = soft_matching(metric, remove, mask)
@@ -45,7 +45,7 @@ def plan_tome(metric: Tensor, remove: int | Tensor, *, mask: Tensor | None = Non
 
 
 def cost(num_tokens: int, removed: int, channels: int) -> tuple[int, int]:
-    """Cosines between A and B; then the maximum of each row and a sort."""
+    """Multiply-accumulates of the cosines between A and B; other operations of the row maxima and the sort."""
     a, b = (num_tokens + 1) // 2, num_tokens // 2
     return a * b * channels, a * b + int(a * math.log2(max(a, 2)))
 

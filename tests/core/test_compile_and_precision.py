@@ -50,14 +50,14 @@ def test_compiles_as_one_graph(small, fresh_compiler, method, options):
 @pytest.fixture
 def eager_backend(monkeypatch):
     """torch.compile without a C++ compiler: everything but the code generation. Counts what was compiled."""
-    compiled, made = torch.compile, []
+    compiled, functions = torch.compile, []
 
     def counted(function, **options):
-        made.append(function)
+        functions.append(function)
         return compiled(function, **{**options, "backend": "aot_eager"})
 
     monkeypatch.setattr(torch, "compile", counted)
-    return made
+    return functions
 
 
 @pytest.mark.parametrize(("method", "options"), [("pitome", {}), ("tome", {"metric": "hidden"}), ("random_prune", {}),

@@ -11,10 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import gaussian_tokens
-from torch import Tensor
 
 import pitome_core as pc
-from pitome_core.energy import _below, cosine_graph
+from pitome_core.energy import cosine_graph, next_below
 
 KERNELS = ("paper", "elu", "gaussian")
 ANGLES = (0, 4, 9, 15, 90, 97, 180, 230, 300, 41)
@@ -174,17 +173,23 @@ def test_larger_clusters_have_higher_energy():
         assert energy[:6].min() > energy[6:10].max() > energy[10:12].max() > energy[12]
 
 
-@given(margin=st.floats(0.001, 1) | st.floats(-1, -0.001) | st.sampled_from([0.5, 0.25, -0.5, 1.0]))  # 0 is no jump
+@given(margin=st.floats(-2, 2) | st.sampled_from([0.0, -0.0, 0.5, 0.25, 0.9, 0.1, -0.5, 1.0, 1.5, -1.0, 800.0, -800.0]))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_cosine_at_the_margin_is_within(margin, dtype):
-    """x >= m exactly, to the last bit of the cosine, where the jump by m is."""
-    def neighbour(cosine: Tensor, towards: float) -> Tensor:
-        return torch.nextafter(cosine, torch.full_like(cosine, towards))
-
-    at = torch.tensor(margin, dtype=dtype)
-    cosines = torch.stack([neighbour(at, -2.0), at, neighbour(at, 2.0)])
-    kept = torch.nn.functional.threshold(cosines, _below(margin, dtype), -9.0) != -9.0
-    assert kept.tolist() == [float(cosine) >= margin for cosine in cosines.double()]
+    """x > next_below(m) is x >= m for the numbers around m, also where m is no number of that dtype."""
+    cosines = [torch.tensor(margin, dtype=dtype)]
+    for towards in (-math.inf, math.inf):
+        cosine = cosines[0]
+        for _ in range(3):
+            cosine = torch.nextafter(cosine, torch.tensor(towards, dtype=dtype))
+            cosines.append(cosine)
+    cosines = torch.stack(cosines)
+    threshold = next_below(margin, dtype)
+    nearest, lower = cosines[:2]
+    assert threshold == (nearest if nearest.item() < margin else lower).item(), "torch.nextafter says so, too"
+    assert torch.tensor(threshold, dtype=dtype).item() == threshold, "the kernel compares in the dtype of the cosines"
+    within = torch.nn.functional.threshold(cosines, threshold, -9e9) != -9e9
+    assert within.tolist() == [float(cosine) >= margin for cosine in cosines.double()]
 
 
 @pytest.mark.parametrize("margin", [-800.0, 800.0, -2.0, 2.0])

@@ -352,10 +352,10 @@ def test_linear_plans_compose_with_everything():
     x = gaussian_tokens(2, 8, 3, 0)
     after = plan_of([0, 0, 2, 2], [1, 1, 1, 3])
     before = plan_of([0, 0, *range(2, 10)], [*range(8), 8, 8])
-    wide = gaussian_tokens(2, 10, 3, 1)
+    ten_tokens = gaussian_tokens(2, 10, 3, 1)
     narrow = pc.LinearPlan(*pooling(4))
     half = pc.LinearPlan(torch.full((1, 9), 1 / 9, dtype=torch.float64), torch.ones(9, 1, dtype=torch.float64))
-    for first, second, value in ((linear, narrow, x), (linear, after, x), (before, half, wide)):
+    for first, second, value in ((linear, narrow, x), (linear, after, x), (before, half, ten_tokens)):
         composed = first.then(second)
         merged, _ = second.merge(*first.merge(value))
         torch.testing.assert_close(composed.merge(value)[0], merged, rtol=1e-6, atol=1e-7)
@@ -414,9 +414,9 @@ def test_tokens_of_size_zero_merge_to_nothing():
 
 def pairs_of(*items: list[int]) -> pc.MergePlan:
     """The plan of these roots from its pairs, in an order that is not raster; all items lose equally many tokens."""
-    gone = [[i for i in reversed(range(len(roots))) if roots[i] != i] for roots in items]
-    joined = [[roots[i] for i in part] for roots, part in zip(items, gone, strict=True)]
-    source, target = (torch.tensor(part, dtype=torch.long).view(len(items), -1) for part in (gone, joined))
+    going = [[i for i in reversed(range(len(roots))) if roots[i] != i] for roots in items]
+    joined = [[roots[i] for i in part] for roots, part in zip(items, going, strict=True)]
+    source, target = (torch.tensor(part, dtype=torch.long).view(len(items), -1) for part in (going, joined))
     return pc.MergePlan.from_merges(source, target, len(items[0]))
 
 

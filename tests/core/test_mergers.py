@@ -382,16 +382,16 @@ def test_unknown_names_are_explained():
 @pytest.fixture
 def toy_method(registry):
     """Register `toy` (the first k tokens join the last one); what it was called with ends in the yielded dict."""
-    seen = {}
+    context = {}
 
     def toy(metric, remove, *, layer=None, size=None, shift: int = 0):
-        seen.update(layer=layer, size=size, shift=shift)
+        context.update(layer=layer, size=size, shift=shift)
         roots = torch.arange(metric.shape[1]).repeat(metric.shape[0], 1)
         roots[:, :remove] = metric.shape[1] - 1
         return pc.MergePlan.from_roots(roots, metric.shape[1] - remove)
 
     pc.register_method("toy", toy, paper="none", summary="a test method", limit="all")
-    return seen
+    return context
 
 
 def test_registered_methods_are_first_class(toy_method):

@@ -1,4 +1,4 @@
-"""What a merge step costs beside its arithmetic: operators dispatched, and no wait for the device."""
+"""What a merge step costs besides its arithmetic: operators dispatched, and no wait for the device."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pitome_core as pc
-from pitome_core.patching import LayerStep
+from pitome_core.patch import merge_tokens
+from pitome_core.patching import use_merge
 
 pytest.importorskip("timm")
 # An accelerator has to finish before the processor knows these results.
-NO_LAUNCH = {"aten::empty", "aten::empty_like", "aten::new_empty", "aten::_unsafe_view"}  # beside views
+NO_LAUNCH = {"aten::empty", "aten::empty_like", "aten::new_empty", "aten::_unsafe_view"}  # views are left out as well
 WAITS = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero", "aten::equal"}
 
 
@@ -38,39 +39,38 @@ def test_a_forward_never_waits(build_vit, images, method, dtype, pool):
     """Without padding, no decision of a forward is read back from the device."""
     model, x = build_vit(global_pool=pool).to(dtype), images(2, dtype=dtype)
     pc.apply(model, method, keep=0.7)
-    with torch.no_grad(), Dispatched() as seen:
+    with torch.no_grad(), Dispatched() as dispatched:
         model(x)
-    assert not WAITS & set(seen.count)
+    assert not WAITS & set(dispatched.count)
 
 
 def test_waiting_is_noticed():
     """A plan that counts its anchors reads the number back, and is seen to."""
-    with Dispatched() as seen:
+    with Dispatched() as dispatched:
         pc.MergePlan.from_roots(torch.tensor([[0, 0, 2]]))
-    assert WAITS & set(seen.count)
+    assert WAITS & set(dispatched.count)
 
 
 def test_views_are_no_launches():
-    with Dispatched() as seen:
+    with Dispatched() as dispatched:
         torch.ones(2, 3)[:, 1:].flatten().add_(1)  # the slice is not contiguous: flattening it copies
-    assert seen.launches.total() == 3 < seen.count.total()
+    assert dispatched.launches.total() == 3 < dispatched.count.total()
 
 
 @pytest.mark.parametrize(("method", "launches", "most"), [("tome", 38, 53), ("pitome", 45, 66)])
-def test_a_step_dispatches_few_operators(build_vit, images, monkeypatch, method, launches, most):
+def test_a_step_dispatches_few_operators(build_vit, images, method, launches, most):
     """From keys to merged tokens and sizes: kernels that an accelerator starts, and operators with views included."""
-    model, x = pc.apply(build_vit(), method, keep=0.7), images(2)
-    steps, merge = [], LayerStep.merge
+    steps = []
 
-    def counted(self, *arguments):
-        with Dispatched() as seen:
-            result = merge(self, *arguments)
-        steps.append((seen.launches.total(), seen.count.total()))
+    def counted(step, *arguments):
+        with Dispatched() as dispatched:
+            result = merge_tokens(step, *arguments)
+        steps.append((dispatched.launches.total(), dispatched.count.total()))
         return result
 
-    monkeypatch.setattr(LayerStep, "merge", counted)
+    model = use_merge(pc.apply(build_vit(), method, keep=0.7), counted)
     with torch.no_grad():
-        model(x)
+        model(images(2))
     assert len(steps) == 3 and all(one <= launches and every <= most for one, every in steps), steps
 
 

@@ -15,6 +15,8 @@ from torch import nn
 
 import pitome_core as pc
 import pitome_core.experiments.baselines
+from pitome_core.patch import active_patch, merge_tokens
+from pitome_core.patching import find_patch, use_merge
 
 timm = pytest.importorskip("timm")
 from timm.layers import Attention  # noqa: E402
@@ -81,13 +83,13 @@ def run(model, images):
 
 def snapshot(model: nn.Module) -> dict:
     """Everything an instance holds: per module its class and the identity of every attribute and entry."""
-    seen = {}
+    held = {}
     for name, module in model.named_modules():
         entries = {}
         for key, value in vars(module).items():
             entries[key] = tuple((k, id(v)) for k, v in value.items()) if isinstance(value, dict) else id(value)
-        seen[name] = (type(module), entries)
-    return seen
+        held[name] = (type(module), entries)
+    return held
 
 
 # ----------------------------------------------------------------------------------------------------- the contract
@@ -580,6 +582,55 @@ def test_copies_are_independent(build, duplicate):
     assert torch.equal(run(twin, images), whole)
 
 
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, via_pickle])
+def test_every_patched_module_knows_its_patch(build, duplicate):
+    """The blocks too; in a copy they know the patch of the copy; a copied block does not drag the model along."""
+    model, _ = build("plain")
+    pc.apply(model, keep=0.7)
+    twin = duplicate(model)
+    for one in (model, twin):
+        assert {id(active_patch(part)) for part in (one, *one.blocks)} == {id(find_patch(one))}
+    assert find_patch(twin) is not find_patch(model)
+    assert active_patch(model.blocks[0].mlp) is None
+    assert len(pickle.dumps(copy.deepcopy(model.blocks[0]))) < len(pickle.dumps(model)) / 2
+    with pytest.raises(ValueError, match="part of another model"):
+        pc.remove(model.blocks[0])
+    pc.remove(model)
+    assert all(active_patch(part) is None for part in model.modules())
+    assert active_patch(twin.blocks[0]) is find_patch(twin)
+
+
+def test_the_merge_of_a_patch_can_be_replaced(build):
+    """By a function around the usual one; `patched` and `apply` bring the usual one back; no class is touched."""
+    model, images = build("plain")
+    expected = run(pc.apply(model, keep=0.7), images)
+    layers = []
+
+    def counted(step, *arguments):
+        layers.append(step.layer)
+        return merge_tokens(step, *arguments)
+
+    with pc.patched(model, keep=0.7), pc.record(model) as trace:
+        assert use_merge(model, counted) is model
+        assert torch.equal(run(model, images), expected)
+    assert layers == [0, 1, 2] and len(trace.forwards) == 1, "a recording goes on"
+    assert torch.equal(run(model, images), expected) and layers == [0, 1, 2]
+    before = run(pc.remove(model), images)
+    with pytest.raises(ValueError, match="pc.apply"):
+        use_merge(model, counted)
+    pc.remove(use_merge(pc.apply(model, keep=0.7), counted))
+    assert torch.equal(run(model, images), before)
+
+
+def test_a_merge_without_a_plan_is_not_recorded(build):
+    """It is not known where its tokens went. Without a recording it runs."""
+    model, images = build("plain")
+    use_merge(pc.apply(model, keep=0.7), lambda step, x, *_: (x[:, : x.shape[1] - step.remove], None, None))
+    assert run(model, images).shape == (2, 7)
+    with pytest.raises(RuntimeError, match="no plan"), pc.record(model):
+        run(model, images)
+
+
 def test_hooks_on_blocks_still_fire(build):
     """Forward hooks and pre-hooks of every block and of its attention's parts run once per forward."""
     model, images = build("plain")
@@ -688,10 +739,10 @@ def test_repr_tells_what_is_on(build):
 # ------------------------------------------------------------------------------------------------- registered methods
 def test_a_registered_partition_runs_in_a_model(build, registry):
     """A function of metric and count becomes a method for models, with its layer, size and options."""
-    seen = []
+    calls = []
 
     def tail(metric, remove, *, layer, num_layers, size, onto: int = 0):
-        seen.append((layer, num_layers, metric.shape[1], onto, None if size is None else size.sum(1).tolist()))
+        calls.append((layer, num_layers, metric.shape[1], onto, None if size is None else size.sum(1).tolist()))
         roots = torch.arange(metric.shape[1]).repeat(metric.shape[0], 1)
         roots[:, metric.shape[1] - remove :] = onto
         return pc.MergePlan.from_roots(roots, metric.shape[1] - remove)
@@ -699,11 +750,11 @@ def test_a_registered_partition_runs_in_a_model(build, registry):
     pc.register_method("tail", tail, paper="none", summary="the last tokens join one", limit="all")
     model, images = build("plain")
     pc.apply(model, "tail", keep=0.5, onto=1)
-    seen.clear()
+    calls.clear()
     with torch.no_grad(), pc.record(model) as trace:
         model(images)
-    assert [entry[:4] for entry in seen] == [(0, 3, 16, 1), (1, 3, 8, 1), (2, 3, 4, 1)]
-    assert all(entry[4] in (None, [16.0, 16.0]) for entry in seen) and seen[1][4] is not None
+    assert [entry[:4] for entry in calls] == [(0, 3, 16, 1), (1, 3, 8, 1), (2, 3, 4, 1)]
+    assert all(entry[4] in (None, [16.0, 16.0]) for entry in calls) and calls[1][4] is not None
     assert trace.assignment[0].tolist() == [0, 1] + [1] * 14
     with pytest.raises(TypeError, match="onto"):
         pc.apply(model, "tail", colour=3)

@@ -10,7 +10,7 @@ from oracle import gaussian_tokens
 from small_models import randomize
 
 import pitome_core as pc
-from pitome_core.mergers.preset_table import Row
+from pitome_core.mergers.preset_table import PresetRow
 
 SPLITS = ("alternate", "high_low", "position", "random")
 SWITCHES = list(itertools.product((True, False), SPLITS, ("all", "best"), ("energy", "shuffled")))
@@ -127,7 +127,7 @@ def test_presets_as_documented():
     llava = pc.presets()["released-llava"].rows(24)
     assert [row.options.get("split") == "position" for row in llava] == [True] * 13 + [False] * 11
     assert {(row.insertion, row.sized, row.proportional) for row in llava} == {("after", False, False)}
-    assert all(row == Row(options={"kernel": "paper"}) for row in rows["paper"])
+    assert all(row == PresetRow(options={"kernel": "paper"}) for row in rows["paper"])
 
 
 @pytest.mark.parametrize("preset", list(pc.presets()))
@@ -205,10 +205,10 @@ def test_centred_metrics_forget_a_common_offset(metric, build_vit, images):
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_siglip_224"])
 def test_methods_that_read_attention_get_it_and_others_do_not(name, registry, build_vit, images):
-    seen = {}
+    maps = {}
 
     def spy(metric, remove, *, attention=None, class_attention=None, layer=0):
-        seen[layer] = (attention, class_attention)
+        maps[layer] = (attention, class_attention)
         return pc.MergePlan.from_roots(torch.arange(metric.shape[1]).clamp_min(remove).expand(metric.shape[:2]),
                                        metric.shape[1] - remove)
 
@@ -223,7 +223,7 @@ def test_methods_that_read_attention_get_it_and_others_do_not(name, registry, bu
     prefix = model.num_prefix_tokens
     q, k, _ = received[0].reshape(2, -1, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
     expected = (q @ k.transpose(-2, -1) * attn.scale).softmax(dim=-1).mean(dim=1)[:, :, prefix:]
-    attention, class_attention = seen[0]
+    attention, class_attention = maps[0]
     assert torch.allclose(attention, expected, atol=1e-6)
     by_class = expected[:, 0] if model.has_class_token else expected.mean(dim=1)
     assert torch.allclose(class_attention, by_class, atol=1e-6)
@@ -232,10 +232,10 @@ def test_methods_that_read_attention_get_it_and_others_do_not(name, registry, bu
 
 
 def test_positions_follow_the_anchor(registry, build_vit, images):
-    seen = []
+    positions_by_layer = []
 
     def spy(metric, remove, *, positions=None):
-        seen.append(positions)
+        positions_by_layer.append(positions)
         return pc.plan(metric, remove, "tome")
 
     pc.register_method("spy", spy, paper="test", summary="test")
@@ -243,24 +243,24 @@ def test_positions_follow_the_anchor(registry, build_vit, images):
     with pc.record(model) as trace, torch.no_grad():
         model(images(side=64))
     raster = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij"), dim=-1).reshape(1, 16, 2)
-    assert torch.equal(seen[0], raster.expand(2, 16, 2))
+    assert torch.equal(positions_by_layer[0], raster.expand(2, 16, 2))
     anchors = trace.layers[0].plan.anchor
-    assert torch.equal(seen[1], raster[0][anchors])
+    assert torch.equal(positions_by_layer[1], raster[0][anchors])
 
 
 @pytest.mark.parametrize("insertion", ["before", "between", "after"])
 def test_counts_follow_the_insertion(insertion, build_vit, images):
     """Attention works on the tokens that reach it, the MLP on those that reach it."""
     model = pc.apply(build_vit(depth=2), "pitome", 0.5, insertion=insertion)
-    seen = {"qkv": [], "fc1": []}
+    lengths = {"qkv": [], "fc1": []}
     for block in model.blocks:
-        block.attn.qkv.register_forward_hook(lambda m, a, out: seen["qkv"].append(out.shape[1]))
-        block.mlp.fc1.register_forward_hook(lambda m, a, out: seen["fc1"].append(out.shape[1]))
+        block.attn.qkv.register_forward_hook(lambda m, a, out: lengths["qkv"].append(out.shape[1]))
+        block.mlp.fc1.register_forward_hook(lambda m, a, out: lengths["fc1"].append(out.shape[1]))
     with torch.no_grad():
         model(images())
     counts = pc.flops(model)
     dim = model.embed_dim
-    for layer, attending, passing in zip(counts.layers, seen["qkv"], seen["fc1"], strict=True):
+    for layer, attending, passing in zip(counts.layers, lengths["qkv"], lengths["fc1"], strict=True):
         assert layer.attention == attending * 4 * dim**2 + 2 * attending**2 * dim
         assert layer.mlp == passing * 8 * dim**2
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pitome_core as pc
+import pitome_core.experiments.baselines
 from pitome_core.schedules import keep_schedule, tokens_removed
 
 GOLDEN_925 = (197, 183, 170, 158, 147, 137, 127, 118, 110, 102, 95, 88, 82)

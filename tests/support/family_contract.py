@@ -118,16 +118,16 @@ def gradients_flow(model, loss) -> None:
     loss(model).backward()
     learning = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     pc.apply(model, keep=0.7)
-    found = []
+    gradients = []
     for enable in (False, True):
         model.train()
         model.set_grad_checkpointing(enable)
         model.zero_grad(set_to_none=True)
         loss(model).backward()
-        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-        assert set(found[-1]) == learning and all(torch.isfinite(grad).all() for grad in found[-1].values())
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        assert set(gradients[-1]) == learning and all(torch.isfinite(grad).all() for grad in gradients[-1].values())
     model.set_grad_checkpointing(False)
-    close(list(found[1].values()), list(found[0].values()), 1e-5)
+    close(list(gradients[1].values()), list(gradients[0].values()), 1e-5)
     model.eval()
     pc.remove(model)
 

@@ -1,4 +1,4 @@
-"""ATC, agglomerative token clustering: an upper bound on the quality of merging, whatever it costs."""
+"""ATC, agglomerative token clustering: an upper bound on the quality of merging, without regard to its cost."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from pitome_core.mergers import register_method
 from .common import from_roots
 
 LINKAGES = ("single", "complete", "average")
-_FAR = 3.0  # further than any two cosine distances: non-finite tokens join last
+_FAR = 3.0  # larger than any cosine distance, so that non-finite tokens join last
 
 
 def plan_atc(
     metric: Tensor, remove: int | Tensor, *, mask: Tensor | None = None, linkage: str = "average"
 ) -> MergePlan:
-    """Cluster the tokens bottom-up by `1 - cos` until N - k clusters are left.
+    """Cluster the tokens bottom-up by the distance `1 - cos` until N - k clusters are left.
 
-    `linkage`, the distance of two clusters, is that of their nearest tokens (`single`), of their furthest (`complete`)
-    or the average of all pairs. The anchor is the cluster's medoid: the member with the least sum of distances to the
-    others, the first of equals. Runs one item after the other on the CPU, in float64: its role is to bound what a
-    better matching could gain, and its time is no claim about ATC.
+    In each step the two nearest clusters become one. The distance of two clusters is that of their nearest tokens
+    (`linkage="single"`), of their furthest tokens (`"complete"`), or the mean over all pairs (`"average"`). The anchor
+    of a cluster is its medoid: the member whose distances to the other members have the least sum, and the first of
+    equal ones.
 
-    `metric (B, N, C)`; `remove` = k, or `(B,)` with `mask`; real tokens come first.
-    Source: Haurum et al., ECCV 2024.
+    The items are clustered one after the other on the CPU, in float64. The method shows how much a better matching
+    could gain; its time says nothing about the speed of ATC.
 
-    Raises:
-        ImportError: without scikit-learn.
+    Source: Haurum et al., "Agglomerative Token Clustering", ECCV 2024.
+
+    `remove` = k, the number of tokens that merge into others. Raises ``ImportError`` without scikit-learn.
     """
     unit, usable = unit_tokens(metric.cpu().double())
     cos = unit @ unit.transpose(-1, -2)
@@ -47,7 +48,7 @@ def plan_atc(
 
 
 def _medoids(distance: Tensor, clusters: int, linkage: str) -> Tensor:
-    """The medoid of every token's cluster, `(N, N) -> (N,)`."""
+    """The medoid of every token's cluster: `distance (N, N) -> (N,)`."""
     if clusters == len(distance):
         return torch.arange(clusters)
     try:
@@ -62,7 +63,7 @@ def _medoids(distance: Tensor, clusters: int, linkage: str) -> Tensor:
 
 
 def cost(num_tokens: int, removed: int, channels: int) -> tuple[int, int]:
-    """All cosines; a few operations for each pair (clustering) and for each pair again (medoids)."""
+    """MACs: all cosines. Other operations: two for each pair of tokens to cluster, and two for the medoids."""
     return num_tokens**2 * channels, 4 * num_tokens**2
 
 

@@ -1,4 +1,4 @@
-"""CrossGET's complete-graph soft matching, for one tower: no split, and no chains."""
+"""CrossGET's soft matching on the complete graph, for one tower."""
 
 from __future__ import annotations
 
@@ -16,24 +16,28 @@ from .common import nearest
 
 
 def plan_crossget(metric: Tensor, remove: int | Tensor, *, mask: Tensor | None = None) -> MergePlan:
-    """Sources from the whole graph; each joins the most similar token that is no source.
+    """Match on the complete graph: the k tokens with the best edges join their most similar token among the others.
 
-    Tokens are ranked by their best cosine to any other, highest first. A token's edge is its best cosine to one that
-    ranks after it; the k tokens with the best edges are the sources, and the destination of each is its most similar
-    token among the others. The one that ranks last has no edge, and any N - 1 others can go. Ties fall to the first
-    in raster order. `metric (B, N, C)`; `remove` = k, or `(B,)` with `mask`; real tokens come first.
-    Source: Shi et al., ICML 2024 (the vision part).
+    Tokens are ranked by their largest cosine to any other token, in descending order. The edge of token i is
+    `max cos(x_i, x_j)` over the tokens j that rank after i. The k tokens with the largest edges are the sources. Each
+    source joins the token of largest cosine among those that are no source, so that no source joins another one. The
+    token that ranks last has no edge, so that up to N - 1 tokens can be removed. Of equal values the first token in
+    raster order comes first.
+
+    Source: Shi et al., "CrossGET: Cross-Guided Ensemble of Tokens", ICML 2024; its part for one tower.
+
+    `remove` = k, the number of tokens that merge into others.
     """
     unit, usable = unit_tokens(metric)
     real = torch.ones_like(usable) if mask is None else mask
     usable = usable & real
     cos = unit @ unit.transpose(-1, -2)
-    cos = (cos + cos.transpose(-1, -2)) / 2  # exactly symmetric: mutual neighbours tie, and ties have a rule
+    cos = (cos + cos.transpose(-1, -2)) / 2  # exactly symmetric, so that mutual neighbours have exactly equal values
     off_diagonal = torch.eye(metric.shape[1], device=metric.device) == 0
     graph = cos.masked_fill(~(off_diagonal & usable[:, None, :]), -math.inf)
     rank = graph.amax(dim=-1).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     edge = graph.masked_fill(rank[:, None, :] < rank[:, :, None], -math.inf).amax(dim=-1)
-    # Non-finite tokens come behind the edges, and before the last in rank (no edge): a partner is left for them.
+    # Non-finite tokens come after all edges, but before the token without an edge, which stays as a partner for them.
     edge = edge.masked_fill(~usable, -2)
     k, active = active_pairs(remove)
     order = edge.argsort(dim=-1, descending=True, stable=True)
@@ -44,7 +48,7 @@ def plan_crossget(metric: Tensor, remove: int | Tensor, *, mask: Tensor | None =
 
 
 def cost(num_tokens: int, removed: int, channels: int) -> tuple[int, int]:
-    """All cosines; their symmetric mean, two maxima of every row, one for each source, two sorts."""
+    """MACs: all cosines. Other operations: their symmetric mean, two maxima per row, one per source, two sorts."""
     sort = int(num_tokens * math.log2(max(num_tokens, 2)))
     return num_tokens**2 * channels, 3 * num_tokens**2 + removed * num_tokens + 2 * sort
 

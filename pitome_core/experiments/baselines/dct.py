@@ -1,4 +1,4 @@
-"""The truncated cosine transform of the Fourier Transformer: keep the low frequencies along the tokens."""
+"""The truncated cosine transform of the Fourier Transformer, which keeps the low frequencies along the tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from pitome_core.mergers import register_method
 
 
 def cosine_transform(num_tokens: int) -> Tensor:
-    """The orthonormal DCT-II, `(N, N)` float64: row f is `sqrt(2 / N) cos(pi f (n + 1/2) / N)`, row 0 `sqrt(1 / N)`."""
+    """The orthonormal DCT-II, `(N, N)` float64.
+
+    Row f is `sqrt(2 / N) cos(pi f (n + 1/2) / N)` over the tokens n, and row 0 is `sqrt(1 / N)`.
+    """
     place = torch.arange(num_tokens, dtype=torch.float64)
     rows = torch.cos(math.pi / num_tokens * place[:, None] * (place + 0.5)) * math.sqrt(2 / num_tokens)
     rows[0] = math.sqrt(1 / num_tokens)
@@ -22,23 +25,25 @@ def cosine_transform(num_tokens: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _transforms(num_tokens: int, kept: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Forward `(M, N)` and backward `(N, M)`. Made outside inference mode: the cache serves later training too."""
-    with torch.inference_mode(False):
+    """Forward `(M, N)` and backward `(N, M)` matrix of `plan_dct`."""
+    with torch.inference_mode(False):  # a cached inference tensor could not be used in training later
         low = cosine_transform(num_tokens)[:kept]
         forward = math.sqrt(kept / num_tokens) * cosine_transform(kept).T @ low
-        backward = num_tokens / kept * forward.T  # its pseudo-inverse: low.T @ low on the way there and back
+        backward = num_tokens / kept * forward.T  # the pseudo-inverse: backward @ forward = low.T @ low
         return forward.to(device, dtype), backward.to(device, dtype)
 
 
 def plan_dct(metric: Tensor, remove: int | Tensor, *, mask: Tensor | None = None) -> LinearPlan:
-    """`X' = sqrt(M / N) IDCT_M(DCT_N(X)[:M])` along the tokens, M = N - k, both transforms orthonormal.
+    """Keep the M = N - k lowest frequencies: `X' = sqrt(M / N) IDCT_M(DCT_N(X)[:M])` along the tokens.
 
-    The square root is what lets a constant keep its value: without it tokens grow by `sqrt(N / M)` in every layer.
-    Going back, a constant and every signal within the kept band return exactly. `metric (B, N, C)` gives the length
-    alone; `remove` = k. No partition: no sizes, and no mask. Source: He et al., Findings of ACL 2023.
+    Both transforms are orthonormal. The square root keeps the value of a constant; without it tokens would grow by
+    `sqrt(N / M)` in every layer. The way back returns exactly a constant, and every signal of the kept frequencies.
+    The plan is no partition: it has no sizes and takes no mask.
 
-    Raises:
-        ValueError: with a mask; items of unequal length have transforms of unequal shape.
+    Source: He et al., "Fourier Transformer", Findings of ACL 2023.
+
+    `remove` = k, the number of highest frequencies that are dropped; of `metric` only shape and type count. Raises
+    ``ValueError`` with a mask, because items of different lengths have transforms of different shapes.
     """
     if mask is not None or not isinstance(remove, int):
         raise ValueError("mask: dct transforms whole rows of tokens of one length; plan items without padding")

@@ -1,4 +1,4 @@
-"""DiffRate's training-free part: prune the least attended tokens, merge the next ones."""
+"""DiffRate without its training: drop the least attended tokens and merge the next ones."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from .common import from_roots, join, least_attended, nearest, places
 def plan_diffrate(
     metric: Tensor, remove: int | Tensor, *, class_attention: Tensor | None = None, mask: Tensor | None = None
 ) -> MergePlan:
-    """Sort by class attention; drop the floor(k / 2) lowest, merge the next ceil(k / 2) into the others.
+    """Sort by class attention; drop the lowest floor(k / 2) tokens and merge the next ceil(k / 2) into the others.
 
-    Each joins the most similar token that stays: all of these rank above it, and none moves on (no chains). The paper
-    learns the two numbers per layer; half and half is the reading without training. `metric (B, N, C)`,
-    `class_attention (B, N)`; `remove` = k, or `(B,)` with `mask`; real tokens come first.
-    Source: Chen et al., ICCV 2023.
+    Each merged token joins the token of largest cosine among the N - k that stay. The paper learns the two numbers of
+    every layer; here they are equal halves, because nothing is trained.
+
+    Source: Chen et al., "DiffRate: Differentiable Compression Rate for Efficient Vision Transformers", ICCV 2023.
+
+    `remove` = k, the number of tokens that are dropped or merged. `class_attention (B, N)` is the attention of the
+    class token to each token.
     """
     unit, usable = unit_tokens(metric)
     real = torch.ones_like(usable) if mask is None else mask
@@ -31,17 +34,17 @@ def plan_diffrate(
     count = torch.as_tensor(remove, device=metric.device).reshape(-1, 1)  # (B, 1) or (1, 1)
     position = order.argsort(dim=-1)
     kept = real & (position >= count)
-    room = remove - remove // 2
-    room = room if isinstance(room, int) else int(room.max())
-    step = count // 2 + torch.arange(room, device=metric.device)  # ranks of the tokens that merge
-    source = order.gather(1, step.clamp_max(metric.shape[1] - 1).expand(len(metric), room))
-    rows = unit.gather(1, source[..., None].expand(-1, -1, unit.shape[-1])) @ unit.transpose(-1, -2)  # (B, room, N)
-    root = join(places(metric), source, nearest(rows, kept, usable), (step < count).expand(source.shape))
+    merged = remove - remove // 2
+    merged = merged if isinstance(merged, int) else int(merged.max())
+    rank = count // 2 + torch.arange(merged, device=metric.device)  # (B, merged) or (1, merged): of those that merge
+    source = order.gather(1, rank.clamp_max(metric.shape[1] - 1).expand(len(metric), merged))  # (B, merged)
+    rows = unit.gather(1, source[..., None].expand(-1, -1, unit.shape[-1])) @ unit.transpose(-1, -2)  # (B, merged, N)
+    root = join(places(metric), source, nearest(rows, kept, usable), (rank < count).expand(source.shape))
     return from_roots(root.masked_fill(position < count // 2, -1), remove, mask, drops=True)
 
 
 def cost(num_tokens: int, removed: int, channels: int) -> tuple[int, int]:
-    """Cosines of the merged tokens to all; their maxima and two sorts."""
+    """MACs: cosines of the merged tokens to all tokens. Other operations: their maxima, and two sorts."""
     rows = (removed - removed // 2) * num_tokens
     return rows * channels, rows + int(2 * num_tokens * math.log2(max(num_tokens, 2)))
 

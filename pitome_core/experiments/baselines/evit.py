@@ -1,4 +1,4 @@
-"""EViT: drop the least attended tokens, and keep one token that stands for all of them."""
+"""EViT: the least attended tokens become one token, their attention-weighted mean."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pitome_core.mergers import register_method
 from .common import from_roots, least_attended, places, required
 from .topk_attention import cost
 
-_LEAST = 1e-20  # attention that is rounded to zero still gives a mean
+_LEAST = 1e-20  # smallest weight, so that the mean exists even if every attention is rounded to zero
 
 
 def plan_evit(
@@ -22,13 +22,17 @@ def plan_evit(
     size: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> MergePlan:
-    """The k + 1 tokens with the least class attention become one: their attention-weighted mean.
+    """Fuse the k + 1 tokens with the least class attention into one: `x = sum a_i x_i / sum a_i`.
 
-    `x = sum a_i x_i / sum a_i`, whatever the sizes (attention that counts sizes holds them already, so the weights
-    are a_i / s_i here: the plan multiplies by s_i). The fused token stands in the place of the most attended of them.
-    A partition with weights: sizes add up, the size-weighted mean of all tokens is not preserved. `metric (B, N, C)`,
-    of which only the shape counts; `class_attention (B, N)`, `size (B, N)`; `remove` = k, or `(B,)` with `mask`; real
-    tokens come first. Source: Liang et al., ICLR 2022.
+    `a_i` is the attention of the class token to token i. It already counts the sizes, so that the weights of the plan
+    are `a_i / s_i`, because a plan multiplies weights by sizes. The fused token takes the place of the most attended of
+    the k + 1 tokens. The plan is a partition with weights: sizes add up, but the size-weighted mean of all tokens is
+    not preserved.
+
+    Source: Liang et al., "EViT: Expediting Vision Transformers via Token Reorganizations", ICLR 2022.
+
+    `remove` = k, one less than the number of fused tokens. Of `metric` only the shape counts. `class_attention (B, N)`
+    is the attention of the class token to each token, and `size (B, N)` says how many patches each token stands for.
     """
     order = least_attended(class_attention, mask)
     k = torch.as_tensor(remove, device=metric.device).reshape(-1, 1).expand(len(metric), 1)

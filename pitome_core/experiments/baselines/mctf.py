@@ -1,4 +1,4 @@
-"""MCTF, multi-criteria token fusion (its training-free part): similar, little attended and small tokens merge."""
+"""MCTF, multi-criteria token fusion, without its training: similar, little attended and small tokens merge."""
 
 from __future__ import annotations
 
@@ -19,12 +19,18 @@ def plan_mctf(
     metric: Tensor, remove: int | Tensor, *, attention: Tensor | None = None, size: Tensor | None = None,
     mask: Tensor | None = None, t_sim: float = 1.0, t_info: float = 20.0, t_size: float = 40.0,
 ) -> MergePlan:
-    """Soft matching by `W = ((S + 1) / 2)^(1/t_sim) (u_i u_j)^(1/t_info) (v_i v_j)^(1/t_size)`, in both directions.
+    """Soft matching by similarity, attention and size, in both directions.
 
-    `u` is 1 / the attention that a token receives and `v` 1 / its size, each over its maximum. Even positions are A,
-    odd ones B: ceil(k / 2) of A join B, then the rest of k, from B, join what is left of A (with all that joined
-    them). The second direction reuses W. `metric (B, N, C)`, `attention (B, P + N, N)` over the patch keys, `size
-    (B, N)`; `remove` = k, or `(B,)` with `mask`; real tokens come first. Source: Lee et al., CVPR 2024.
+    The weight of a pair of tokens is `W = ((S + 1) / 2)^(1/t_sim) (u_i u_j)^(1/t_info) (v_i v_j)^(1/t_size)`. `S` is
+    their cosine. `u` is 1 / the attention that a token receives, `v` is 1 / its size, and both are divided by their
+    maximum. Even positions are A and odd ones are B. First ceil(k / 2) tokens of A join tokens of B. Then floor(k / 2)
+    tokens of B, with all that joined them, join those of A that are left. The second direction uses the same W.
+
+    Source: Lee et al., "Multi-criteria Token Fusion with One-step-ahead Attention", CVPR 2024.
+
+    `remove` = k, the number of tokens that merge into others. `attention (B, P + N, N)` goes from P prefix tokens and N
+    patches to the N patches. `size (B, N)` says how many patches each token stands for; without it the last factor of W
+    is left out. `t_sim`, `t_info` and `t_size` are the temperatures of the three factors.
     """
     attention = required(attention, "attention", "weighs tokens by the attention that they receive")
     unit, usable = unit_tokens(metric)
@@ -40,7 +46,7 @@ def plan_mctf(
         return MergePlan.identity(len(metric), width, metric.device)
     cos = unit[:, 0::2] @ unit[:, 1::2].transpose(-1, -2)
     weight = ((cos + 1) / 2).clamp_min(0) ** (1 / t_sim) * share[:, 0::2, None] * share[:, None, 1::2]
-    # Weights are 0 or more: non-finite tokens come below all others, padding never.
+    # Weights are 0 or more. Lower ones make non-finite tokens merge last, and -inf keeps padding out.
     weight = weight.masked_fill(~usable[:, 0::2, None], -1).masked_fill(~usable[:, None, 1::2], -2)
     weight = weight.masked_fill(~(real[:, 0::2, None] & real[:, None, 1::2]), -math.inf)
 
@@ -49,18 +55,22 @@ def plan_mctf(
     weight = weight.masked_fill((root != places(metric))[:, 0::2, None], -math.inf)
     b, a, active = _best_edges(weight.transpose(-1, -2), remove // 2)
     root = join(root, 2 * b + 1, 2 * a, active)
-    return from_roots(root.gather(1, root), remove, mask)  # one step further: a joined b, b joined another a
+    # One step further, because a token of A may have joined one of B that has joined another one of A.
+    return from_roots(root.gather(1, root), remove, mask)
 
 
 def _over_maximum(value: Tensor, usable: Tensor) -> Tensor:
-    """`1 / value`, over its maximum among the usable tokens: `(B, N)`, in 0 .. 1; 1 for the others."""
+    """`1 / value (B, N)` over its maximum among the usable tokens, in 0 .. 1; tokens that are not usable get 1."""
     value = value.clamp_min(torch.finfo(value.dtype).tiny).masked_fill(~usable, math.inf)
     least = value.amin(dim=-1, keepdim=True)
     return torch.where(usable, least / value, torch.ones_like(value))
 
 
 def _best_edges(weight: Tensor, remove: int | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The best column of every row, for the `remove` rows where it is best: rows, columns, which are in use."""
+    """The `remove` rows of `weight (B, R, C)` with the largest maxima.
+
+    Returns rows and columns of these maxima, both `(B, k)`, and which of them are active (None means all).
+    """
     best, partner = weight.max(dim=-1)
     k, active = active_pairs(remove)
     row = best.argsort(dim=-1, descending=True, stable=True)[:, :k]
@@ -68,7 +78,10 @@ def _best_edges(weight: Tensor, remove: int | Tensor) -> tuple[Tensor, Tensor, T
 
 
 def cost(num_tokens: int, removed: int, channels: int) -> tuple[int, int]:
-    """Cosines between A and B; a power and two maxima for each, two sorts; the attention map is not counted here."""
+    """MACs: cosines between A and B, with two products each. Other operations: a power and two maxima each, two sorts.
+
+    The attention map is not counted.
+    """
     a, b = (num_tokens + 1) // 2, num_tokens // 2
     sort = int(a * math.log2(max(a, 2)) + b * math.log2(max(b, 2)))
     return a * b * (channels + 2), 3 * a * b + 2 * num_tokens + sort

@@ -1,4 +1,4 @@
-"""Control: merge random tokens into random others. It tells what merging itself does, without any matching."""
+"""Control: merge random tokens into random others. It shows what merging does without any matching."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from pitome_core.mergers.registry import active_pairs
 def plan_random_merge(
     metric: Tensor, remove: int | Tensor, *, mask: Tensor | None = None, layer: int = 0, seed: int = 0
 ) -> MergePlan:
-    """Merge the first k tokens of a fixed random order, each into a fixed random one of those that stay.
+    """Merge the first k tokens of a random order, each into a random one of those that stay.
 
-    `metric (B, N, C)`; `remove` = k, or `(B,)` with `mask`; real tokens come first.
+    Both choices are hashes of `seed`, `layer` and the token's index, so that they are the same in every item of equal
+    length and in every run.
+
+    `remove` = k, the number of tokens that merge into others. Of `metric` only the shape counts.
     """
     width = metric.shape[1]
     order = random_order(metric, mask, seed, layer)

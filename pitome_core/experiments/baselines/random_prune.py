@@ -1,4 +1,4 @@
-"""Control: drop tokens at random. Whatever a method gains over this, it gains by choosing."""
+"""Control: drop tokens at random. It shows how much a method gains by its choice of tokens."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pitome_core.merge_plan import MergePlan
 from pitome_core.mergers import register_method
 from pitome_core.mergers.hashing import random_order
 
-from .common import from_roots, places
+from .common import drop_first
 
 
 def plan_random_prune(
     metric: Tensor, remove: int | Tensor, *, mask: Tensor | None = None, layer: int = 0, seed: int = 0
 ) -> MergePlan:
-    """Drop the first k tokens of an order fixed by (seed, layer), the same in every item of equal length.
+    """Drop the first k tokens of a random order.
 
-    `metric (B, N, C)`; `remove` = k, or `(B,)` with `mask`; real tokens come first.
+    The order is a hash of `seed`, `layer` and the token's index, so that it is the same in every item of equal length
+    and in every run.
+
+    `remove` = k, the number of tokens that are dropped. Of `metric` only the shape counts.
     """
-    order = random_order(metric, mask, seed, layer)
-    k = remove if isinstance(remove, int) else remove[:, None]
-    root = places(metric).masked_fill(order.argsort(dim=-1) < k, -1)
-    return from_roots(root, remove, mask, drops=True)
+    return drop_first(random_order(metric, mask, seed, layer), remove, mask)
 
 
 register_method(

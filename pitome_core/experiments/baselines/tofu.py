@@ -1,4 +1,4 @@
-"""ToFu, token fusion: prune in early layers, merge without losing norm in late ones."""
+"""ToFu, token fusion: drop tokens in early layers, and merge them with full norm in late layers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ def plan_tofu(
     metric: Tensor, remove: int | Tensor, *, mask: Tensor | None = None, layer: int = 0, num_layers: int = 1,
     pruned: float = 0.5,
 ) -> MergePlan:
-    """ToMe's matching; layers `l < L // 2` drop the sources, later ones merge by MLERP.
+    """ToMe's pairs: layers `l < floor(pruned L)` drop the source of each pair, later layers merge it by MLERP.
 
-    `pruned` is the share of the layers that drop, 0.5 in the paper; 0 merges in all of them.
+    MLERP is `max |x_i| m / |m|`, where `m` is the mean of a group: it has the direction of the mean and the largest
+    norm in the group.
 
-    MLERP keeps the direction of the mean and takes the largest norm of the group, so that `|out| >= |destination|`.
-    `metric (B, N, C)`; `remove` = k, or `(B,)` with `mask`; real tokens come first. Source: Kim et al., WACV 2024.
-    `ValueError` for a share outside 0 to 1.
+    Source: Kim et al., "Token Fusion: Bridging the Gap between Token Pruning and Token Merging", WACV 2024.
+
+    `remove` = k, the number of pairs, whose sources are dropped or merged. `layer` is l and `num_layers` is L. `pruned`
+    is 0.5 in the paper; with 0 all layers merge. Raises ``ValueError`` for a share outside 0 to 1.
     """
     if not 0 <= pruned <= 1:
         raise ValueError(f"pruned is {pruned}: it is a share of the layers, from 0 (all merge) to 1 (all drop)")

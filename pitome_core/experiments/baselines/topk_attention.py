@@ -1,4 +1,4 @@
-"""Control: keep the tokens that the class token attends to most."""
+"""Control: keep the tokens to which the class token attends most."""
 
 from __future__ import annotations
 
@@ -9,25 +9,22 @@ from torch import Tensor
 from pitome_core.merge_plan import MergePlan
 from pitome_core.mergers import register_method
 
-from .common import from_roots, least_attended, places
+from .common import drop_first, least_attended
 
 
 def plan_topk_attention(
     metric: Tensor, remove: int | Tensor, *, class_attention: Tensor | None = None, mask: Tensor | None = None
 ) -> MergePlan:
-    """Drop the k tokens with the least class attention (of equals, the first in raster order).
+    """Drop the k tokens with the least class attention; of equal ones those that come first in raster order.
 
-    `metric (B, N, C)`, of which only the shape counts; `class_attention (B, N)`: where a model has no class token,
-    the mean attention received. `remove` = k, or `(B,)` with `mask`; real tokens come first.
+    `remove` = k, the number of tokens that are dropped. Of `metric` only the shape counts. `class_attention (B, N)` is
+    the attention of the class token to each token or, in a model without a class token, the mean attention received.
     """
-    order = least_attended(class_attention, mask)
-    k = remove if isinstance(remove, int) else remove[:, None]
-    root = places(metric).masked_fill(order.argsort(dim=-1) < k, -1)
-    return from_roots(root, remove, mask, drops=True)
+    return drop_first(least_attended(class_attention, mask), remove, mask)
 
 
 def cost(num_tokens: int, removed: int, channels: int) -> tuple[int, int]:
-    """Two sorts."""
+    """MACs and other operations of a plan: two sorts."""
     return 0, int(2 * num_tokens * math.log2(max(num_tokens, 2)))
 
 

@@ -1,4 +1,4 @@
-"""Tokens in clusters whose truth is known: what the chapters on the spectral theory experiment with."""
+"""Random tokens in known clusters, for the chapters on the spectral theory."""
 
 from __future__ import annotations
 
@@ -22,21 +22,30 @@ def clusters(
     centres: Tensor | None = None,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """``trials`` draws of clustered tokens: ``(trials, N, width)`` float64, and the cluster of each, ``(trials, N)``.
+    """Draw clustered tokens ``(trials, N, width)`` float64, and the cluster of each token ``(trials, N)`` long.
 
-    Tokens are their cluster's centre plus Gaussian noise of length about ``noise``. Centres are orthonormal, or the
-    rows of ``centres``. ``order``: ``block`` (cluster after cluster), ``shuffled`` (anew in each trial),
-    ``adversarial`` (the first cluster on even places only, the others on what is left, in blocks). Noise does not
-    depend on ``order``. Raises ``ValueError`` for an unknown order, or if the first cluster has no room on even places.
+    Cluster c has ``sizes[c]`` tokens, so that N is the sum of ``sizes``. Every token is the centre of its cluster plus
+    Gaussian noise whose length is about ``noise``. The centres are orthonormal, or the rows of ``centres``.
+
+    ``order`` places the tokens:
+
+    - ``block``: one cluster after the other;
+    - ``shuffled``: at random, anew in each trial;
+    - ``adversarial``: the first cluster on the first even positions, the other clusters in blocks on the rest.
+
+    The noise does not depend on ``order``. Raises ``ValueError`` for an unknown order, and if the first cluster does
+    not fit on the even positions.
     """
     if order not in ORDERS:
         raise ValueError(f"unknown order {order!r}: choose one of {', '.join(ORDERS)}")
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     label = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(list(sizes)))
     n = len(label)
     centres = torch.eye(width, dtype=torch.float64)[: len(sizes)] if centres is None else centres.double()
-    noises = torch.randn(trials, n, centres.shape[1], generator=draw, dtype=torch.float64) / centres.shape[1] ** 0.5
-    tokens, labels = centres[label] + noise * noises, label.expand(trials, n)
+    unit_noise = torch.randn(trials, n, centres.shape[1], generator=generator, dtype=torch.float64)
+    unit_noise = unit_noise / centres.shape[1] ** 0.5  # of length about 1
+    tokens = centres[label] + noise * unit_noise  # (trials, N, width)
+    labels = label.expand(trials, n)  # (trials, N)
     if order == "block":
         return tokens, labels
     if order == "adversarial":
@@ -46,11 +55,11 @@ def clusters(
         rest = [place for place in range(n) if place not in even]
         places = torch.tensor(even + rest).argsort().expand(trials, n)
     else:
-        places = torch.rand(trials, n, generator=draw).argsort(dim=-1)
+        places = torch.rand(trials, n, generator=generator).argsort(dim=-1)
     return tokens.gather(1, places[..., None].expand_as(tokens)), labels.gather(1, places)
 
 
 def wrong_merges(plan: pc.MergePlan, labels: Tensor) -> Tensor:
-    """How many tokens joined an anchor of another cluster: plan for ``(B, N)``, labels ``(B, N)`` -> ``(B,)``."""
+    """How many tokens merge into an anchor of another cluster, ``(B,)``; ``labels (B, N)`` are the clusters."""
     root = plan.anchor.gather(1, plan.assignment)
     return (labels.gather(1, root) != labels).sum(dim=1)

@@ -1,7 +1,7 @@
 """Photographs to measure on.
 
-A few photographs are on the disk already, in installed packages. A hundred more, the collection, come with an optional
-asset; ``collection.csv`` lists them.
+`PHOTOGRAPHS` are 15 photographs in installed packages. `COLLECTION` are 103 more, in an optional asset; the file
+``collection.csv`` lists them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -23,10 +24,11 @@ from pitome_core.experiments.data.splits import split_of
 
 @dataclass(frozen=True)
 class Photograph:
-    """One picture inside an installed package.
+    """One photograph in an installed package.
 
-    ``natural`` is a colour photograph of an everyday scene; the others (grey, textures, microscopy,
-    medicine, astronomy) are far from what an image encoder is trained on. ``size`` is height, width in pixels.
+    ``natural`` is True for a colour photograph of an everyday scene. The others (grey pictures, textures, microscopy,
+    medicine, astronomy) differ much from what an image encoder is trained on. ``asset`` and ``file`` say where the
+    photograph is, and ``size`` is its height and width in pixels.
     """
 
     name: str
@@ -38,9 +40,10 @@ class Photograph:
     natural: bool = True
 
 
-# Credits as the docstrings of skimage.data and the README in sklearn.datasets.images state them. That README names
-# danielbuechele for the flower too, but both its links lead to vultilion. The motorcycle is from the Middlebury 2014
-# stereo benchmark (Scharstein et al., GCPR 2014). Its right view, the same scene, is left out.
+# The credits are those in the docstrings of skimage.data and in the README of sklearn.datasets.images. That README also
+# names danielbuechele for the flower, but both of its links lead to vultilion. The motorcycle is from the Middlebury
+# 2014 stereo benchmark (Scharstein et al., GCPR 2014); the benchmark's right view is left out, because it shows the
+# same scene.
 SKIMAGE, SKLEARN = "photos-skimage", "photos-sklearn"
 # fmt: off
 PHOTOGRAPHS: dict[str, Photograph] = {photo.name: photo for photo in (
@@ -76,6 +79,8 @@ PHOTOGRAPHS: dict[str, Photograph] = {photo.name: photo for photo in (
                "the Hubble eXtreme Deep Field", "NASA, public domain", natural=False),
 )}
 # fmt: on
+NATURAL = tuple(photo.name for photo in PHOTOGRAPHS.values() if photo.natural)
+LICENSED = tuple(name for name in NATURAL if name != "motorcycle")  # natural ones whose licence is known
 
 
 GCOMPRIS = "photos-gcompris"  # the asset of the collection
@@ -83,13 +88,19 @@ COLLECTION_SALT = "collection-1"  # of the split of identities
 
 
 @dataclass(frozen=True)
-class Collected:
-    """One photograph of the collection. ``kind`` is ``animal`` or ``place``, ``size`` height, width in pixels.
+class CollectedPhotograph:
+    """One photograph of the collection, as a row of ``collection.csv`` describes it.
 
-    ``identity`` is what a split keeps together: two photographs of one kind of animal share it; no two files hold the
-    same picture or crops of one. ``member`` is the path in the asset's zip, ``sha256`` the first 16 digits of that
-    file's. ``author``, ``licence``, ``source`` and ``changes`` (what was done to it since) are as the README files in
-    the package state them; its general copyright file does not.
+    Attributes:
+        name: what `photographs` calls it.
+        kind: ``animal`` or ``place``.
+        identity: what a split keeps together. Two photographs of one kind of animal have the same identity. No two
+            files hold the same picture or parts of one picture.
+        member: the path in the asset's zip file.
+        size: height and width in pixels.
+        author, licence, source, changes: as the README files in the package state them (the package's general
+            copyright file does not). ``changes`` says how the photograph was changed after its publication.
+        sha256: the first 16 digits of the file's SHA-256.
     """
 
     name: str
@@ -104,74 +115,64 @@ class Collected:
     sha256: str
 
     @property
-    def credit(self) -> str:
-        """Author and licence, as a figure that shows the photograph has to name them."""
-        return f"{self.author}, {self.licence}" + (f" (changed: {self.changes})" if self.changes else "")
-
-    @property
     def split(self) -> str:
         """``train``, ``dev`` or ``test``, from the identity alone."""
         return split_of(self.identity, COLLECTION_SALT)
 
 
-@functools.cache
-def _collection() -> dict[str, Collected]:
+def _read_collection() -> dict[str, CollectedPhotograph]:
     with (resources.files(__package__) / "collection.csv").open(encoding="utf-8", newline="") as stream:
         rows = [row | {"size": (int(row.pop("height")), int(row.pop("width")))} for row in csv.DictReader(stream)]
-    return {row["name"]: Collected(**row) for row in rows}
+    return {row["name"]: CollectedPhotograph(**row) for row in rows}
 
 
-def __getattr__(name: str) -> dict[str, Collected]:
-    """``COLLECTION``, ``{name: Collected}``, is read when first asked for: most who import this need none of it."""
-    if name == "COLLECTION":
-        return _collection()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def collection_available() -> bool:
-    """Whether the photographs of the collection are in the cache. Nothing is fetched."""
-    return assets.state(GCOMPRIS) == "ready"
-
-
-def collection(names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """``{name: (height, width, 3) uint8 RGB}`` of the collection in the order of ``names``; by default all 103.
-
-    All of them take 360 MB. Fetches the optional asset where apt is at hand. Raises ``KeyError`` for a name that is not
-    in the collection, ``assets.AssetError`` where the asset cannot be had.
-    """
-    chosen = list(_collection()) if names is None else _listed(names)
-    if unknown := [name for name in chosen if name not in _collection()]:
-        raise KeyError(f"no photograph {unknown[0]!r} in the collection; there are {', '.join(_collection())}")
-    return {name: _read(name) for name in chosen}
+COLLECTION = _read_collection()
 
 
 def photographs(names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """``{name: (height, width, 3) uint8 RGB}`` in the order of ``names``; by default every natural photograph.
+    """``{name: (height, width, 3) uint8 RGB}`` in the order of ``names``, from both tables; by default `NATURAL`.
 
-    Read from the installed scikit-image and scikit-learn, without a network; names of the collection from its asset,
-    as `collection` does. Raises ``KeyError`` for an unknown name, ``assets.AssetError`` when the package or the file
-    is not there.
+    Photographs of `PHOTOGRAPHS` are read from the installed scikit-image and scikit-learn, without a network. Those of
+    `COLLECTION` are read from its asset, which is fetched first where apt can be used; all 103 take 360 MB of memory.
+
+    Raises ``KeyError`` for a name that is in neither table, ``TypeError`` for a string in place of a list, and
+    ``assets.AssetError`` if the package, the file or the asset is missing.
     """
-    chosen = [p.name for p in PHOTOGRAPHS.values() if p.natural] if names is None else _listed(names)
-    return {name: _read(name) for name in chosen}
-
-
-def _listed(names: Iterable[str]) -> list[str]:
     if isinstance(names, str):
         raise TypeError(f"names is the string {names!r}; pass a list: [{names!r}]")
-    return list(names)
+    return {name: _read(name) for name in (NATURAL if names is None else names)}
+
+
+def part_of(name: str, size: int, share: float, across: float, down: float, mirrored: bool) -> Image.Image:
+    """A square part of a photograph, resized to ``size`` x ``size`` pixels, as a background for objects.
+
+    ``share`` is the side of the part over the shorter side of the photograph. ``across`` and ``down`` are its position
+    from 0 (left, top) to 1 (right, bottom). Raises as `photographs` does.
+    """
+    photo = _small(name)
+    side = share * min(photo.size)
+    left, top = across * (photo.width - side), down * (photo.height - side)
+    part = photo.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else part
+
+
+@functools.cache
+def _small(name: str) -> Image.Image:
+    """A photograph whose shorter side has at most 448 pixels, because it stays in memory and a part needs no more."""
+    photo = Image.fromarray(photographs([name])[name])
+    scale = min(1.0, 448 / min(photo.size))
+    return photo.resize([round(scale * side) for side in photo.size], Image.Resampling.BOX)
 
 
 def _read(name: str) -> np.ndarray:
-    if name not in PHOTOGRAPHS and name in _collection():
+    if name in PHOTOGRAPHS:
+        photo = PHOTOGRAPHS[name]
+        file: Path | io.BytesIO = assets.fetch(photo.asset) / photo.file
+    elif name in COLLECTION:
         with zipfile.ZipFile(assets.fetch(GCOMPRIS) / assets.FILES_ZIP) as archive:
-            content = archive.read(_collection()[name].member)
-        with Image.open(io.BytesIO(content)) as image:
-            return np.array(image.convert("RGB"))
-    if name not in PHOTOGRAPHS:
+            file = io.BytesIO(archive.read(COLLECTION[name].member))
+    else:
         raise KeyError(f"no photograph {name!r}; there are {', '.join(PHOTOGRAPHS)}, and those of photos.COLLECTION")
-    photo = PHOTOGRAPHS[name]
-    file = assets.fetch(photo.asset) / photo.file
     try:
         with Image.open(file) as image:
             return np.array(image.convert("RGB"))
@@ -180,5 +181,3 @@ def _read(name: str) -> np.ndarray:
         raise assets.AssetError(
             f"the installed {package} has no {photo.file}: install the version in requirements.lock"
         ) from None
-
-

@@ -1,8 +1,8 @@
 """Generated pictures with questions: scenes of one to four OpenMoji drawings, three questions each.
 
-Version ``questions-1``. A scene is a square with one to four drawings of 64 classes on a plain colour, a texture or a
-part of a photograph. Twelve kinds of scene (`CYCLE`) take turns, with three questions each, so that the nine types of
-question come equally often, and the three backgrounds too:
+This is version ``questions-1``. A scene is a square picture with one to four drawings of 64 classes, on a plain colour,
+a texture or a part of a photograph. Twelve kinds of scene (`CYCLE`) take turns, so that the nine types of question are
+equally frequent, and so are the three backgrounds. The types are:
 
 | type | question | answer |
 |---|---|---|
@@ -16,25 +16,29 @@ question come equally often, and the three backgrounds too:
 | colour | What colour is the object? (of several: the biggest object?) | one of seven words |
 | list | Which objects are there, from left to right? | two or three classes |
 
-No question is ambiguous. Drawings lie in squares that do not touch. "The fish" is said of a class that is there once.
-The biggest object is at least `RATIO` times as long as any other, which with these classes makes it the largest in area
-too. Objects that are compared lie `APART` from each other along the axis in question, and one that is looked for lies
-`MARGIN` off the middle lines. A class has a colour only where one word covers `DOMINANT` of what is filled in its
-drawing (`measured_colour`). Classes with a colour come somewhat more often than the others: some questions need one.
+No question is ambiguous:
 
-The streams ``train``, ``validation`` and ``test`` come from hashes of stream and number, and have photographs of their
-own (`pairs.backgrounds`). About a tenth of the pairs of classes (`held_out`) are never together in train and
-validation; in test they are, as often as any. Everything follows from hashes: no generator, no order of calls, and
-layouts and questions need no asset. OpenMoji is CC BY-SA 4.0 (`scenes.CREDIT`).
+- The drawings lie in squares that do not touch.
+- "The fish" stands for a class of which one drawing is in the scene.
+- The side of the biggest object is at least `RATIO` times that of any other object. With these classes it is then the
+  largest in area too.
+- The centres of objects that a question compares differ by at least `APART` along the axis of the question.
+- The centre of an object whose position is asked is at least `MARGIN` away from the middle lines.
+- A class has a colour only if fills that one word names cover 85 % of the filled pixels of its drawing.
+
+Classes with a colour are somewhat more frequent than the others, because some questions need a colour.
+
+The scenes of the streams ``train``, ``validation`` and ``test`` are hashes of stream and number, and each stream has
+its own photographs (`pairs.backgrounds`). About a tenth of the pairs of classes (`held_out`) are never together in
+train and validation. In test they are as frequent as any other pair. There is no random generator, the order of calls
+does not matter, and layouts and questions need no asset. OpenMoji is licensed under CC BY-SA 4.0 (see `scenes`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -47,13 +51,13 @@ from PIL import Image
 from pitome_core.experiments.data import pairs, photos, scenes, splits
 
 VERSION = "questions-1"
-STREAMS = {"train": "train", "validation": "dev", "test": "test"}  # and whose photographs they have
+STREAMS = {"train": "train", "validation": "dev", "test": "test"}  # stream: the split of its photographs
 TYPES = ("exist", "count", "total", "position", "relation", "biggest", "single", "colour", "list")
 BACKGROUNDS = ("plain", "texture", "photograph")
 TEST_QUESTIONS = 10_000
-SIZE = 168  # pixels to a side
+SIZE = 168  # pixels on a side of the picture
 
-# Objects in a scene, and what is asked about it. Every type comes four times.
+# For each kind of scene: its number of objects, and the types of its questions. Every type occurs four times.
 CYCLE = (
     (1, ("single", "exist", "total")),
     (1, ("single", "exist", "position")),
@@ -70,31 +74,25 @@ CYCLE = (
 )
 PER_SCENE = 3
 
-# Shares of the side of the picture.
-ALONE, SMALL, MIXED = (0.3, 0.6), (0.22, 0.28), (0.22, 0.34)  # longer side: a single object, beside a big one, any
-BIG = (1.5, 1.7)  # the biggest object, over the second
-RATIO = 1.49  # the same at least, after rounding
-GAP = 0.02  # between squares
-APART = 0.15  # between centres that are compared, along one axis
-MARGIN = 0.08  # of the centre of an object that is looked for, from the middle lines
-HELD_OUT = 0.1  # of the pairs of classes
-CROP = (0.5, 1.0)  # of a photograph's shorter side
-
-# Fills of OpenMoji's palette, by the word that we call them. Amber (F1B31C, F4AA41), greys and white have none: amber
-# is yellow to some and orange to others, and on a photograph the light greys are white.
-PALETTE = {
-    "D22F27": "red", "EA5A47": "red", "FCEA2B": "yellow", "5C9E31": "green", "B1CC33": "green", "61B2E4": "blue",
-    "92D3F5": "blue", "1E50A0": "blue", "A57939": "brown", "6A462F": "brown", "FFA7C0": "pink", "E67A94": "pink",
-    "8967AA": "purple", "B399C8": "purple",
-}  # fmt: skip
-DOMINANT = 0.85  # share of what is filled
+# Lengths as shares of the side of the picture, from smallest to largest.
+ALONE = (0.3, 0.6)  # side of a single object
+SMALL = (0.22, 0.28)  # side of an object in a scene that has a biggest one
+MIXED = (0.22, 0.34)  # side of an object in any other scene
+GAP = 0.02  # least distance between two squares
+APART = 0.15  # least distance of two centres that are compared, along the axis in question
+MARGIN = 0.08  # least distance of the centre of an object whose position is asked from the middle lines
+# Ratios and shares.
+BIG = (1.5, 1.7)  # side of the biggest object, over that of the second
+RATIO = 1.49  # the least value of that ratio after rounding
+HELD_OUT = 0.1  # share of the pairs of classes that are held out
+CROP = (0.5, 1.0)  # side of the visible part of a photograph, over the photograph's shorter side
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Thing:
-    """A class. ``code`` is its drawing's (`scenes.Emoji.code`), ``colour`` a word, or empty where there is no one."""
+class DrawingClass:
+    """A class of objects. ``code`` is the `scenes.Emoji.code` of its drawing. ``colour`` is a word, or empty."""
 
     name: str
     code: str
@@ -102,7 +100,7 @@ class Thing:
 
 
 # fmt: off
-_TABLE = {  # no cat and no rocket: photographs of test show them
+_TABLE = {  # {colour: {name: code}}; no cat and no rocket, because photographs of test show them
     "red": {"apple": "1F34E", "tomato": "1F345", "crab": "1F980", "balloon": "1F388", "drum": "1F941",
             "backpack": "1F392", "heart": "2764", "scarf": "1F9E3"},
     "yellow": {"lemon": "1F34B", "cheese": "1F9C0", "star": "2B50", "sun": "2600", "bell": "1F514"},
@@ -121,14 +119,17 @@ _TABLE = {  # no cat and no rocket: photographs of test show them
          "watch": "231A", "bomb": "1F4A3"},
 }
 # fmt: on
-THINGS = {name: Thing(name, code, colour) for colour, rows in _TABLE.items() for name, code in rows.items()}
-_CLASS = re.compile(rf"\b(an? )?({'|'.join(THINGS)})\b")
-COLOURED = tuple(thing.name for thing in THINGS.values() if thing.colour)
+CLASSES = {name: DrawingClass(name, code, colour) for colour, row in _TABLE.items() for name, code in row.items()}
+_CLASS = re.compile(rf"\b(an? )?({'|'.join(CLASSES)})\b")
+COLOURED = tuple(row.name for row in CLASSES.values() if row.colour)
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A drawing's square: centre ``x, y`` from the top left, and ``side``, as shares of the picture's side."""
+class PlacedDrawing:
+    """A drawing in a scene: its class, and the centre ``x, y`` and ``side`` of its square.
+
+    The three numbers are shares of the picture's side; ``x`` counts from the left and ``y`` from the top.
+    """
 
     name: str
     x: float
@@ -138,7 +139,11 @@ class Placed:
 
 @dataclass(frozen=True)
 class Question:
-    """One question. ``id`` is ``STREAM-SCENE-PLACE``, ``type`` one of `TYPES`, ``scene`` the number of the scene."""
+    """One question of a scene.
+
+    ``id`` is ``STREAM-SCENE-PLACE``, as in ``test-000012-1``. ``scene`` is the number of the scene, ``type`` one of
+    `TYPES`.
+    """
 
     id: str
     scene: int
@@ -149,26 +154,33 @@ class Question:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's layout with its questions. ``photograph`` is a name in `photos.PHOTOGRAPHS`, or empty."""
+    """The layout of a picture, with its questions.
+
+    ``background`` is one of `BACKGROUNDS`. ``photograph`` is a name in `photos.PHOTOGRAPHS`, or empty if the background
+    is none. ``questions`` has `PER_SCENE` entries.
+    """
 
     stream: str
     number: int
     background: str
     photograph: str
-    placed: tuple[Placed, ...]
+    placed: tuple[PlacedDrawing, ...]
     questions: tuple[Question, ...]
 
     @property
     def held_out(self) -> bool:
-        """Whether two classes are together that never are in train."""
+        """Whether two classes of the scene are never together in train."""
         return any(held_out(a, b) for a, b in itertools.combinations({p.name for p in self.placed}, 2))
 
 
-class Questions(Sequence[Question]):
-    """The first ``count`` questions of a stream; a scene is laid out when one of its questions is asked for.
+class QuestionStream(Sequence[Question]):
+    """The first ``count`` questions of a stream, as a sequence; the questions of one scene follow each other.
 
-    Without ``count``: 10,000. Questions of a scene follow each other. Raises ``ValueError`` for a stream that does not
-    exist, and for a count below 0.
+    A scene is laid out when one of its questions is read, so that a long stream costs nothing before. Raises
+    ``ValueError`` for a stream that does not exist, and for a count below 0.
+
+    >>> QuestionStream("test", 5)[4].id
+    'test-000001-1'
     """
 
     def __init__(self, stream: str, count: int = TEST_QUESTIONS):
@@ -186,17 +198,20 @@ class Questions(Sequence[Question]):
 
 
 def held_out(first: str, second: str) -> bool:
-    """Whether two classes are never together in train and validation. The order does not matter."""
+    """Whether two classes are never together in train and validation. Their order does not matter."""
     return first != second and _unit("held out", *sorted((first, second))) < HELD_OUT
 
 
 @functools.lru_cache(maxsize=4096)
 def scene(stream: str, number: int) -> Scene:
-    """Scene ``number`` (from 0) of a stream. Needs no asset. Raises ``ValueError`` as `Questions` does."""
+    """Scene ``number`` (from 0) of a stream. Needs no asset.
+
+    Raises ``ValueError`` for a stream that does not exist, and for a number below 0.
+    """
     _check(stream, number)
     key = (stream, number)
     count, types = CYCLE[number % len(CYCLE)]
-    groups = _groups(key, count, types)  # group of every object; group 0 is counted
+    groups = _groups(key, count, types)  # objects of one group have one class; a question counts group 0
     biggest = _pick(range(count), *key, "biggest") if {"biggest", "colour"} & set(types) else None
     names = _names(key, groups, groups[biggest] if "colour" in types else None)
     once = [i for i, group in enumerate(groups) if groups.count(group) == 1]
@@ -208,57 +223,44 @@ def scene(stream: str, number: int) -> Scene:
     for place, kind in enumerate(types):
         text, answer = _ask(kind, key, placed, biggest, sought, compared)
         questions.append(Question(f"{stream}-{number:06d}-{place}", number, kind, text, answer))
-    # Kind of scene and background take turns such that every pair of them does.
+    # The background moves on by one after each cycle, so that every kind of scene meets every background.
     background = BACKGROUNDS[(number // len(CYCLE) + number) % len(BACKGROUNDS)]
     photographs = pairs.backgrounds(STREAMS[stream])
     photograph = _pick(photographs, *key, "photograph") if background == "photograph" else ""
     return Scene(stream, number, background, photograph, placed, tuple(questions))
 
 
-def picture(of: Scene, size: int = SIZE) -> np.ndarray:
-    """The scene as ``(size, size, 3)`` uint8.
+def picture(scene: Scene, size: int = SIZE) -> np.ndarray:
+    """The picture of a scene, ``(size, size, 3)`` uint8.
 
-    Raises ``ValueError`` for a size below 64 pixels, where objects are no longer drawings, else as `scenes.render`.
+    Raises ``ValueError`` for a size below 64 pixels, because objects have too few pixels then; else as `scenes.render`.
     """
     if size < 64:
         raise ValueError(f"size {size} must be at least 64 pixels: objects take a fifth of it")
-    canvas = _background(of, size)
-    for thing in of.placed:
-        side = round(thing.side * size)
-        drawing = scenes.render(_emoji()[THINGS[thing.name].code], side)  # (side, side, 4)
-        top, left = (min(max(round(at * size - side / 2), 0), size - side) for at in (thing.y, thing.x))
+    canvas = _background(scene, size)
+    for placed in scene.placed:
+        side = round(placed.side * size)
+        drawing = scenes.render(_emoji()[CLASSES[placed.name].code], side)  # (side, side, 4)
+        top, left = (min(max(round(at * size - side / 2), 0), size - side) for at in (placed.y, placed.x))
         canvas = scenes.paste(canvas, drawing, top, left)
     return canvas
 
 
-def measured_colour(drawing: np.ndarray) -> str:
-    """The colour of a drawing ``(H, W, 4)``: the word that covers `DOMINANT` of what is filled, or an empty string.
-
-    Filled are opaque pixels of any colour that covers a hundredth of them or more, without black, which is outline: the
-    blends at edges do not. A colour outside `PALETTE` has no word.
-    """
-    opaque = drawing[drawing[..., 3] == 255][:, :3]
-    pixels = Counter(map(bytes, opaque))
-    filled = {fill: n for fill, n in pixels.items() if n >= 0.01 * len(opaque) and any(fill)}
-    words: Counter[str] = Counter()
-    for fill, n in filled.items():
-        words[PALETTE.get(fill.hex().upper(), "")] += n
-    word, n = words.most_common(1)[0]
-    return word if n >= DOMINANT * sum(filled.values()) else ""
-
-
 def blind_prior(known: Iterable[Question], asked: Iterable[Question]) -> dict[str, float]:
-    """Accuracy by type, 0 to 1, of who sees no picture: the most frequent answer to the same text in ``known``.
+    """Accuracy (0 to 1) by type of question, of the best guess without the picture.
 
-    Where the text is not in ``known``: the most frequent to texts that differ from it in classes alone, or none. Ties
-    go to the answer that is first in the alphabet. Use another stream as ``known``: within one, many texts come once
-    and answer themselves.
+    The guess for a question is the most frequent answer to the same text in ``known``. If ``known`` does not have the
+    text, it is the most frequent answer to texts that differ from it in their classes alone. If there are none either,
+    the question counts as wrong. Of equally frequent answers the first in the alphabet is the guess.
+
+    Take ``known`` from another stream than ``asked``, because many texts occur once in a stream and would answer
+    themselves.
     """
-    seen: dict[str, Counter[str]] = {}
+    counts: dict[str, Counter[str]] = {}
     for question in known:
         for text in (question.text, _without_classes(question.text)):
-            seen.setdefault(text, Counter())[question.answer] += 1
-    guess = {text: min(found, key=lambda answer: (-found[answer], answer)) for text, found in seen.items()}
+            counts.setdefault(text, Counter())[question.answer] += 1
+    guess = {text: min(count, key=lambda answer: (-count[answer], answer)) for text, count in counts.items()}
     right: dict[str, list[bool]] = {}
     for question in asked:
         answer = guess.get(question.text, guess.get(_without_classes(question.text)))
@@ -268,15 +270,6 @@ def blind_prior(known: Iterable[Question], asked: Iterable[Question]) -> dict[st
 
 def _without_classes(text: str) -> str:
     return _CLASS.sub("*", text)
-
-
-def fingerprint(stream: str, count: int) -> str:
-    """SHA-256 of the first ``count`` questions with the layouts of their scenes, in hexadecimal."""
-    digest = hashlib.sha256(VERSION.encode())
-    for question in Questions(stream, count):
-        layout = {k: v for k, v in dataclasses.asdict(scene(stream, question.scene)).items() if k != "questions"}
-        digest.update(json.dumps([dataclasses.asdict(question), layout], sort_keys=True).encode())
-    return digest.hexdigest()
 
 
 # --- layout
@@ -290,7 +283,7 @@ def _check(stream: str, number: int) -> None:
 
 
 def _unit(*parts: object) -> float:
-    return splits.unit("\n".join(map(str, (VERSION, *parts))))
+    return splits.unit(VERSION, *parts)
 
 
 def _pick(options: Sequence[T], *parts: object) -> T:
@@ -302,42 +295,46 @@ def _order(options: Iterable[T], *parts: object) -> list[T]:
 
 
 def _groups(key: tuple, count: int, types: Sequence[str]) -> tuple[int, ...]:
-    """The class of every object, as a number. Counts of 1, 2 and 3 come equally often."""
+    """A number for the class of every object. If group 0 is counted, counts of 1, 2 and 3 are equally frequent."""
     if "count" not in types:
         return tuple(range(count))
-    once = ((0, 1, 2, 3), (0, 1, 1, 2), (0, 1, 1, 1))  # else "1" were the answer only where all differ
+    # Three ways to count 1, so that the answer 1 does not mean that all classes of the scene differ.
+    once = ((0, 1, 2, 3), (0, 1, 1, 2), (0, 1, 1, 1))
     return _pick((_pick(once, *key, "once"), (0, 0, 1, 2), (0, 0, 0, 1)), *key, "count")
 
 
 def _names(key: tuple, groups: Sequence[int], coloured: int | None) -> dict[int, str]:
-    """A class for every group; for ``coloured`` one with a colour."""
-    found: dict[int, str] = {}
+    """A class for every group. The group ``coloured`` gets a class that has a colour."""
+    names: dict[int, str] = {}
     for group in sorted(set(groups), key=lambda group: group != coloured):
-        among = COLOURED if group == coloured else tuple(THINGS)
+        options = COLOURED if group == coloured else tuple(CLASSES)
         for attempt in itertools.count():
-            name = _pick(among, *key, "class", group, attempt)
-            apart = key[0] != "test" and any(held_out(name, other) for other in found.values())
-            if name not in found.values() and not apart:
-                found[group] = name
+            name = _pick(options, *key, "class", group, attempt)
+            forbidden = key[0] != "test" and any(held_out(name, other) for other in names.values())
+            if name not in names.values() and not forbidden:
+                names[group] = name
                 break
-    return found
+    return names
 
 
 def _layout(
     key: tuple, names: Sequence[str], biggest: int | None, sought: int | None, compared: Sequence[int], listed: bool
-) -> tuple[Placed, ...]:
-    """The first of many attempts that keeps all distances."""
+) -> tuple[PlacedDrawing, ...]:
+    """The first of many random layouts that keeps all distances.
+
+    ``names`` are the classes of the objects; the other arguments are indices of objects, as in `scene`. ``listed`` says
+    that the objects are listed from left to right.
+    """
     axis, quadrant = _axis(key), _quadrant(key)
 
-    def one(attempt: int, i: int, side: float) -> Placed:
-        ends = (side / 2, 1 - side / 2)
-        if i == sought:  # low or high half of each axis
+    def place(attempt: int, i: int, side: float) -> PlacedDrawing:
+        if i == sought:  # in the lower or the upper half of each axis, so that it lies in the quadrant
             halves = ((side / 2, 0.5 - MARGIN), (0.5 + MARGIN, 1 - side / 2))
             across, down = halves["right" in quadrant], halves["bottom" in quadrant]
         else:
-            across = down = ends
+            across = down = (side / 2, 1 - side / 2)
         x, y = (_between(span, *key, attempt, i, at) for at, span in (("x", across), ("y", down)))
-        return Placed(names[i], x, y, side)
+        return PlacedDrawing(names[i], x, y, side)
 
     for attempt in itertools.count():
         span = ALONE if len(names) == 1 else MIXED if biggest is None else SMALL
@@ -345,7 +342,7 @@ def _layout(
         if biggest is not None and len(names) > 1:
             second = max(side for i, side in enumerate(sides) if i != biggest)
             sides[biggest] = round(second * _between(BIG, *key, attempt, "big"), 4)
-        placed = tuple(one(attempt, i, side) for i, side in enumerate(sides))
+        placed = tuple(place(attempt, i, side) for i, side in enumerate(sides))
         couples = list(itertools.combinations(placed, 2))
         if any(max(abs(a.x - b.x), abs(a.y - b.y)) < (a.side + b.side) / 2 + GAP for a, b in couples):
             continue
@@ -372,14 +369,15 @@ def _quadrant(key: tuple) -> str:
 
 
 def _ask(
-    kind: str, key: tuple, placed: Sequence[Placed], biggest: int | None, sought: int | None, compared: Sequence[int]
+    kind: str, key: tuple, placed: Sequence[PlacedDrawing], biggest: int | None, sought: int | None, compared:
+    Sequence[int]
 ) -> tuple[str, str]:
-    """Text and answer."""
-    names = [thing.name for thing in placed]
+    """Text and answer of a question of type ``kind``."""
+    names = [drawing.name for drawing in placed]
     match kind:
         case "exist":
             there = _unit(*key, "exist") < 0.5
-            name = _pick([n for n in THINGS if (n in names) == there], *key, "exist class")
+            name = _pick([n for n in CLASSES if (n in names) == there], *key, "exist class")
             return f"Is there {'an' if name[0] in 'aeio' else 'a'} {name} drawing?", "yes" if there else "no"
         case "count":
             return f"How many {names[0]} drawings are there?", str(names.count(names[0]))
@@ -399,15 +397,15 @@ def _ask(
             return "What is the object?", names[0]
         case "colour":
             which = "object" if len(names) == 1 else "biggest object"
-            return f"What colour is the {which}?", THINGS[names[biggest]].colour
+            return f"What colour is the {which}?", CLASSES[names[biggest]].colour
         case _:  # list
-            row = sorted(placed, key=lambda thing: thing.x)
-            return "Which objects are there, from left to right?", ", ".join(thing.name for thing in row)
+            row = sorted(placed, key=lambda drawing: drawing.x)
+            return "Which objects are there, from left to right?", ", ".join(drawing.name for drawing in row)
 
 
 # --- pictures
 
-# Cells of one colour down and across, and what lies between them.
+# Rows and columns of cells of one colour, and how the colours are interpolated between the cells.
 PLAIN = (1, 1, Image.Resampling.NEAREST)
 TEXTURES = (
     (6, 6, Image.Resampling.BICUBIC),
@@ -417,28 +415,18 @@ TEXTURES = (
 )
 
 
-def _background(of: Scene, size: int) -> np.ndarray:
-    key = (of.stream, of.number, "background")
-    if of.photograph:
-        photo = _photograph(of.photograph)
-        side = _between(CROP, *key, "crop") * min(photo.size)
-        left, top = (_unit(*key, at) * (length - side) for at, length in zip("xy", photo.size, strict=True))
-        canvas = photo.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
-        if _unit(*key, "mirrored") < 0.5:
-            canvas = canvas.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return np.array(canvas)
-    down, across, between = PLAIN if of.background == "plain" else _pick(TEXTURES, *key, "texture")
+def _background(scene: Scene, size: int) -> np.ndarray:
+    key = (scene.stream, scene.number, "background")
+    if scene.photograph:
+        share, mirrored = _between(CROP, *key, "crop"), _unit(*key, "mirrored") < 0.5
+        return np.array(
+            photos.part_of(scene.photograph, size, share, _unit(*key, "x"), _unit(*key, "y"), mirrored=mirrored)
+        )
+    rows, columns, resample = PLAIN if scene.background == "plain" else _pick(TEXTURES, *key, "texture")
     text = "\n".join(map(str, (VERSION, *key)))
-    cells = np.frombuffer(hashlib.shake_256(text.encode()).digest(down * across * 3), np.uint8)
-    light = (96 + cells.astype(int) * 159 // 255).astype(np.uint8)  # outlines are black
-    return np.array(Image.fromarray(light.reshape(down, across, 3)).resize((size, size), between))
-
-
-@functools.cache
-def _photograph(name: str) -> Image.Image:
-    photo = Image.fromarray(photos.photographs([name])[name])
-    scale = min(1.0, 448 / min(photo.size))  # no larger than a crop needs
-    return photo.resize([round(scale * side) for side in photo.size], Image.Resampling.BOX)
+    cells = np.frombuffer(hashlib.shake_256(text.encode()).digest(rows * columns * 3), np.uint8)
+    light = (96 + cells.astype(int) * 159 // 255).astype(np.uint8)  # 96 to 255, because outlines of drawings are black
+    return np.array(Image.fromarray(light.reshape(rows, columns, 3)).resize((size, size), resample))
 
 
 @functools.cache

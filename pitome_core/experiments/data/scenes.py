@@ -1,13 +1,15 @@
-"""Objects with known masks on photographs: cut-out pictures pasted on photographs that are on the disk.
+"""Scenes: a cut-out object pasted on a photograph, with the exact mask of the object.
 
-The alpha channel of a cut-out says exactly which pixels it covers, so a scene comes with the truth about
-what is object and what is background, for every pixel and every patch. The objects are OpenMoji 17
-drawings, CC BY-SA 4.0: a figure that shows them carries `CREDIT` and the credits of its photographs, and is
-under the same licence. Where the optional Tux Paint stamps are in the cache, cut-out photographs can take
-their place; they are GPL-2, for measuring only, and stay out of figures that are passed on.
+The alpha channel of a cut-out says exactly which pixels it covers. A scene therefore knows, for every pixel and every
+patch, what is object and what is background.
 
-Everything is chosen by hashes of the seed and the scene's number: no generator, no order of calls, and
-the first scenes of a long batch are the scenes of a short one.
+The objects are OpenMoji 17 drawings, licensed under CC BY-SA 4.0. A figure that shows them has to say "Emoji: OpenMoji
+17, CC BY-SA 4.0", has to name the credits of its photographs, and is under the same licence. The optional Tux Paint
+stamps, cut-out photographs, can take the place of the drawings. They are licensed under GPL-2 and are for measuring
+only: figures in the book do not show them.
+
+All choices are hashes of the seed and the scene's number, without a random generator. The order of calls therefore does
+not matter, and a long batch begins with the scenes of a short one.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -30,15 +33,13 @@ from pitome_core.experiments import assets
 from pitome_core.experiments.data import photos, splits
 from pitome_core.experiments.data.pictures import PATCH, preprocess, to_display
 
-DRAWINGS, NAMES, GROUPS, STAMPS = "openmoji", "emoji-names", "emoji-groups", "tuxpaint-stamps"  # assets
-NOTO = "noto-emoji"  # asset
+# Names of assets.
+DRAWINGS, NAMES, GROUPS, STAMPS, NOTO = "openmoji", "emoji-names", "emoji-groups", "tuxpaint-stamps", "noto-emoji"
 SOURCES = ("openmoji", "stamps")
-CREDIT = "Emoji: OpenMoji 17, CC BY-SA 4.0"
-SALT, STAMP_SALT = "openmoji-1", "stamps-1"  # of the split of identities
-NO_LICENCE = ("motorcycle",)  # photographs that scenes leave out by default
 
-# A drawing of a man and one of a woman who do the same are one identity; so are the two directions of a walk.
-GENDER = re.compile(r"\b(man|woman|men|women|male|female|person|people)( s)?\b")  # "woman s hat" is a hat
+# A man and a woman who do the same are one identity, because their drawings differ little. So are the two directions of
+# a walk. The " s" belongs to the word: "woman s hat" and "hat" are one identity.
+GENDER = re.compile(r"\b(man|woman|men|women|male|female|person|people)( s)?\b")
 SAME = {
     "": "person",
     "boy": "child",
@@ -56,62 +57,74 @@ SAME = {
 
 
 @dataclass(frozen=True)
-class Emoji:
-    """One drawing. ``code`` is its code points in hexadecimal, joined by ``-``, without FE0F.
+class Cutout:
+    """A picture of one object with a transparent ground, that can be pasted on photographs.
 
-    ``identity`` is what a split keeps together: the name without gender words; all families are one.
-    ``group`` and ``subgroup`` are Unicode's. ``member`` is the SVG's path in the OpenMoji wheel.
+    Attributes:
+        name: what the object is called.
+        identity: what a split keeps together.
+        group, subgroup: the categories of its source.
+        member: where its drawing or picture is in its asset.
     """
 
     name: str
     identity: str
     group: str
     subgroup: str
-    code: str
     member: str
+
+    SALT: ClassVar[str]  # of the split of identities
 
     @property
     def split(self) -> str:
         """``train``, ``dev`` or ``test``, from the identity alone."""
-        return splits.split_of(self.identity, SALT)
+        return splits.split_of(self.identity, self.SALT)
 
 
 @dataclass(frozen=True)
-class Noto(Emoji):
+class Emoji(Cutout):
+    """An OpenMoji drawing. ``code`` is its code points in hexadecimal, joined by ``-``, without FE0F.
+
+    ``identity`` is the name without gender words (see `identity_of`). ``group`` and ``subgroup`` are Unicode's, and
+    ``member`` is the path of the SVG in the OpenMoji wheel.
+    """
+
+    code: str
+
+    SALT = "openmoji-1"
+
+
+@dataclass(frozen=True)
+class NotoEmoji(Emoji):
     """An emoji as other artists drew it: Noto Emoji, Apache-2.0. ``member`` is the drawing's name in that asset."""
 
 
 @dataclass(frozen=True)
-class Stamp:
-    """One cut-out picture of Tux Paint. ``name`` is its caption, and stamps with one caption are one identity.
+class Stamp(Cutout):
+    """A cut-out picture of Tux Paint. ``name`` is its caption, and all stamps with one caption are one identity.
 
-    ``group`` is one of `STAMP_GROUPS`, ``subgroup`` the folder, ``member`` the path in the asset's zip.
+    ``group`` is one of `STAMP_GROUPS`, ``subgroup`` the folder, and ``member`` the path in the asset's zip file.
     """
 
-    name: str
-    identity: str
-    group: str
-    subgroup: str
-    member: str
-
-    @property
-    def split(self) -> str:
-        """``train``, ``dev`` or ``test``, from the identity alone."""
-        return splits.split_of(self.identity, STAMP_SALT)
+    SALT = "stamps-1"
 
 
 @dataclass(frozen=True)
-class Scenes:
-    """B scenes: ``images (B, 3, H, W)`` as `preprocess` gives them, and what covers what.
+class SceneBatch:
+    """B scenes.
 
-    ``pixels (B, H, W)`` is the alpha of the object, 0..1; ``mask (B, rows, columns)`` its mean over each
-    patch: the share of the patch that the object covers. ``objects`` and ``photographs`` name the two parts.
+    Attributes:
+        images: `(B, 3, H, W)`, as `preprocess` returns them.
+        mask: `(B, rows, columns)`, the share of each patch that the object covers: the mean of ``pixels`` in the patch.
+        pixels: `(B, H, W)`, the alpha channel of the object at its place, from 0 to 1.
+        objects: the cut-out of each scene.
+        photographs: the name of the photograph of each scene.
     """
 
     images: Tensor
     mask: Tensor
     pixels: Tensor
-    objects: tuple[Emoji | Stamp, ...]
+    objects: tuple[Cutout, ...]
     photographs: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -119,70 +132,69 @@ class Scenes:
 
 
 def objects() -> tuple[Emoji, ...]:
-    """Every emoji that is named and drawn, in Unicode's order, without flags, skin tones and components."""
-    return tuple(e for e in _all_emoji() if e.group != "Flags")
+    """Every emoji that has a name and a drawing, in Unicode's order, without flags, skin tones and components.
+
+    Flags are left out because many of them are striped rectangles that are hard to tell from one another. Raises
+    ``assets.AssetError`` if an asset cannot be fetched.
+    """
+    return _emoji(_wheel(), assets.fetch(NAMES) / "emojis.json", assets.fetch(GROUPS) / "emoji.json")
 
 
-def flags() -> tuple[Emoji, ...]:
-    """The flags, kept apart: dozens of striped rectangles are no objects to tell from one another."""
-    return tuple(e for e in _all_emoji() if e.group == "Flags")
+def noto() -> tuple[NotoEmoji, ...]:
+    """Those of `objects` of which Noto Emoji has a drawing, in the same order, with the same identities.
 
-
-def noto() -> tuple[Noto, ...]:
-    """Those of `objects` that Noto Emoji has a drawing of, in their order, with the same identities.
-
-    Fetches the optional asset where npm is at hand; raises ``assets.AssetError`` where it cannot be had.
+    Fetches the optional asset where npm can be used. Raises ``assets.AssetError`` if it cannot be fetched.
     """
     names = _noto(assets.fetch(NOTO))[0]
     return tuple(
-        Noto(**{**vars(emoji), "member": names[emoji.code]}) for emoji in objects() if emoji.code in names
+        NotoEmoji(**{**vars(emoji), "member": names[emoji.code]}) for emoji in objects() if emoji.code in names
     )
 
 
-def stamps_available() -> bool:
-    """Whether the Tux Paint stamps are in the cache. Nothing is fetched."""
-    return assets.state(STAMPS) == "ready"
-
-
 def stamps() -> tuple[Stamp, ...]:
-    """The captioned stamps in the order of their paths: no letters, signs, flags, cartoons and toys.
+    """The stamps of Tux Paint that have a caption, in the order of their paths.
 
-    Most are cut-out photographs, some are drawings. Left out as well: those without a transparent pixel.
-    Fetches the optional asset where apt is at hand; raises ``assets.AssetError`` where it cannot be had.
+    Letters, signs, flags, cartoons and toys are left out, and so are pictures without a transparent pixel. Most of the
+    stamps are cut-out photographs, some are drawings. Fetches the optional asset where apt can be used. Raises
+    ``assets.AssetError`` if it cannot be fetched.
     """
     return _stamps(assets.fetch(STAMPS) / assets.FILES_ZIP)
 
 
 def identity_of(name: str, subgroup: str = "") -> str:
-    """The identity that the emoji ``name`` (spaces between words) belongs to.
+    """The identity of the emoji ``name``, whose words are separated by spaces.
 
-    Gender words and "facing right" go; what is left is looked up among the few pairs with names of their
-    own (prince and princess). Everything in the subgroup ``family`` or called a family is ``"family"``.
+    Gender words and "facing right" are removed, and `SAME` joins the few pairs with names of their own. For example
+    "man running facing right" has the identity "running", and "princess" has "with crown". Every emoji in the subgroup
+    ``family``, and every name that begins with "family", has the identity "family".
     """
     words = name.removesuffix(" facing right").split()
     if subgroup == "family" or words[0] == "family":
         return "family"
-    left = " ".join(GENDER.sub("", " ".join(words)).split())
-    return SAME.get(left, left)
+    rest = " ".join(GENDER.sub("", " ".join(words)).split())
+    return SAME.get(rest, rest)
 
 
-def render(thing: Emoji | Stamp, size: int) -> np.ndarray:
-    """``(size, size, 4)`` uint8, straight alpha: the object alone, cropped to its bounding box.
+def render(cutout: Cutout, size: int) -> np.ndarray:
+    """Draw a cut-out alone: ``(size, size, 4)`` uint8 with straight alpha, cropped to the object's bounding box.
 
-    The longer side of the object fills the square, the shorter one is centred. The alpha channel is the
-    exact mask. An emoji is drawn at this size, never resampled; a stamp is resized, alpha and colour
-    together. Raises ``ValueError`` for a size below 1, ``ImportError`` without resvg-py (emoji only),
-    ``assets.AssetError`` when the asset cannot be had.
+    The longer side of the object fills the square, and the shorter one is centred. The alpha channel is the exact mask.
+    An emoji is drawn from its SVG at this size, so that it is never resampled. A stamp is resized, colour and alpha
+    together.
+
+    Raises ``ValueError`` for a size below 1, ``ImportError`` without resvg-py (for emoji only), and
+    ``assets.AssetError`` if the asset cannot be fetched.
     """
     if size < 1:
         raise ValueError(f"size {size} must be at least 1 pixel")
-    if isinstance(thing, Stamp):
-        return _resized(thing, size)
-    svg = _noto(assets.fetch(NOTO))[1][thing.member] if isinstance(thing, Noto) else _svgs(_wheel())[thing.member]
+    if isinstance(cutout, Stamp):
+        return _resized(cutout, size)
+    drawings = _noto(assets.fetch(NOTO))[1] if isinstance(cutout, NotoEmoji) else _svgs(_wheel())
+    svg = drawings[cutout.member]
     left, top, right, bottom = _bounds(svg)
     side = max(right - left, bottom - top)
     x, y = (left + right - side) / 2, (top + bottom - side) / 2
-    # With a size of its own: the renderer rounds that of the viewBox to whole pixels before it scales.
+    # The size is given, because without it the renderer rounds that of the viewBox to whole pixels before it scales.
     frame = f'viewBox="{x} {y} {side} {side}" width="{size}" height="{size}"'
     return _rasterise(svg.replace(CANVAS, frame, 1), size)
 
@@ -198,23 +210,31 @@ def scenes(
     groups: Sequence[str] | None = None,
     patch: int = PATCH,
     source: str = "openmoji",
-) -> Scenes:
-    """``count`` scenes: one object of ``split`` at a random place, wholly inside, on one photograph each.
+) -> SceneBatch:
+    """Make ``count`` scenes: each has one object of ``split`` at a random place, wholly inside one photograph.
 
-    The objects are those of `objects`, or of `stamps` with ``source="stamps"``. The longer side of an
-    object is ``scale`` (low, high; uniform) of the shorter side of the image. ``groups`` (by default all
-    that the source has) take turns; within a group every identity has its turn before one comes again,
-    each time with one of its pictures. ``photographs`` (names that `photos.photographs` knows, the
-    collection's too; by default the natural ones with a licence, without the collection) take turns too, in
-    an order that is drawn anew each round. ``patch`` is the side in pixels of the patches in ``mask``.
-    Scene i depends on i, the seed and the lists only, not on ``count``.
-    Raises ``ValueError`` for a split, source, scale, group, count or size that cannot be, ``KeyError``
-    for an unknown photograph, else as `render`.
+    Args:
+        count: number of scenes. Scene i depends on i, the seed and the lists alone, and not on ``count``.
+        img_size: side of the images in pixels, or height and width.
+        split: ``train``, ``dev`` or ``test``, of the objects.
+        seed: another seed gives other scenes.
+        scale: smallest and largest size of an object. The longer side of the object, over the shorter side of the
+            image, is uniform between the two.
+        photographs: names for `photos.photographs`, by default `photos.LICENSED`. They take turns, in an order that is
+            drawn anew for each round.
+        groups: groups of objects, by default all of the source. They take turns. In a group every identity has its turn
+            before one comes again, each time with one of its pictures.
+        patch: side in pixels of the patches in ``mask``.
+        source: ``openmoji`` for `objects`, ``stamps`` for `stamps`.
+
+    Raises:
+        ValueError: a split, source, scale, group, count or size that does not exist or is out of range.
+        KeyError: an unknown photograph.
+        assets.AssetError, ImportError: as `render` and `photos.photographs`.
     """
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     low, high = scale
-    if split not in splits.SPLITS:
-        raise ValueError(f"split is {split!r}; choose one of {', '.join(splits.SPLITS)}")
+    splits.check_split(split)
     if source not in SOURCES:
         raise ValueError(f"source is {source!r}; choose one of {', '.join(SOURCES)}")
     if count < 1:
@@ -223,42 +243,46 @@ def scenes(
         raise ValueError(f"scale {tuple(scale)} must be two numbers with 0 < low <= high <= 1")
     if patch < 1 or height % patch or width % patch:
         raise ValueError(f"img_size {height} x {width} is no multiple of patch {patch}")
-    if photographs is None:
-        photographs = [p.name for p in photos.PHOTOGRAPHS.values() if p.natural and p.name not in NO_LICENCE]
-    pictures = {
-        name: to_display(preprocess(picture, (height, width)))[0]
-        for name, picture in photos.photographs(photographs).items()
+    names = photos.LICENSED if photographs is None else photographs
+    backgrounds = {
+        name: to_display(preprocess(photo, (height, width)))[0] for name, photo in photos.photographs(names).items()
     }
-    if not pictures:
+    if not backgrounds:
         raise ValueError("no photographs: name at least one")
     table = _by_group(stamps() if source == "stamps" else objects(), split, groups)
 
-    canvases, alphas, chosen, behind = [], [], [], []
+    canvases, alphas, cutouts, behind = [], [], [], []
     for i in range(count):
-        thing = _turn(table, seed, i)
-        round_, place = divmod(i, len(pictures))
-        photo = sorted(pictures, key=lambda name: _unit(seed, "photograph", round_, name))[place]
+        cutout = _turn(table, seed, i)
+        lap, place = divmod(i, len(backgrounds))
+        name = sorted(backgrounds, key=lambda name: _unit(seed, "photograph", lap, name))[place]
         side = max(round((low + (high - low) * _unit(seed, i, "scale")) * min(height, width)), 1)
-        drawing = trim(render(thing, side))  # (h, w, 4)
-        h, w = drawing.shape[:2]
-        top = int(_unit(seed, i, "top") * (height - h + 1))
-        left = int(_unit(seed, i, "left") * (width - w + 1))
+        drawing = trim(render(cutout, side))  # (h, w, 4)
+        top, left = corner(drawing, (height, width), _unit(seed, i, "top"), _unit(seed, i, "left"))
         alpha = np.zeros((height, width), np.float32)
-        alpha[top : top + h, left : left + w] = drawing[..., 3] / np.float32(255)
-        canvases.append(paste(pictures[photo], drawing, top, left))
+        alpha[top : top + drawing.shape[0], left : left + drawing.shape[1]] = drawing[..., 3] / np.float32(255)
+        canvases.append(paste(backgrounds[name], drawing, top, left))
         alphas.append(alpha)
-        chosen.append(thing)
-        behind.append(photo)
+        cutouts.append(cutout)
+        behind.append(name)
     pixels = torch.from_numpy(np.stack(alphas))  # (B, H, W)
-    mask = torch.nn.functional.avg_pool2d(pixels[:, None], patch)[:, 0]  # (B, rows, columns)
+    mask = torch.nn.functional.avg_pool2d(pixels[:, None], patch)[:, 0]  # (B, H, W) -> (B, rows, columns)
     images = preprocess(canvases, (height, width))  # (B, 3, H, W)
-    return Scenes(images, mask, pixels, tuple(chosen), tuple(behind))
+    return SceneBatch(images, mask, pixels, tuple(cutouts), tuple(behind))
+
+
+def corner(drawing: np.ndarray, size: tuple[int, int], down: float, across: float) -> tuple[int, int]:
+    """Top and left, in pixels, of ``drawing (h, w, 4)`` on a canvas of ``size`` (height, width), wholly inside.
+
+    ``down`` and ``across`` in [0, 1) choose among all places: 0 is the top or the left edge.
+    """
+    return int(down * (size[0] - drawing.shape[0] + 1)), int(across * (size[1] - drawing.shape[1] + 1))
 
 
 def paste(canvas: np.ndarray, drawing: np.ndarray, top: int, left: int) -> np.ndarray:
-    """A copy of ``canvas (H, W, 3)`` with ``drawing (h, w, 4)`` on it, both uint8, straight alpha.
+    """A copy of ``canvas (H, W, 3)`` with ``drawing (h, w, 4)`` on it; both are uint8, with straight alpha.
 
-    ``top`` and ``left`` say where the drawing's corner lies; it has to fit.
+    ``top`` and ``left`` are the pixel of the drawing's upper left corner. The drawing must lie wholly on the canvas.
     """
     canvas = canvas.copy()
     part = canvas[top : top + drawing.shape[0], left : left + drawing.shape[1]]
@@ -268,43 +292,44 @@ def paste(canvas: np.ndarray, drawing: np.ndarray, top: int, left: int) -> np.nd
 
 
 def _unit(*parts: object) -> float:
-    return splits.unit("\n".join(map(str, ("scenes", *parts))))
+    return splits.unit("scenes", *parts)
 
 
-Table = dict[str, dict[str, list[Emoji | Stamp]]]
+CutoutsByGroup = dict[str, dict[str, list[Cutout]]]  # {group: {identity: its cut-outs}}
 
 
-def _by_group(things: Iterable[Emoji | Stamp], split: str, groups: Sequence[str] | None) -> Table:
-    """``{group: {identity: its pictures}}``, those of ``split`` only."""
-    found: Table = {}
-    for thing in things:
-        if thing.split == split:
-            found.setdefault(thing.group, {}).setdefault(thing.identity, []).append(thing)
+def _by_group(cutouts: Iterable[Cutout], split: str, groups: Sequence[str] | None) -> CutoutsByGroup:
+    """The cut-outs of ``split``, by group and identity; ``groups`` keeps these groups, in this order."""
+    table: CutoutsByGroup = {}
+    for cutout in cutouts:
+        if cutout.split == split:
+            table.setdefault(cutout.group, {}).setdefault(cutout.identity, []).append(cutout)
     if groups is None:
-        return found
+        return table
     if isinstance(groups, str) or not groups:
-        raise ValueError(f"groups is {groups!r}; pass a list of some of {', '.join(found)}")
-    if unknown := [group for group in groups if group not in found]:
-        raise ValueError(f"no group {unknown[0]!r}; there are {', '.join(found)}")
-    return {group: found[group] for group in groups}
+        raise ValueError(f"groups is {groups!r}; pass a list of some of {', '.join(table)}")
+    if unknown := [group for group in groups if group not in table]:
+        raise ValueError(f"no group {unknown[0]!r}; there are {', '.join(table)}")
+    return {group: table[group] for group in groups}
 
 
-def _turn(table: Table, seed: int, i: int) -> Emoji | Stamp:
-    turn, at = divmod(i, len(table))
-    group = list(table)[at]
+def _turn(table: CutoutsByGroup, seed: int, i: int) -> Cutout:
+    """The cut-out of scene i: the groups take turns, and in each group the identities."""
+    turn, place = divmod(i, len(table))
+    group = list(table)[place]
     identities = table[group]
     lap, place = divmod(turn, len(identities))
     identity = sorted(identities, key=lambda name: _unit(seed, group, lap, name))[place]
-    return min(identities[identity], key=lambda thing: _unit(seed, group, lap, thing.member))
+    return min(identities[identity], key=lambda cutout: _unit(seed, group, lap, cutout.member))
 
 
 CANVAS = 'viewBox="0 0 72 72"'  # of every OpenMoji drawing
-FINE = 288  # pixels to a side at which a drawing's extent is found: a quarter of a unit
+FINE = 288  # pixels per side when the bounds of a drawing are measured: 4 pixels for each of the canvas's 72 units
 
 
 @functools.lru_cache(maxsize=4096)
 def _bounds(svg: str) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of what is drawn, in units of the canvas, rounded outwards to 1/4."""
+    """Left, top, right and bottom of the drawn part, in units of the canvas, rounded outwards to a quarter unit."""
     alpha = _rasterise(svg, FINE)[..., 3]
     rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
     unit = 72 / FINE
@@ -322,7 +347,7 @@ def _rasterise(svg: str, size: int) -> np.ndarray:
 
 
 def trim(drawing: np.ndarray) -> np.ndarray:
-    """A drawing ``(h, w, 4)`` without the empty rows and columns at its edges."""
+    """``drawing (h, w, 4)`` without the transparent rows and columns at its edges."""
     rows, columns = (np.flatnonzero(drawing[..., 3].any(axis)) for axis in (1, 0))
     return drawing[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
@@ -333,14 +358,14 @@ def _wheel() -> Path:
 
 @functools.lru_cache(maxsize=1)
 def _svgs(wheel: Path) -> dict[str, str]:
-    """All drawings by their path in the wheel; read at once, because its directory takes longest."""
+    """All drawings by their path in the wheel, read at once, because reading the wheel's directory takes longest."""
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name).decode() for name in archive.namelist() if name.endswith(".svg")}
 
 
 @functools.lru_cache(maxsize=1)
 def _noto(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Names of the drawings by `Emoji.code`, and SVGs by name, brought to the canvas of OpenMoji's."""
+    """Names of Noto's drawings by `Emoji.code`, and their SVGs by name, scaled to the canvas of OpenMoji."""
     icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
     names = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
     scale = 72 / icons["width"]
@@ -349,40 +374,36 @@ def _noto(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     return {_code(code): name for code, name in names.items() if name in drawn}, drawn
 
 
-def _all_emoji() -> tuple[Emoji, ...]:
-    return _join(_wheel(), assets.fetch(NAMES) / "emojis.json", assets.fetch(GROUPS) / "emoji.json")
-
-
 @functools.lru_cache(maxsize=1)
-def _join(wheel: Path, names_file: Path, groups_file: Path) -> tuple[Emoji, ...]:
-    """What all three know, joined on code points without FE0F."""
+def _emoji(wheel: Path, names_file: Path, groups_file: Path) -> tuple[Emoji, ...]:
+    """The emoji that are in all three files, joined by their code points without FE0F."""
     drawn = {_code(Path(member).stem): member for member in _svgs(wheel)}
     names = {
         code_of(characters): " ".join(words[0].replace("_", " ").split())
         for characters, words in json.loads(names_file.read_text(encoding="utf-8")).items()
     }
     table = []
-    # Skin tones are variations inside an entry of this list and no entries of their own.
+    # Skin tones need no rule: they are variations inside an entry of this list.
     for entry in sorted(json.loads(groups_file.read_text(encoding="utf-8")), key=lambda entry: entry["sort_order"]):
         code, group, subgroup = _code(entry["unified"]), entry["category"], entry["subcategory"]
-        if code in drawn and code in names and group != "Component":
+        if code in drawn and code in names and group not in ("Component", "Flags"):
             identity = identity_of(names[code], subgroup)
-            table.append(Emoji(names[code], identity, group, subgroup, code, drawn[code]))
+            table.append(Emoji(names[code], identity, group, subgroup, drawn[code], code))
     return tuple(table)
 
 
 def code_of(characters: str) -> str:
-    """`Emoji.code` of an emoji given as text."""
+    """The `Emoji.code` of an emoji given as text."""
     return _code("-".join(f"{ord(c):04X}" for c in characters))
 
 
 def _code(code_points: str) -> str:
-    """Code points joined by ``-``, as files and tables have them, without FE0F."""
+    """Code points joined by ``-``, in upper case and without FE0F."""
     return "-".join(part for part in code_points.upper().split("-") if part != "FE0F")
 
 
-STAMP_GROUPS = ("animals", "food", "plants", "vehicles", "things")  # folders; things are the rest
-NO_STAMPS = {"symbols", "roadsigns", "flags", "cartoon", "toys", "plastic"}  # folders
+STAMP_GROUPS = ("animals", "food", "plants", "vehicles", "things")  # folders; "things" holds all other folders
+NO_STAMPS = {"symbols", "roadsigns", "flags", "cartoon", "toys", "plastic"}  # folders that are left out
 
 
 @functools.lru_cache(maxsize=1)
@@ -411,7 +432,7 @@ def _resized(stamp: Stamp, size: int) -> np.ndarray:
     scale = size / max(picture.size)
     width, height = (max(round(side * scale), 1) for side in picture.size)
     resample = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
-    # RGBa is premultiplied: a transparent pixel's colour must not bleed into its neighbours.
+    # Resized as RGBa (premultiplied), because else the colours of transparent pixels bleed into their neighbours.
     small = picture.convert("RGBa").resize((width, height), resample).convert("RGBA")
     square = Image.new("RGBA", (size, size))
     square.paste(small, ((size - width) // 2, (size - height) // 2))

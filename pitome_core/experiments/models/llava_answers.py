@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 import pitome_core as pc
 from pitome_core.families.hf_llava import expand_placeholders, image_token_count
 from pitome_core.merge_plan import LinearPlan, MergePlan
-from pitome_core.patching import Patch, active_patch
+from pitome_core.patch import Patch, active_patch
 from pitome_core.tracing import LayerTrace
 
 ORDERS = ("raster-centroid", "raster-compact", "released")

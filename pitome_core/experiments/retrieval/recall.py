@@ -1,9 +1,9 @@
-"""Recall of image-text retrieval, both ways, with any number of texts for an image and images for a text.
+"""Recall of image-text retrieval in both directions, with any number of texts per image and images per text.
 
-A query ranks the whole gallery by similarity. Its rank is the place of its best right answer, counted from 1, and a tie
-counts against it: a wrong answer that is as similar stands before the right one. So a model that gives everything the
-same similarity finds nothing. R@k is the share of queries with a rank of k or less, in per cent, and rsum the sum of
-R@1, R@5 and R@10 of both directions (at most 600), as papers on retrieval have it.
+A query sorts the whole gallery by similarity. Its rank is the place of its first right answer, counted from 1. In a tie
+the wrong answer comes first, so that a model which gives the same similarity to everything has the worst ranks. R@k is
+the share of queries with a rank of at most k, in per cent. rsum is the sum of R@1, R@5 and R@10 of both directions, at
+most 600, as papers on retrieval report it.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ from pitome_core.experiments.records.results import Record
 from pitome_core.experiments.records.statistics import Difference, bootstrap_mean, paired_difference
 
 AT = (1, 5, 10)
-IMAGE, TEXT = "image", "text"  # what a query is
-BLOCK = 4096  # queries that are compared with the gallery at a time
+IMAGE, TEXT = "image", "text"  # the two kinds of query
+BLOCK = 4096  # how many queries are compared with the gallery at a time
 
 
 def ranks(similarity: Tensor, right: Tensor) -> Tensor:
-    """Rank of the best right answer of every query, `(Q,)` long, from 1.
+    """Rank of the first right answer of every query, `(Q,)` long, counted from 1.
 
-    `similarity (Q, G)`, `right (Q, G)` bool. A similarity that is NaN is the worst there is. Raises ``ValueError`` for
-    shapes that differ, and for a query without a right answer.
+    `similarity (Q, G)` of Q queries and a gallery of G, and `right (Q, G)` bool. NaN counts as the lowest similarity.
+    Raises ``ValueError`` for shapes that differ, and for a query without a right answer.
     """
     if similarity.shape != right.shape or similarity.ndim != 2:
         raise ValueError(f"similarities of shape {tuple(similarity.shape)} and answers of {tuple(right.shape)}: "
                          "both are (queries, gallery)")
-    lacking = (~right.any(dim=1)).nonzero().flatten().tolist()
-    if lacking:
-        raise ValueError(f"{len(lacking)} of {len(right)} queries have no right answer, the first is {lacking[0]}")
-    seen = similarity.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    best = seen.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)  # (Q, 1)
-    return 1 + ((seen >= best) & ~right).sum(dim=1)
+    unanswered = (~right.any(dim=1)).nonzero().flatten().tolist()
+    if unanswered:
+        raise ValueError(
+            f"{len(unanswered)} of {len(right)} queries have no right answer, the first is {unanswered[0]}"
+        )
+    similarity = similarity.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    best = similarity.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)  # (Q, 1)
+    return 1 + ((similarity >= best) & ~right).sum(dim=1)
 
 
 def both_ways(
@@ -44,9 +46,11 @@ def both_ways(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ranks of the image queries among the texts `(I,)`, and of the text queries among the images `(T,)`, int64.
 
-    `images (I, C)` and `texts (T, C)` are compared by their inner product, in float32; ``answers`` lists, for every
-    text, the images that it describes. Raises ``ValueError`` for numbers that do not fit, an index out of range, an
-    image without a text, or a text without an image.
+    `images (I, C)` and `texts (T, C)` are compared by their inner product, in float32, ``block`` queries at a time.
+    ``answers`` has a list for every text: the indices of the images that it describes.
+
+    Raises ``ValueError`` if ``answers`` and ``texts`` have different lengths, for an index out of range, and for an
+    image without a text or a text without an image.
     """
     if len(answers) != len(texts):
         raise ValueError(f"{len(texts)} texts and answers to {len(answers)} of them: give one list per text")
@@ -56,58 +60,58 @@ def both_ways(
                          f"of {len(images)}: count from 0")
 
     def one_way(queries: Tensor, gallery: Tensor, pairs: Tensor) -> np.ndarray:
-        found = []
+        blocks = []
         for start in range(0, len(queries), block):
             rows = queries[start : start + block].float()
             right = torch.zeros(len(rows), len(gallery), dtype=torch.bool, device=rows.device)
-            here = pairs[(pairs[:, 0] >= start) & (pairs[:, 0] < start + len(rows))].to(rows.device)
-            right[here[:, 0] - start, here[:, 1]] = True
-            found.append(ranks(rows @ gallery.float().T, right).cpu())
-        return torch.cat(found).numpy()
+            in_block = pairs[(pairs[:, 0] >= start) & (pairs[:, 0] < start + len(rows))].to(rows.device)
+            right[in_block[:, 0] - start, in_block[:, 1]] = True
+            blocks.append(ranks(rows @ gallery.float().T, right).cpu())
+        return torch.cat(blocks).numpy()
 
     return one_way(images, texts, pairs.flip(1)), one_way(texts, images, pairs)
 
 
 def summary(image_ranks: Sequence[float], text_ranks: Sequence[float]) -> dict[str, float]:
-    """R@1, R@5, R@10 of image queries (``image_r1`` ...) and of text queries, their ``rsum``, and median ranks."""
-    found: dict[str, float] = {}
-    for name, values in ((IMAGE, np.asarray(image_ranks)), (TEXT, np.asarray(text_ranks))):
-        found |= {f"{name}_r{k}": 100 * float((values <= k).mean()) for k in AT}
-        found[f"{name}_median"] = float(np.median(values))
-    found["rsum"] = sum(value for name, value in found.items() if "_r" in name)
-    return found
+    """R@1, R@5 and R@10 of both kinds of query (``image_r1``, ``text_r1`` ...), median ranks, and ``rsum``."""
+    values: dict[str, float] = {}
+    for name, of_queries in ((IMAGE, np.asarray(image_ranks)), (TEXT, np.asarray(text_ranks))):
+        values |= {f"{name}_r{k}": 100 * float((of_queries <= k).mean()) for k in AT}
+        values[f"{name}_median"] = float(np.median(of_queries))
+    values["rsum"] = sum(value for name, value in values.items() if "_r" in name)
+    return values
 
 
 def contributions(values: Sequence, queries: Sequence[str]) -> np.ndarray:
-    """What each query adds to rsum, scaled so that the mean over all queries of both directions *is* rsum.
+    """The contribution of each query to rsum, `(Q,)`: their mean over all queries of both kinds equals rsum.
 
-    ``values`` are ranks `(Q,)`, or `(Q, S)` of S models whose rsums are averaged; ``queries`` says of each query
-    whether it is an `IMAGE` or a `TEXT`. Intervals on rsum are then intervals on a mean. Raises ``ValueError`` where a
-    direction has no query.
+    An interval on rsum is then an interval on a mean. ``values`` are ranks `(Q,)`, or `(Q, S)` of S models whose rsums
+    are averaged. ``queries`` says of each query whether it is an `IMAGE` or a `TEXT`. Raises ``ValueError`` if one kind
+    has no query.
     """
     values, queries = np.asarray(values, dtype=float), np.asarray(queries)
     values = values.reshape(len(queries), -1)
     hits = 100 * sum((values <= k).astype(float) for k in AT).mean(axis=1)
     for name in (IMAGE, TEXT):
-        here = queries == name
-        if not here.any():
-            raise ValueError(f"no {name} query among {len(queries)}: rsum has both directions")
-        hits[here] *= len(queries) / here.sum()
+        of_kind = queries == name
+        if not of_kind.any():
+            raise ValueError(f"no {name} query among {len(queries)}: rsum needs queries of both kinds")
+        hits[of_kind] *= len(queries) / of_kind.sum()
     return hits
 
 
 def table(record: Record, key: str, column: str = "rank") -> dict[str, float]:
-    """`summary` of a cell, averaged over its seeds and over the ranks that a query has in one outcome."""
+    """`summary` of a cell, averaged over its seeds and over the models whose ranks are in one outcome."""
     is_image = np.asarray(record.items["query"]) == IMAGE
-    of_seeds = [values.reshape(len(values), -1).T for values in _outcomes(record, key, column)]
-    found = [summary(ranks_[is_image], ranks_[~is_image]) for ranks_ in np.concatenate(of_seeds)]
-    return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+    of_seeds = [values.reshape(len(values), -1).T for values in _outcomes(record, key, column)]  # (S, Q) each
+    summaries = [summary(row[is_image], row[~is_image]) for row in np.concatenate(of_seeds)]
+    return {name: float(np.mean([values[name] for values in summaries])) for name in summaries[0]}
 
 
 def rsum(record: Record, key: str, column: str = "rank") -> tuple[float, float, float]:
-    """rsum of a cell with its 95 % interval, resampling the record's clusters: (rsum, low, high).
+    """rsum of a cell with its 95 % interval, as (rsum, low, high). The record's clusters are resampled.
 
-    Of an arm with seeds: the mean of its seeds' rsums.
+    The rsum of an arm with seeds is the mean over its seeds.
     """
     return bootstrap_mean(per_query(record, key, column), record.clusters)
 
@@ -115,17 +119,20 @@ def rsum(record: Record, key: str, column: str = "rank") -> tuple[float, float, 
 def difference(
     record: Record, first: str, second: str, column: str = "rank", other_column: str | None = None
 ) -> Difference:
-    """rsum of cell `first` minus that of `second`, paired by query, resampling the record's clusters.
+    """rsum of cell `first` minus that of `second`, paired by query. The record's clusters are resampled.
 
-    ``column`` is the outcome that is read (`rank` or `rank_retrained`); ``other_column`` that of `second`, where it
-    is another one.
+    ``column`` is the outcome that is read (`rank` or `rank_retrained`). ``other_column`` is that of `second`, if it is
+    another one.
     """
     parts = [per_query(record, key, name) for key, name in ((first, column), (second, other_column or column))]
     return paired_difference(*parts, record.clusters)
 
 
 def per_query(record: Record, key: str, column: str) -> np.ndarray:
-    """`contributions` of a cell, ``(Q,)``, averaged over its seeds: a mean of ranks would have another recall."""
+    """`contributions` of a cell, ``(Q,)``, averaged over its seeds.
+
+    Contributions are averaged and not ranks, because the recall of a mean rank is not the mean recall.
+    """
     queries = record.items["query"]
     return np.mean([contributions(values, queries) for values in _outcomes(record, key, column)], axis=0)
 

@@ -105,7 +105,7 @@ GAMMAS, PENALTIES = (0.03, 0.1, 0.3, 1.0), (1e-3, 0.01, 0.1)
 
 def obtainable(recipe: Recipe) -> Recipe:
     """The recipe, with views on installed photographs alone where the collection is not in the cache."""
-    if photos.collection_available() or all(background != "collection" for background, _ in recipe.views):
+    if assets.state(photos.GCOMPRIS) == "ready" or all(background != "collection" for background, _ in recipe.views):
         return recipe
     return replace(recipe, views=INSTALLED)
 

@@ -1,10 +1,12 @@
 """Questions of VQAv2, GQA and TextVQA from their official files on the disk.
 
-VQAv2 has questions and annotations in two files and the pictures of MS-COCO, ``COCO_val2014_000000262144.jpg``; GQA has
-one file of questions by their id and pictures ``2370799.jpg``; TextVQA has one file and pictures
-``003a8ae2ef43b901.jpg``. A record that is malformed, or whose picture is missing, is an error that names file and
-entry: an accuracy over the rest is another number. Whoever wants it all the same leaves them out with ``skip=True`` and
-reports how many they were.
+- VQAv2 has one file of questions, one of annotations, and the pictures of MS-COCO (``COCO_val2014_000000262144.jpg``).
+- GQA has one file, with questions by their id, and pictures like ``2370799.jpg``.
+- TextVQA has one file, and pictures like ``003a8ae2ef43b901.jpg``.
+
+A record that is malformed, or whose picture is missing, raises an error that names file and entry, because the accuracy
+over the other records is not that of the benchmark. With ``skip=True`` such records are left out and listed, so that
+their number can be reported.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ from typing import Any
 
 from pitome_core.experiments.vqa.metrics import ANSWERS
 
-SHOWN = 5  # malformed records that an error names; it counts all
+SHOWN = 5  # how many malformed records an error names; it says the number of all
 
 
 class MalformedError(ValueError):
-    """A file, or records in it, are not in the official format; ``problems`` names each, the message the first."""
+    """A file, or records in it, are not in the official format.
+
+    ``problems`` has a line for each malformed record. The message names the first `SHOWN` of them.
+    """
 
     def __init__(self, message: str, problems: tuple[str, ...] = ()):
         super().__init__(message)
@@ -31,7 +36,7 @@ class MalformedError(ValueError):
 
 @dataclass(frozen=True)
 class Item:
-    """One question. ``answers`` are all that people gave: ten of VQAv2 and TextVQA, one of GQA."""
+    """One question. ``answers`` are the answers of all people: ten in VQAv2 and TextVQA, one in GQA."""
 
     id: str
     image: Path
@@ -41,7 +46,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Items:
-    """The questions of a benchmark in the order of their file, and what was left out, as ``FILE, ENTRY: REASON``."""
+    """The questions of a benchmark in the order of their file.
+
+    ``problems`` lists the records that were left out, as ``FILE, ENTRY: REASON``.
+    """
 
     benchmark: str
     items: tuple[Item, ...]
@@ -51,7 +59,7 @@ class Items:
         return len(self.items)
 
 
-Row = tuple[str, Callable[[], Item]]  # where an entry stands, and what reads it
+Entry = tuple[str, Callable[[], Item]]  # the place of a record, as "FILE, entry N", and a function that reads it
 
 
 def load(
@@ -59,15 +67,22 @@ def load(
     questions: Path | str,
     images: Path | str,
     annotations: Path | str | None = None,
-    *,
     skip: bool = False,
 ) -> Items:
-    """The questions of ``vqav2``, ``gqa`` or ``textvqa``.
+    """Read the questions of ``vqav2``, ``gqa`` or ``textvqa``.
 
-    ``questions`` is the official file, ``annotations`` VQAv2's second one, ``images`` the folder of the pictures.
-    Pictures are looked for, not opened. Raises ``ValueError`` for an unknown benchmark or a file too many or too few,
-    ``FileNotFoundError`` for a file or folder that is not there, `MalformedError` for a file in another format, for one
-    without a usable question, and, unless ``skip``, for any record that is malformed, a duplicate, or without picture.
+    Args:
+        benchmark: the name of the benchmark.
+        questions: the official file of questions.
+        images: the folder of the pictures. They must exist, but are not opened.
+        annotations: the second official file of VQAv2.
+        skip: leave out records that cannot be used, and list them in ``problems``.
+
+    Raises:
+        ValueError: an unknown benchmark, or one file too many or too few.
+        FileNotFoundError: a file or folder that does not exist.
+        MalformedError: a file in another format, or without a usable question. Without ``skip`` also any record that
+            is malformed, has the id of an earlier one, or has no picture.
     """
     if benchmark not in READERS:
         raise ValueError(f"benchmark is {benchmark!r}; choose one of {', '.join(READERS)}")
@@ -80,17 +95,17 @@ def load(
         raise FileNotFoundError(f"no folder {folder}: pass the folder of the pictures of {benchmark}")
     pictures = {entry.name for entry in os.scandir(folder)}
 
-    items, problems, seen = [], [], set()
-    for where, read in READERS[benchmark](*files, folder):
+    items, problems, ids = [], [], set()
+    for place, read in READERS[benchmark](*files, folder):
         try:
             item = read()
-            if item.id in seen:
+            if item.id in ids:
                 raise MalformedError(f"question {item.id} stands here a second time")
-            seen.add(item.id)
+            ids.add(item.id)
             if item.image.name not in pictures:
                 raise MalformedError(f"no picture {item.image}")
         except MalformedError as error:
-            problems.append(f"{where}: {error}")
+            problems.append(f"{place}: {error}")
         else:
             items.append(item)
     if problems and (not skip or not items):
@@ -107,8 +122,8 @@ def load(
 # --- formats
 
 
-def _vqav2(questions: Path, annotations: Path, folder: Path) -> Iterator[Row]:
-    head, rows = _table(questions, "questions", list)
+def _vqav2(questions: Path, annotations: Path, folder: Path) -> Iterator[Entry]:
+    head, records = _table(questions, "questions", list)
     _, answers = _table(annotations, "annotations", list)
     split = head.get("data_subtype")
     if not isinstance(split, str):
@@ -129,28 +144,27 @@ def _vqav2(questions: Path, annotations: Path, folder: Path) -> Iterator[Row]:
         text = _get(entry, "question", str)
         if key not in by_id:
             raise MalformedError(f"no annotation of question {key} in {annotations.name}")
-        place, given = by_id[key]
+        place, annotation = by_id[key]
         try:
             if key in twice:
                 raise MalformedError(f"question {key} has more than one annotation")
-            if given.get("image_id") != image:
-                raise MalformedError(f"image_id {given.get('image_id')!r} is not the question's {image}")
-            people = [_get(answer, "answer", str, empty=True) for answer in _get(given, "answers", list)]
-            answers = _ten(people)
+            if annotation.get("image_id") != image:
+                raise MalformedError(f"image_id {annotation.get('image_id')!r} is not the question's {image}")
+            answers = _ten([_get(answer, "answer", str, empty=True) for answer in _get(annotation, "answers", list)])
         except MalformedError as error:
             raise MalformedError(f"{annotations.name}, entry {place}: {error}") from None
         return Item(str(key), folder / f"COCO_{split}_{image:012d}.jpg", text, answers)
 
-    for i, entry in enumerate(rows):
+    for i, entry in enumerate(records):
         yield f"{questions.name}, entry {i}", lambda entry=entry: read(entry)
-    asked = [entry.get("question_id") for entry in rows if isinstance(entry, dict)]
+    asked = [entry.get("question_id") for entry in records if isinstance(entry, dict)]
     asked = {key for key in asked if _is_number(key)}
     for key, (place, _) in by_id.items():
         if key not in asked:
             yield f"{annotations.name}, entry {place}", _refuse(f"no question {key} in {questions.name}")
 
 
-def _gqa(questions: Path, folder: Path) -> Iterator[Row]:
+def _gqa(questions: Path, folder: Path) -> Iterator[Entry]:
     def read(key: str, entry: Any) -> Item:
         image, text = _get(entry, "imageId", str), _get(entry, "question", str)
         return Item(key, folder / f"{_plain(image)}.jpg", text, (_get(entry, "answer", str),))
@@ -159,25 +173,27 @@ def _gqa(questions: Path, folder: Path) -> Iterator[Row]:
         yield f"{questions.name}, entry {key}", lambda key=key, entry=entry: read(key, entry)
 
 
-def _textvqa(questions: Path, folder: Path) -> Iterator[Row]:
+def _textvqa(questions: Path, folder: Path) -> Iterator[Entry]:
     def read(entry: Any) -> Item:
         key, image = _get(entry, "question_id", int), _get(entry, "image_id", str)
-        people = _get(entry, "answers", list)
-        if not all(isinstance(answer, str) for answer in people):
+        answers = _get(entry, "answers", list)
+        if not all(isinstance(answer, str) for answer in answers):
             raise MalformedError("answers holds something that is no text")
-        return Item(str(key), folder / f"{_plain(image)}.jpg", _get(entry, "question", str), _ten(people))
+        return Item(str(key), folder / f"{_plain(image)}.jpg", _get(entry, "question", str), _ten(answers))
 
     for i, entry in enumerate(_table(questions, "data", list)[1]):
         yield f"{questions.name}, entry {i}", lambda entry=entry: read(entry)
 
 
-READERS: dict[str, Callable[..., Iterator[Row]]] = {"vqav2": _vqav2, "gqa": _gqa, "textvqa": _textvqa}
+READERS: dict[str, Callable[..., Iterator[Entry]]] = {"vqav2": _vqav2, "gqa": _gqa, "textvqa": _textvqa}
 
 
 # --- parts
 
 
 def _refuse(reason: str) -> Callable[[], Item]:
+    """A function that raises, for a record that cannot be read."""
+
     def read() -> Item:
         raise MalformedError(reason)
 
@@ -186,23 +202,23 @@ def _refuse(reason: str) -> Callable[[], Item]:
 
 def _json(file: Path, kind: type) -> Any:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"no file {file}: pass the official one of the benchmark, unpacked") from None
-    except ValueError as error:  # of JSON, or of UTF-8
+    except ValueError as error:  # no JSON, or no UTF-8
         raise MalformedError(f"{file} is no JSON ({error}): download and unpack the official file again") from None
-    if not isinstance(found, kind):
-        raise MalformedError(f"{file} holds a {type(found).__name__} where the official file has a {kind.__name__}")
-    return found
+    if not isinstance(content, kind):
+        raise MalformedError(f"{file} holds a {type(content).__name__} where the official file has a {kind.__name__}")
+    return content
 
 
 def _table(file: Path, key: str, kind: type) -> tuple[dict, Any]:
-    """The file, and the value of its ``key``."""
-    found = _json(file, dict)
-    if not isinstance(found.get(key), kind):
-        have = ", ".join(map(repr, list(found)[:SHOWN])) or "nothing"
-        raise MalformedError(f"{file} has no {kind.__name__} {key!r}, only {have}: is it another benchmark's file?")
-    return found, found[key]
+    """The content of a JSON file, and the value of its ``key``. Raises `MalformedError` for one of another type."""
+    content = _json(file, dict)
+    if not isinstance(content.get(key), kind):
+        keys = ", ".join(map(repr, list(content)[:SHOWN])) or "nothing"
+        raise MalformedError(f"{file} has no {kind.__name__} {key!r}, only {keys}: is it another benchmark's file?")
+    return content, content[key]
 
 
 def _is_number(value: Any) -> bool:
@@ -210,24 +226,25 @@ def _is_number(value: Any) -> bool:
 
 
 def _get(entry: Any, key: str, kind: type, *, empty: bool = False) -> Any:
+    """``entry[key]``, of type ``kind``. Raises `MalformedError` if it is not; a blank text needs ``empty``."""
     if not isinstance(entry, dict):
         raise MalformedError(f"a {type(entry).__name__} where a record should be")
     if key not in entry:
         raise MalformedError(f"no {key}")
     value = entry[key]
-    right = _is_number(value) if kind is int else isinstance(value, kind)
-    if not right or (kind is str and not empty and not value.strip()):
+    is_kind = _is_number(value) if kind is int else isinstance(value, kind)
+    if not is_kind or (kind is str and not empty and not value.strip()):
         raise MalformedError(f"{key} is {value!r}")
     return value
 
 
-def _ten(people: list[str]) -> tuple[str, ...]:
-    if len(people) != ANSWERS:
-        raise MalformedError(f"{len(people)} answers, not {ANSWERS}")
-    return tuple(people)
+def _ten(answers: list[str]) -> tuple[str, ...]:
+    if len(answers) != ANSWERS:
+        raise MalformedError(f"{len(answers)} answers, not {ANSWERS}")
+    return tuple(answers)
 
 
 def _plain(name: str) -> str:
-    if Path(name).name != name:  # a picture outside the folder is no picture of the benchmark
+    if Path(name).name != name:  # a path that leads out of the folder
         raise MalformedError(f"{name!r} is no name of a picture")
     return name

@@ -1,9 +1,10 @@
 """Metrics of visual question answering: VQA accuracy (VQAv2, TextVQA) and exact match (GQA).
 
-Written from the tasks' public definitions: Antol et al., "VQA: Visual Question Answering" (ICCV 2015) with the answer
-processing that its evaluation page lists, Singh et al., "Towards VQA models that can read" (CVPR 2019), which takes the
-same metric, and Hudson and Manning, "GQA" (CVPR 2019). A metric is a normalisation of answers and a score of normalised
-ones; another benchmark joins with `register_metric`.
+They are written from the public definitions of the tasks: Antol et al., "VQA: Visual Question Answering" (ICCV 2015),
+with the processing of answers that its evaluation page lists; Singh et al., "Towards VQA models that can read" (CVPR
+2019), which uses the same metric; and Hudson and Manning, "GQA" (CVPR 2019).
+
+A metric first normalises the prediction and the answers and then compares them. `register_metric` adds another one.
 """
 
 from __future__ import annotations
@@ -15,32 +16,33 @@ from dataclasses import dataclass
 import numpy as np
 
 ANSWERS = 10  # people who answer each question of VQAv2 and TextVQA
-AGREE = 3  # of them who have to agree with an answer for it to be right
+AGREE = 3  # how many of them must give an answer for it to be fully right
 
 
 @dataclass(frozen=True)
 class Metric:
-    """``normalise`` maps an answer to what is compared; ``score(prediction, answers)`` of normalised ones is 0 to 1."""
+    """One metric.
+
+    Attributes:
+        name: what `metric` calls it.
+        normalise: maps an answer to the text that is compared.
+        score: ``score(prediction, answers)`` of normalised texts, from 0 to 1.
+    """
 
     name: str
     normalise: Callable[[str], str]
     score: Callable[[str, Sequence[str]], float]
 
     def __call__(self, prediction: str, answers: Sequence[str]) -> float:
-        """Score of a prediction, 0 to 1. ``answers`` are all that people gave. Raises as ``score`` does."""
+        """Score of a prediction, 0 to 1. ``answers`` are the answers of all people. Raises as ``score`` does."""
         return self.score(self.normalise(prediction), [self.normalise(answer) for answer in answers])
 
 
 _METRICS: dict[str, Metric] = {}
 
 
-def metrics() -> tuple[str, ...]:
-    """Names of the metrics there are."""
-    return tuple(_METRICS)
-
-
 def metric(name: str) -> Metric:
-    """The metric of a benchmark. Raises ``KeyError`` for one that is not registered."""
+    """The metric with this name. Raises ``KeyError`` for a name that is not registered."""
     if name not in _METRICS:
         raise KeyError(f"no metric {name!r}; there are {', '.join(_METRICS)}, and register_metric adds others")
     return _METRICS[name]
@@ -49,7 +51,7 @@ def metric(name: str) -> Metric:
 def register_metric(
     name: str, normalise: Callable[[str], str], score: Callable[[str, Sequence[str]], float]
 ) -> Metric:
-    """Add a metric under a name of its own; raises ``ValueError`` for a name that is taken."""
+    """Add a metric and return it. Raises ``ValueError`` for a name that is taken."""
     if name in _METRICS:
         raise ValueError(f"there is a metric {name!r} already; choose another name")
     _METRICS[name] = Metric(name, normalise, score)
@@ -57,30 +59,32 @@ def register_metric(
 
 
 def scores(name: str, predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
-    """Score of every question, ``(Q,)`` float64 in 0 to 1; their mean is the benchmark's accuracy.
+    """Score of every question, ``(Q,)`` float64 from 0 to 1; their mean is the accuracy on the benchmark.
 
-    Raises ``ValueError`` for numbers that differ, and as the metric does, naming the question's place.
+    ``answers`` has a list for each of the Q predictions. Raises ``ValueError`` if the two have different lengths, and
+    as the metric does, with the index of the question.
     """
     if len(predictions) != len(answers):
         raise ValueError(f"{len(predictions)} predictions for {len(answers)} questions: give one for each")
-    of = metric(name)
-    found = np.empty(len(predictions))
+    score = metric(name)
+    values = np.empty(len(predictions))
     for i, (prediction, row) in enumerate(zip(predictions, answers, strict=True)):
         try:
-            found[i] = of(prediction, row)
+            values[i] = score(prediction, row)
         except ValueError as error:
             raise ValueError(f"question {i}: {error}") from None
-    return found
+    return values
 
 
 # --- scores
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Mean over the ten subsets of nine answers of min(matches / 3, 1).
+    """VQA accuracy: the mean of ``min(matches / 3, 1)`` over the ten subsets of nine answers.
 
-    With m of the ten answers equal to the prediction, a subset that leaves out one of those m has m - 1 matches, any
-    other has m: 0, .3, .6, .9, and 1 from four on. Raises ``ValueError`` where there are not ten answers.
+    If m of the ten answers equal the prediction, then m subsets have m - 1 matches and 10 - m subsets have m. For
+    m = 0, 1, 2, 3 the accuracy is 0, 0.3, 0.6, 0.9, and from four on it is 1. For example, m = 1 gives one subset
+    without a match and nine with 1/3, so 0.3. Raises ``ValueError`` if there are not ten answers.
     """
     if len(answers) != ANSWERS:
         raise ValueError(f"{len(answers)} answers: VQA accuracy is defined on {ANSWERS}, give all of them")
@@ -89,7 +93,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1 if the prediction equals one of the answers (GQA has one), else 0. `ValueError` without an answer."""
+    """1 if the prediction equals one of the answers (GQA has one), else 0. Raises ``ValueError`` without an answer."""
     if not answers:
         raise ValueError("no answer to compare with: give at least 1")
     return float(prediction in answers)
@@ -100,42 +104,47 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 ARTICLES = {"a", "an", "the"}
 _WORDS = "zero one two three four five six seven eight nine ten".split()
 NUMBERS = {word: str(number) for number, word in enumerate(_WORDS)} | {"none": "0"}
-# Apostrophe and colon stay: "girl's" is no plural, 2:50 is a time.
+# Without apostrophe and colon, because "girl's" is no plural and "2:50" is a time.
 PUNCTUATION = set(';/[]"{}()=+\\_-><@`,?!')
-_PERIOD = re.compile(r"\.(?!\d)")  # before a digit it is a decimal point
-_COMMA = re.compile(r"(?<=\d),(?=\d)")  # of thousands
+_PERIOD = re.compile(r"\.(?!\d)")  # not before a digit, where it is a decimal point
+_COMMA = re.compile(r"(?<=\d),(?=\d)")  # between digits, where it separates thousands
 
 
 def _contractions() -> dict[str, str]:
-    """Contractions by what they are without an apostrophe, those alone that are no other word that way.
+    """``{without apostrophe: with apostrophe}``, as in ``{"dont": "don't"}``.
 
-    So "its", "were", "well", "hell", "shell", "ill", "wed", "shed", "id" and "lets" stay as they are.
+    Contractions that are another word without their apostrophe are left out: "its", "were", "well", "hell", "shell",
+    "ill", "wed", "shed", "id" and "lets".
     """
     negated = "ai are ca could did does do had has have is might must need sha should was were wo would".split()
-    found = {f"{verb}nt": f"{verb}n't" for verb in negated}
-    parts = {
+    table = {f"{verb}nt": f"{verb}n't" for verb in negated}
+    words_by_ending = {
         "d": "he how it something that there they what who you",
         "ll": "it something that there they what who you",
         "re": "they what you",
         "s": "he here how it she somebody someone something that there what when where who",
         "ve": "could i might must should they we what who would you",
     }
-    for ending, words in parts.items():
-        found |= {f"{word}{ending}": f"{word}'{ending}" for word in words.split()}
-    found |= {word.replace("'", ""): word for word in ("i'm", "o'clock", "ma'am", "y'all")}
-    del found["its"]
-    return found
+    for ending, words in words_by_ending.items():
+        table |= {f"{word}{ending}": f"{word}'{ending}" for word in words.split()}
+    table |= {word.replace("'", ""): word for word in ("i'm", "o'clock", "ma'am", "y'all")}
+    del table["its"]
+    return table
 
 
 CONTRACTIONS = _contractions()
 
 
 def normalise_vqa(answer: str) -> str:
-    """An answer as VQA accuracy compares it.
+    """An answer in the form in which VQA accuracy compares it.
 
-    Lower case; commas between digits go and other punctuation becomes a space, but apostrophes and colons stay; periods
-    go unless they are decimal points; number words become digits; articles go; contractions get their apostrophe;
-    white space becomes single spaces.
+    1. Letters become lower case.
+    2. Commas between digits are removed. Other punctuation becomes a space; apostrophes and colons stay.
+    3. Periods are removed, unless they are decimal points.
+    4. Number words become digits, articles are removed, and contractions get their apostrophe.
+    5. Runs of white space become one space.
+
+    For example, ``normalise_vqa("The two cats, 1,000.")`` is ``"2 cats 1000"``.
     """
     text = _COMMA.sub("", answer.lower())
     text = "".join(" " if letter in PUNCTUATION else letter for letter in text)
@@ -144,7 +153,7 @@ def normalise_vqa(answer: str) -> str:
 
 
 def normalise_gqa(answer: str) -> str:
-    """An answer as GQA compares it: lower case, single spaces, without a period at its end."""
+    """An answer in the form in which GQA compares it: lower case, single spaces, and no period at its end."""
     return " ".join(answer.lower().split()).rstrip(".").rstrip()
 
 

@@ -45,7 +45,7 @@ class Vqa:
     def __init__(self, name: str, split: str, count: int):
         self.name, self.stream = name, STREAMS[split]
         self.sheet = vqa_training.sheet()
-        self.asked = list(questions.Questions(self.stream, count))
+        self.asked = list(questions.QuestionStream(self.stream, count))
         self.model = llava.llava()
         self.items = {
             "id": list(range(count)), "scene": [q.scene for q in self.asked], "type": [q.type for q in self.asked],
@@ -61,7 +61,7 @@ class Vqa:
     @cached_property
     def prior(self) -> dict[str, float]:
         """Accuracy by type of who sees no picture."""
-        known = questions.Questions(vqa_training.STREAM, vqa_training.KNOWN)
+        known = questions.QuestionStream(vqa_training.STREAM, vqa_training.KNOWN)
         return {kind: round(share, 4) for kind, share in questions.blind_prior(known, self.asked).items()}
 
     @cached_property

@@ -51,7 +51,7 @@ GRID = llava.SIDE // PATCH  # patches to a side
 INNER = 0.8  # share of an object's square: patches with their middle inside are the object's; further out, no one's
 BACKGROUND = "background"  # the word for patches outside all squares
 IGNORED = -1
-NAMES = (BACKGROUND, *questions.THINGS)
+NAMES = (BACKGROUND, *questions.CLASSES)
 REPORT = 50  # steps between lines of the log
 SAVE = 300  # seconds between checkpoints
 MICRO = 8  # scenes that a CPU works on at a time; their gradients add up to those of the batch
@@ -384,12 +384,12 @@ def validate(model: nn.Module, count: int = VALIDATED, stream: str = VALIDATION)
 
     ``{type: {"accuracy", "low", "high", "prior", "items"}}``; the model is one as `llava.llava` gives it.
     """
-    asked = list(questions.Questions(stream, count))
+    asked = list(questions.QuestionStream(stream, count))
     scenes = list(dict.fromkeys(question.scene for question in asked))
     place = {scene: i for i, scene in enumerate(scenes)}
     pixels = llava.draw([(stream, scene) for scene in scenes], model.device)
     answers = llava.ask(model, pixels, [q.text for q in asked], [place[q.scene] for q in asked])
-    prior = questions.blind_prior(questions.Questions(STREAM, KNOWN), asked)
+    prior = questions.blind_prior(questions.QuestionStream(STREAM, KNOWN), asked)
     by_type = {}
     for kind in questions.TYPES:
         members = [i for i, question in enumerate(asked) if question.type == kind]

@@ -186,15 +186,15 @@ def test_tokens_are_as_planned(name):
     """Tokens per layer follow the keep ratio, sizes sum to the patches, the prefix stands in front, untouched."""
     model, inputs = build(name)
     tower = tower_of(model)
-    seen = []
-    hook = layers_of(model)[2].register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+    lengths = []
+    hook = layers_of(model)[2].register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
     pc.apply(model, keep=0.7)
     with pc.record(model) as trace:
         run(model, inputs)
     hook.remove()
     prefix = {"SiglipVisionModel": 0, "Dinov2WithRegistersModel": 5}.get(type(tower).__name__, 1)
     left = [16 - sum(oracle.keep_removals(16, 0.7, 3)[: layer + 1]) for layer in range(3)]
-    assert [layer.plan.num_tokens for layer in trace.layers] == left and seen == [prefix + left[1]]
+    assert [layer.plan.num_tokens for layer in trace.layers] == left and lengths == [prefix + left[1]]
     assert all((layer.size.sum(1) == 16).all() for layer in trace.layers)
     assert trace.assignment.shape == (2, 16)
 
@@ -427,13 +427,13 @@ def test_class_attention_is_the_class_tokens():
     with torch.no_grad():
         x = model.layers[0].layernorm_before(model.embeddings(inputs["pixel_values"]))
         q, keys = (linear(x).view(2, 17, 2, 16).transpose(1, 2) for linear in (attn.q_proj, attn.k_proj))
-        seen = (q[:, :, :1] @ keys.transpose(-2, -1) * attn.scaling).softmax(-1).mean(1)[:, 0, 1:]
+        class_attention = (q[:, :, :1] @ keys.transpose(-2, -1) * attn.scaling).softmax(-1).mean(1)[:, 0, 1:]
     pc.apply(model, "topk_attention", keep=[10 / 16, 1.0, 1.0])
     with pc.record(model) as trace:
         run(model, inputs)
     for item in range(2):
         dropped = (trace.assignment[item] < 0).nonzero().flatten().tolist()
-        assert set(dropped) == set(seen[item].argsort()[:k].tolist())
+        assert set(dropped) == set(class_attention[item].argsort()[:k].tolist())
 
 
 def test_a_vision_tower_compiles_into_one_graph():
@@ -704,8 +704,8 @@ def test_protected_tokens_never_merge():
     for row, places in enumerate(expected):
         real = inputs["attention_mask"].bool()[row : row + 1]
         kinds = inputs["token_type_ids"][row : row + 1]
-        found = protected_tokens(real, inputs["input_ids"][row : row + 1], kinds, 3)
-        assert set(found[0].nonzero().flatten().tolist()) == places
+        protected = protected_tokens(real, inputs["input_ids"][row : row + 1], kinds, 3)
+        assert set(protected[0].nonzero().flatten().tolist()) == places
         for layer in range(1, 4):
             slots = trace.last.plan(layer).assignment[row]
             assert all((slots == slots[place]).sum() == 1 for place in places)

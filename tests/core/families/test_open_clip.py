@@ -70,10 +70,10 @@ def build(monkeypatch):
 
 def everything(images, texts):
     def call(model):
-        found = [model.encode_image(images), model.encode_image(images, normalize=True), model(images, texts)]
-        found.append(model.get_logits(images, texts) if found[0].ndim == 2 else None)
-        found.append(model.forward_intermediates(images, texts, image_output_extra_tokens=True))
-        return found
+        outputs = [model.encode_image(images), model.encode_image(images, normalize=True), model(images, texts)]
+        outputs.append(model.get_logits(images, texts) if outputs[0].ndim == 2 else None)
+        outputs.append(model.forward_intermediates(images, texts, image_output_extra_tokens=True))
+        return outputs
 
     return call
 

@@ -182,8 +182,8 @@ def test_gradients_flow(build):
         model.train()
         model.zero_grad(set_to_none=True)
         loss(model).backward()
-        found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        assert set(found) == learning and all(torch.isfinite(grad).all() for grad in found.values())
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        assert set(gradients) == learning and all(torch.isfinite(grad).all() for grad in gradients.values())
 
 
 class OwnPooler(nn.Module):

@@ -141,16 +141,16 @@ def test_keys_are_compared_before_the_rotation(registry):
     """Two equal patches at different places have equal metrics: what a token shows, not where it stands."""
     model, images = build("EVA-02", torch.float64, use_abs_pos_emb=False)
     images[:, :, :14, :14] = images[:, :, 42:, 42:]
-    seen = []
+    metrics = []
 
     def look(metric, remove):
-        seen.append(metric)
+        metrics.append(metric)
         return pc.MergePlan.identity(*metric.shape[:2])
 
     pc.register_method("look", look, paper="none", summary="looks, and merges nothing")
     with torch.no_grad():
         pc.apply(model, "look", keep=[0.9, 1.0, 1.0])(images)
-    torch.testing.assert_close(seen[-1][:, 0], seen[-1][:, 15])
+    torch.testing.assert_close(metrics[-1][:, 0], metrics[-1][:, 15])
 
 
 # -------------------------------------------------------------------------------------------- pooling, sizes, training

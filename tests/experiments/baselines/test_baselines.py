@@ -1,4 +1,4 @@
-"""Rivals and controls against slow oracles, their laws, and the bugs that public implementations were seen with."""
+"""Rivals and controls against slow oracles, their laws, and known bugs of public implementations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from oracle import gaussian_tokens
 import pitome_core as pc
 import pitome_core.experiments.baselines
 from pitome_core.experiments.baselines.dct import cosine_transform
-from pitome_core.experiments.baselines.lower_resolution import lower_resolution, resolution_for
+from pitome_core.experiments.baselines.lower_resolution import lower_resolution
 from pitome_core.mergers import make_plan
 
 HALF = ("tofu", "mctf")
@@ -28,7 +28,7 @@ ATTENTIVE = {"mctf": "attention", "diffrate": "class_attention", "topk_attention
 
 
 def context(batch: int, n: int, seed: int, dtype=torch.float64, prefix: int = 1) -> dict:
-    """What a layer would hand over: attention maps that are softmax weights, whole sizes, a place on a grid."""
+    """The context that a layer gives: attention maps that are softmax weights, whole sizes, and positions on a grid."""
     generator = torch.Generator().manual_seed(seed + 77)
     score = 2 * torch.randn(batch, prefix + n, prefix + n, generator=generator, dtype=torch.float64)
     attention = score.softmax(dim=-1)[:, :, prefix:]
@@ -43,7 +43,7 @@ def grid(batch: int, n: int, columns: int) -> torch.Tensor:
 
 
 def run(method: str, metric, k, given: dict, mask=None, **options):
-    """The method's own function with the context that it names."""
+    """Call the function of the method with the context that it names."""
     chosen = pc.methods()[method]
     wanted = {name: given[name] for name in chosen.needs if name in given}
     if mask is not None:
@@ -144,7 +144,7 @@ def test_half_precision_plans_are_those_of_float32(method, dtype):
     metric, given = (gaussian_tokens(2, 33, 16, 0) * 40).to(dtype), context(2, 33, 0, dtype)
     wide = {name: value.float() if value.is_floating_point() else value for name, value in given.items()}
     given, wide = {**given, "size": None}, {**wide, "size": None}
-    options = {"t_sim": 100.0, "t_info": 1.0} if method == "mctf" else {}  # the attention counts, to the last bit
+    options = {"t_sim": 100.0, "t_info": 1.0} if method == "mctf" else {}  # the attention is compared bit by bit
     half, full = run(method, metric, 9, given, **options), run(method, metric.float(), 9, wide, **options)
     assert torch.equal(half.assignment, full.assignment)
     assert half.weight is None or torch.equal(half.weight, full.weight) and half.weight.dtype == torch.float32
@@ -177,7 +177,7 @@ def test_items_of_a_batch_do_not_see_each_other(method):
 def test_laws_of_partitions(method, n, seed, share):
     """Every token joins one slot, sizes sum to those before, rows of the matrix sum to 1, the mean is preserved.
 
-    EViT's mean is weighted by attention: there the mean of all tokens may move, and nothing else.
+    EViT's mean is weighted by attention, so that the mean of all tokens may change.
     """
     assert pc.methods()[method].partition
     k = round(share * most(method, n))
@@ -198,14 +198,14 @@ def test_laws_of_partitions(method, n, seed, share):
 
 @pytest.mark.parametrize("method", ["tofu", "diffrate", "topk_attention"])
 def test_pruned_tokens_are_gone(method):
-    """What prunes says so: dropped tokens are in no slot, the others keep their values and raster order."""
+    """Dropped tokens are in no slot, and the others keep their values and raster order."""
     metric, given = gaussian_tokens(2, 21, 6, 3), {**context(2, 21, 3), "layer": 0, "num_layers": 4}
     plan, x = run(method, metric, 9, given), gaussian_tokens(2, 21, 4, 4)
-    gone = {"tofu": 9, "diffrate": 4, "topk_attention": 9}[method]
+    dropped = {"tofu": 9, "diffrate": 4, "topk_attention": 9}[method]
     assert not pc.methods()[method].partition and plan.drops
-    assert (plan.assignment < 0).sum(dim=1).tolist() == [gone, gone]
+    assert (plan.assignment < 0).sum(dim=1).tolist() == [dropped, dropped]
     merged, size = plan.merge(x)
-    assert size.sum(dim=1).tolist() == [21 - gone, 21 - gone]
+    assert size.sum(dim=1).tolist() == [21 - dropped, 21 - dropped]
     lone = size == 1
     assert torch.equal(merged[lone], x.gather(1, plan.anchor[..., None].expand(-1, -1, 4))[lone])
     assert plan.unmerge(merged)[plan.assignment < 0].eq(0).all()
@@ -225,7 +225,7 @@ def test_exact_duplicates_merge_first(method):
 def test_diffrate_merges_copies_into_what_stays():
     """A merged token whose copy stays joins that copy."""
     x = gaussian_tokens(1, 10, 8, 0).repeat(1, 2, 1)
-    weights = torch.arange(20.0)[None]  # the first ten go, five of them dropped
+    weights = torch.arange(20.0)[None]  # the first ten are removed, five of them dropped
     roots = oracle.plan_roots(run("diffrate", x, 10, {"class_attention": weights}))[0]
     assert roots[:10] == [-1] * 5 + [15, 16, 17, 18, 19]
 
@@ -234,7 +234,7 @@ def test_diffrate_merges_copies_into_what_stays():
 @pytest.mark.parametrize("method", [*PLANNED, "grid_pool"])
 @given(data=st.data(), seed=st.integers(0, 2**31))
 def test_padding_never_changes_a_result(data, seed, method):
-    """Padded items have the plan that they have alone: own length, own k, garbage in the padding."""
+    """A padded item has the plan that it has alone, with its own length and k, whatever the padding holds."""
     batch, width = data.draw(st.integers(1, 3)), data.draw(st.integers(2, 14))
     lengths = [data.draw(st.integers(1, width)) for _ in range(batch)]
     places = [sorted(data.draw(st.permutations(range(width)))[:n]) for n in lengths]
@@ -302,7 +302,7 @@ def test_non_finite_tokens_are_never_chosen(method):
 @pytest.mark.parametrize("method", PLANNED)
 @pytest.mark.parametrize("good", [0, 1, 2])
 def test_plans_of_broken_tokens_are_whole(method, good):
-    """Where all tokens are not finite, or all but one or two, plans still have N - k slots and no loose ends."""
+    """If none, one or two tokens are finite, plans still have N - k slots and assign every token."""
     metric, given = torch.full((1, 9, 4), math.nan), context(1, 9, 0)
     metric[:, [7, 2][:good]] = 1.0
     given["class_attention"][:, [0, 1, 3, 4, 5, 6, 8]] = math.nan
@@ -331,7 +331,7 @@ def test_zero_vectors_follow_the_rule(method):
 
 @pytest.mark.parametrize("method", PLANNED)
 def test_attention_of_zero_is_a_value(method):
-    """Attention that is rounded to zero breaks no weight: finite tokens come out."""
+    """Attention that is rounded to zero gives finite tokens."""
     given = {"attention": torch.zeros(1, 10, 9), "class_attention": torch.zeros(1, 9), "size": torch.ones(1, 9)}
     plan = run(method, gaussian_tokens(1, 9, 4, 0), 4, given)
     x = 1 + torch.rand(1, 9, 3)
@@ -362,7 +362,7 @@ def never_shorter(merged, plan, x) -> bool:
 
 
 def test_tofu_switches_from_pruning_to_merging():
-    """Layers l < L // 2 drop, the rest merges; with an odd depth the middle layer merges."""
+    """Layers l < L // 2 drop and the others merge; with an odd depth the middle layer merges."""
     metric = gaussian_tokens(1, 12, 6, 0)
     for depth in (1, 2, 3, 12):
         plans = [run("tofu", metric, 4, {"layer": layer, "num_layers": depth}) for layer in range(depth)]
@@ -455,7 +455,7 @@ def test_dct_refuses_padding():
 
 
 def test_dct_made_in_inference_mode_serves_training():
-    """The matrices are cached; made first in inference mode, they are still good for a backward pass."""
+    """The matrices are cached; computed first in inference mode, they still serve a backward pass."""
     metric = torch.randn(1, 29, 2)
     with torch.inference_mode():
         pc.plan(metric, 10, "dct")
@@ -491,7 +491,7 @@ def test_crossget_sources_stay_in_their_cluster():
 
 
 def test_the_destination_law_notices_one_for_all():
-    """The variant that sends every source to one token, and one with chains, are told from the right one."""
+    """The variant that sends every source to one token, and one with chains, are distinguished from the right one."""
     metric = clustered()
     roots = oracle.plan_roots(pc.plan(metric, 12, "crossget"))[0]
     stay, cos = oracle.anchors(roots), oracle.cosine(metric[0])
@@ -504,7 +504,7 @@ def test_the_destination_law_notices_one_for_all():
 
 
 def test_crossget_can_remove_all_but_one():
-    """The token that ranks last is the only one without an edge: N - 1 can always go, into that one."""
+    """Only the token that ranks last has no edge, so that the N - 1 others can always merge into it."""
     for seed in range(10):
         metric = gaussian_tokens(1, 15, 4, seed)
         assert pc.plan(metric, 14, "crossget").num_tokens == 1
@@ -512,7 +512,7 @@ def test_crossget_can_remove_all_but_one():
 
 # ------------------------------------------------------------------------------------------------------------ MCTF
 def test_mctf_goes_both_ways():
-    """Half of k leaves the even places, half the odd ones, and no token that left is joined (ToMe's never leave B)."""
+    """Half of k are tokens at even places and half at odd ones, and no merged token is an anchor."""
     metric, given = gaussian_tokens(3, 24, 6, 0), context(3, 24, 0)
     for k in (1, 2, 7, 12):
         for roots in oracle.plan_roots(run("mctf", metric, k, given)):
@@ -521,7 +521,7 @@ def test_mctf_goes_both_ways():
 
 
 def test_mctf_criteria_each_decide_where_the_others_tie():
-    """Equal tokens: the least attended merge; equal attention: the small merge; a buggy sign is noticed."""
+    """Of equal tokens the least attended merge, at equal attention the small ones; a wrong sign is noticed."""
     metric = torch.ones(1, 8, 4)
     flat = torch.full((1, 8, 8), 0.125)
     attention = flat.clone()
@@ -563,14 +563,14 @@ def test_atc_leaves_the_number_asked_for_under_ties(linkage):
 
 
 def test_atc_anchor_is_the_medoid():
-    """Of five tokens on an arc, the middle one stands for all."""
+    """Of five tokens on an arc, the middle one is the anchor."""
     angle = torch.tensor([0.0, 18, 25, 32, 50]).deg2rad()
     metric = torch.stack([angle.cos(), angle.sin()], dim=-1)[None]
     assert pc.plan(metric, 4, "atc").anchor.tolist() == [[2]]
 
 
 def test_atc_merges_no_worse_than_matching():
-    """Its role: the distance within clusters is below ToMe's and PiToMe's at equal counts."""
+    """At equal counts, the distance within clusters is below that of ToMe and PiToMe."""
     metric = clustered(3)
 
     def within(method):
@@ -598,7 +598,7 @@ def test_evit_mean_is_weighted_by_attention(sized):
 
 
 def test_evit_is_not_the_plain_mean():
-    """The variant without the weights is told from the right one."""
+    """The variant without the weights is distinguished from the right one."""
     metric, given, x = gaussian_tokens(1, 15, 4, 0), context(1, 15, 0), gaussian_tokens(1, 15, 3, 1)
     plan = run("evit", metric, 6, {**given, "size": None})
     plain, _ = replace(plan, weight=None).merge(x)
@@ -634,13 +634,13 @@ def test_grid_pool_is_average_pooling(rows, columns):
 
 
 def test_grid_pool_removes_what_the_windows_give():
-    """Another count is refused, with the number asked and the number there."""
+    """Another count is refused, and the error names both numbers."""
     with pytest.raises(ValueError, match="(?s)100 of 196.*leave 49.*147"):
         run("grid_pool", torch.randn(1, 196, 3), 100, {"positions": grid(1, 196, 14)})
 
 
 def test_grid_pool_tells_rows_apart():
-    """A pool that took 4 neighbours in raster order for a window is told from the right one."""
+    """A pool that took 4 neighbours in raster order for a window is distinguished from the right one."""
     roots = oracle.plan_roots(run("grid_pool", torch.randn(1, 16, 3), 12, {"positions": grid(1, 16, 4)}))[0]
     assert roots[:8] == [0, 0, 2, 2, 0, 0, 2, 2] and roots != [i // 4 * 4 for i in range(16)]
 
@@ -668,7 +668,7 @@ def test_methods_tell_what_they_are():
 
 @pytest.mark.parametrize(("method", "missing"), [*ATTENTIVE.items(), ("grid_pool", "positions")])
 def test_missing_context_is_named(method, missing):
-    """A method that is called without what it needs says what that is and where it comes from."""
+    """A method that is called without its context names what is missing and where it comes from."""
     with pytest.raises(ValueError, match=f"(?s)^{missing}: .*patched model"):
         pc.plan(torch.randn(1, 16, 3), 2, method)
 
@@ -682,7 +682,7 @@ def test_costs_are_counted():
 
 
 def test_random_controls_are_what_they_were():
-    """Fixed choices of the two random controls: recorded runs depend on them."""
+    """The choices of the two random controls are fixed, because recorded runs depend on them."""
     metric = torch.zeros(1, 14, 2)
     pinned = {
         ("random_prune", 0, 0): [-1, -1, 0, 1, 2, 3, -1, -1, 4, 5, 6, -1, 7, 8],
@@ -701,7 +701,7 @@ CLASSLESS = dict(class_token=False, global_pool="avg")
 @pytest.mark.parametrize("method", [*PLANNED, "dct"])
 @pytest.mark.parametrize("model", [{}, CLASSLESS, {"reg_tokens": 2}], ids=["class", "none", "registers"])
 def test_every_method_runs_inside_a_model(build_vit, images, method, model):
-    """Token counts as planned, outputs of the old shape, gradients, with and without a class token."""
+    """Token counts are as planned, outputs have their shape, and gradients exist, with and without a class token."""
     vit, x = build_vit(**model), images()
     plain = vit(x)
     with pc.patched(vit, method, keep=0.75), pc.record(vit) as trace:
@@ -733,7 +733,7 @@ def test_the_attention_in_a_model_is_the_right_one(build_vit, images, model):
 
 @pytest.mark.parametrize("model", [{}, CLASSLESS], ids=["class", "none"])
 def test_grid_pool_runs_once_before_the_first_block(build_vit, images, model):
-    """16 patches become 4 before block 0: the model sees the pooled grid; twice is refused."""
+    """16 patches become 4 before block 0, so that the model has the pooled grid; a second time is refused."""
     vit, x = build_vit(**model), images()
     once = pc.Schedule.from_removals(16, [12, 0, 0], vit.num_prefix_tokens)
     with pc.patched(vit, "grid_pool", keep=once, insertion="before", proportional=False, restore=False):
@@ -773,22 +773,6 @@ def test_lower_resolution_is_the_model_on_smaller_images(build_vit, images, mode
         assert small(x).shape == (2, 7)
 
 
-def test_resolutions_bracket_a_budget(build_vit):
-    """The two sizes are neighbours whose exact counts enclose the budget; one size where it is met exactly."""
-    vit = build_vit()
-    counts = {16 * n: pc.flops(lower_resolution(vit, 16 * n)).total for n in range(1, 5)}
-    assert counts[64] == pc.flops(vit).total
-    for size, total in counts.items():
-        assert resolution_for(vit, total) == (size, size)
-    assert resolution_for(vit, counts[32] + 1) == (32, 48) and resolution_for(vit, counts[48] - 1) == (32, 48)
-    low, high = resolution_for(vit, 0.7)
-    assert counts[low] <= 0.7 * counts[64] <= counts[high] and resolution_for(vit, 1.0) == (64, 64)
-    for budget in (counts[64] + 1, counts[16] - 1):
-        with pytest.raises(ValueError, match="(?s)budget.*64 pixels"):
-            resolution_for(vit, budget)
-    assert not vit.dynamic_img_size
-
-
 def test_lower_resolution_refuses_what_it_cannot_do(build_vit):
     """A size between patches names its neighbours; a merging model and a model without a square grid are refused."""
     vit = build_vit()
@@ -797,4 +781,4 @@ def test_lower_resolution_refuses_what_it_cannot_do(build_vit):
     with pc.patched(vit, "tome"), pytest.raises(ValueError, match="pc.remove"):
         lower_resolution(vit, 48)
     with pytest.raises(ValueError, match="(?s)square.*4 x 2"):
-        resolution_for(build_vit(img_size=(64, 32)), 0.5)
+        lower_resolution(build_vit(img_size=(64, 32)), 48)

@@ -1,4 +1,4 @@
-"""Synthetic clusters: what the chapters on the spectral theory draw from."""
+"""Random tokens in known clusters, from which the chapters on the spectral theory draw."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_tokens_lie_around_the_centre_of_their_label(order):
 
 
 def test_orders():
-    """Block: sorted; adversarial: the first cluster on even places; shuffled: anew in each trial, and repeatable."""
+    """Blocks are sorted, adversarial has the first cluster on even places, shuffled differs by trial."""
     assert torch.equal(clusters((5, 3, 2), 0.1)[1][0], torch.tensor([0] * 5 + [1] * 3 + [2] * 2))
     label = clusters((5, 3, 2), 0.1, order="adversarial")[1][0]
     assert (label[0::2] == 0).all() and (label[1::2] != 0).all()

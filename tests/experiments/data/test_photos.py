@@ -1,4 +1,4 @@
-"""Photographs that need no network, the table of those that are optional, and the split rule's promises."""
+"""Photographs that need no network, and the table and the pictures of those that are optional."""
 
 import hashlib
 import io
@@ -14,7 +14,7 @@ from PIL import Image
 from pitome_core.experiments import assets
 from pitome_core.experiments.data import photos, splits
 
-# SHA-256 of the files: recorded numbers stand on these pixels.
+# SHA-256 of the files, because recorded numbers depend on these pixels.
 FILES = {
     "chelsea": "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb",
     "astronaut": "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
@@ -70,7 +70,7 @@ def test_photograph_errors(monkeypatch, tmp_path):
         photos.photographs(["china"])
 
 
-# The collection: the table as it is, the reading with a zip of our own, the real pictures where they are.
+# The collection: its table, reading from a zip file of the test, and the real pictures if they are in the cache.
 
 
 def test_the_table_of_the_collection(monkeypatch, tmp_path):
@@ -82,14 +82,11 @@ def test_the_table_of_the_collection(monkeypatch, tmp_path):
         assert photo.member.endswith(".webp") and re.fullmatch("[0-9a-f]{16}", photo.sha256)
         assert photo.author and photo.source.startswith("https://")
         assert re.fullmatch(r"public domain|CC0 1\.0|CC BY(-SA)? \d\.0", photo.licence)
-        assert photo.credit.startswith(f"{photo.author}, {photo.licence}")
     assert not set(table) & set(photos.PHOTOGRAPHS)
     for unique in ("member", "sha256", "source"):
         assert len({getattr(photo, unique) for photo in table.values()}) == len(table)
     resources = {stem.removesuffix(".rcc") for stem in assets.ASSETS[photos.GCOMPRIS].members}
     assert {photo.member.split("/")[0] for photo in table.values()} == resources
-    with pytest.raises(AttributeError, match="no attribute 'COLLECTIONS'"):
-        photos.COLLECTIONS  # noqa: B018
 
 
 def test_the_split_of_the_collection_keeps_identities_together():
@@ -99,13 +96,13 @@ def test_the_split_of_the_collection_keeps_identities_together():
     for photo in photos.COLLECTION.values():
         assert photo.split == splits.split_of(photo.identity, "collection-1")
         sides.setdefault(photo.identity, set()).add(photo.split)
-    assert all(len(found) == 1 for found in sides.values())
+    assert all(len(of_identity) == 1 for of_identity in sides.values())
     assert Counter(photo.split for photo in photos.COLLECTION.values()) == {"train": 65, "dev": 18, "test": 20}
 
 
 @pytest.fixture
 def own_collection(monkeypatch, tmp_path):
-    """A bee of three pixels in place of the real one."""
+    """The collection has a bee of three pixels in place of the real one."""
     stream = io.BytesIO()
     Image.fromarray(np.full((1, 3), 200, np.uint8)).save(stream, "webp", lossless=True)
     with zipfile.ZipFile(tmp_path / assets.FILES_ZIP, "w") as archive:
@@ -118,131 +115,22 @@ def test_photographs_reads_both_tables(own_collection, no_network):
     both = photos.photographs(["bee", "chelsea"])
     assert list(both) == ["bee", "chelsea"]
     assert np.array_equal(both["bee"], np.full((1, 3, 3), 200, np.uint8))
-    assert np.array_equal(photos.collection(["bee"])["bee"], both["bee"])
-    with pytest.raises(KeyError, match="no photograph 'chelsea' in the collection; there are alpaca, bee"):
-        photos.collection(["bee", "chelsea"])
-    with pytest.raises(TypeError, match="pass a list"):
-        photos.collection("bee")
 
 
 def test_a_collection_that_cannot_be_had(monkeypatch, tmp_path):
     monkeypatch.setenv("PITOME_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert not photos.collection_available()
+    assert assets.state(photos.GCOMPRIS) == "missing"
     with pytest.raises(assets.AssetError, match="Debian package gcompris-qt-data=3.1-2.*no apt-get here"):
-        photos.collection(["bee"])
+        photos.photographs(["bee"])
 
 
-@pytest.mark.skipif(not photos.collection_available(), reason="the optional photographs are not in the cache")
+@pytest.mark.skipif(assets.state(photos.GCOMPRIS) != "ready", reason="the optional photographs are not in the cache")
 def test_the_real_collection(no_network):
     file = assets.path(photos.GCOMPRIS) / assets.FILES_ZIP
     with zipfile.ZipFile(file) as archive:
-        found = {name: hashlib.sha256(archive.read(p.member)).hexdigest() for name, p in photos.COLLECTION.items()}
-    assert all(digest.startswith(photos.COLLECTION[name].sha256) for name, digest in found.items())
+        digests = {name: hashlib.sha256(archive.read(p.member)).hexdigest() for name, p in photos.COLLECTION.items()}
+    assert all(digest.startswith(photos.COLLECTION[name].sha256) for name, digest in digests.items())
     for name, photo in photos.COLLECTION.items():
-        image = photos.collection([name])[name]
+        image = photos.photographs([name])[name]
         assert image.dtype == np.uint8 and image.shape == (*photo.size, 3) and image.std() > 5
-
-
-# Written down once; a change would move items between train and test of every data set.
-GOLDEN = {
-    ("emoji", "cat"): "dev",
-    ("emoji", "dog"): "train",
-    ("emoji", "red apple"): "train",
-    ("emoji", "Å"): "dev",
-    ("emoji", "1f600"): "train",
-    ("mnist", "0"): "train",
-    ("mnist", "1"): "train",
-    ("mnist", "2"): "train",
-    ("", "cat"): "train",
-    ("reviews", "a\nb"): "test",
-}
-
-
-def test_golden_splits():
-    assert {key: splits.split_of(key[1], key[0]) for key in GOLDEN} == GOLDEN
-
-
-def slow_split(identity, salt, shares):
-    """The rule in whole numbers: no rounding anywhere."""
-    from fractions import Fraction
-
-    bits = bin(int(hashlib.sha256(salt.encode() + b"\n" + identity.encode()).hexdigest(), 16))[2:].zfill(256)
-    position = Fraction(int(bits[:53], 2), 2**53)
-    if position < Fraction(shares[0]):
-        return "train"
-    return "dev" if position < Fraction(shares[0]) + Fraction(shares[1]) else "test"
-
-
-def test_unit_is_the_first_53_bits_of_the_hash():
-    assert splits.unit("é") * 2**53 == int(hashlib.sha256("é".encode()).hexdigest(), 16) >> 203
-    numbers = [splits.unit(str(i)) for i in range(10_000)]
-    assert min(numbers) < 0.001 and 0.999 < max(numbers) < 1 and abs(np.mean(numbers) - 0.5) < 0.015
-
-
-@pytest.mark.parametrize("shares", [(0.6, 0.2, 0.2), (0.5, 0.25, 0.25), (0.8, 0.1, 0.1)])
-def test_split_equals_the_oracle(shares):
-    for i in range(500):
-        assert splits.split_of(f"é{i}", "salt", shares) == slow_split(f"é{i}", "salt", shares)
-
-
-def test_shares_are_met():
-    identities = [str(i) for i in range(20_000)]
-    parts = splits.split_indices(identities, "shares")
-    assert sum(map(len, parts.values())) == 20_000
-    for part, share in zip(splits.SPLITS, splits.SHARES, strict=True):
-        # Five standard deviations of a binomial share.
-        assert abs(len(parts[part]) / 20_000 - share) < 5 * (share * (1 - share) / 20_000) ** 0.5
-
-
-def test_salts_are_independent():
-    identities = [str(i) for i in range(5_000)]
-    one, other = (np.array([splits.split_of(i, salt) == "train" for i in identities]) for salt in ("one", "other"))
-    assert abs((one & other).mean() - 0.36) < 0.04
-    # The newline keeps salt and identity apart: "a" + "bc" is not "ab" + "c".
-    assert len({splits.split_of("c" * i, "ab") == splits.split_of("bc" * i, "a") for i in range(1, 30)}) == 2
-
-
-def test_order_does_not_matter_and_identities_stay_together():
-    identities = [f"id{i % 40}" for i in range(200)]
-    order = np.random.default_rng(0).permutation(200)
-    parts = splits.split_indices(identities, "x")
-    shuffled = splits.split_indices([identities[i] for i in order], "x")
-    for part in splits.SPLITS:
-        assert parts[part].dtype == np.int64 and (np.diff(parts[part]) > 0).all()
-        assert set(parts[part]) == set(order[shuffled[part]])
-    owners = {part: {identities[i] for i in indices} for part, indices in parts.items()}
-    assert not owners["train"] & owners["dev"] and not owners["dev"] & owners["test"]
-    assert not owners["train"] & owners["test"]
-
-
-def test_extreme_shares():
-    names = [str(i) for i in range(300)]
-    assert {splits.split_of(n, "s", (1, 0, 0)) for n in names} == {"train"}
-    assert {splits.split_of(n, "s", (0, 1, 0)) for n in names} == {"dev"}
-    assert {splits.split_of(n, "s", (0, 0, 1)) for n in names} == {"test"}
-    assert "test" not in {splits.split_of(n, "s", (0.7, 0.3, 0)) for n in names}
-    empty = splits.split_indices([], "s")
-    assert [len(empty[part]) for part in splits.SPLITS] == [0, 0, 0]
-
-
-@pytest.mark.parametrize(
-    "arguments, error, words",
-    [
-        ((7, "s"), TypeError, "identity must be a string, got int 7"),
-        (("a", None), TypeError, "salt must be a string"),
-        (("", "s"), ValueError, "must not be empty"),
-        (("a", "s\n"), ValueError, "must not contain a newline"),
-        (("a", "s", (0.6, 0.2)), ValueError, "three numbers"),
-        (("a", "s", (0.6, 0.2, 0.3)), ValueError, "sum 1, not 1.1"),
-        (("a", "s", (1.2, -0.1, -0.1)), ValueError, ">= 0"),
-    ],
-)
-def test_split_errors(arguments, error, words):
-    with pytest.raises(error, match=words):
-        splits.split_of(*arguments)
-
-
-def test_split_indices_refuses_a_string():
-    with pytest.raises(TypeError, match="pass a list"):
-        splits.split_indices("abc", "s")

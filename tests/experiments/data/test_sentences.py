@@ -1,4 +1,4 @@
-"""The rated sentences: the counts that are written down, the files' quirks, splits and documents."""
+"""The rated sentences: fixed counts, peculiarities of the files, splits and documents."""
 
 import collections
 import re
@@ -10,7 +10,7 @@ from pitome_core.experiments.data import sentences, splits
 from pitome_core.experiments.data.sentences import Sentence
 from pitome_core.experiments.models import bert
 
-# All, labelled, positive; identities; (labelled, positive) of train, dev, test. Recorded numbers stand on these.
+# All, labelled, positive; identities; (labelled, positive) of train, dev, test. Recorded numbers depend on these.
 COUNTS = {
     "movies": (10605, 10072, 4996, 10603, {"train": (6066, 3016), "dev": (2058, 1025), "test": (1948, 955)}),
     "amazon": (3708, 2985, 1750, 285, {"train": (1681, 979), "dev": (530, 285), "test": (774, 486)}),
@@ -125,21 +125,21 @@ def word_counts(texts):
 @pytest.mark.parametrize("tokens", [64, 256])
 def test_documents_keep_source_split_and_label_apart(split, tokens):
     known = {s.id: s for s in sentences.sentences("movies")}
-    made = sentences.documents("movies", split, word_counts, tokens)
-    used = [id for document in made for id in document.sentences]
-    assert len(used) == len(set(used)) and len({d.id for d in made}) == len(made)
-    for d in made:
+    documents = sentences.documents("movies", split, word_counts, tokens)
+    used = [id for document in documents for id in document.sentences]
+    assert len(used) == len(set(used)) and len({d.id for d in documents}) == len(documents)
+    for d in documents:
         parts = [known[id] for id in d.sentences]
         assert {(s.split, s.label) for s in parts} == {(split, d.label)}
         assert d.text == " ".join(s.text for s in parts)
         assert d.tokens == word_counts([d.text])[0] <= tokens
         assert d.id.startswith(f"movies/{split}/{sentences.LABELS[d.label]}/")
-    # A document is closed only by a sentence that it has no room for, and the longest has 51 words.
-    assert min(d.tokens for d in made) > tokens - 51
+    # A document ends only at a sentence for which it has no room, and the longest sentence has 51 words.
+    assert min(d.tokens for d in documents) > tokens - 51
     labelled = sentences.sentences("movies", split)
-    for label in (0, 1):  # all but one unfinished document's worth of sentences is in
+    for label in (0, 1):  # all sentences are used, except those of one unfinished document
         words = sum(len(s.text.split()) for s in labelled if s.label == label)
-        assert words - sum(d.tokens - 2 for d in made if d.label == label) <= tokens + 20
+        assert words - sum(d.tokens - 2 for d in documents if d.label == label) <= tokens + 20
 
 
 def test_documents_are_in_tokens_of_the_encoder_and_always_the_same():
@@ -148,12 +148,12 @@ def test_documents_are_in_tokens_of_the_encoder_and_always_the_same():
     def count(texts):
         return bert.token_counts(tokenizer, texts)
 
-    made = sentences.documents("movies", "dev", count)
-    assert (len(made), sum(d.label for d in made)) == (213, 106)  # what recorded numbers stand on
-    assert made[0].id == "movies/dev/negative/0" and made[0].sentences[:2] == ("movies/5932", "movies/9827")
-    assert [d.tokens for d in made] == count([d.text for d in made])
-    assert max(d.tokens for d in made) <= 256 and min(d.tokens for d in made) > 200
-    assert made == sentences.documents("movies", "dev", count)
+    documents = sentences.documents("movies", "dev", count)
+    assert (len(documents), sum(d.label for d in documents)) == (213, 106)  # recorded numbers depend on these
+    assert documents[0].id == "movies/dev/negative/0" and documents[0].sentences[:2] == ("movies/5932", "movies/9827")
+    assert [d.tokens for d in documents] == count([d.text for d in documents])
+    assert max(d.tokens for d in documents) <= 256 and min(d.tokens for d in documents) > 200
+    assert documents == sentences.documents("movies", "dev", count)
 
 
 def test_documents_take_words_once_and_nothing_that_does_not_fit(monkeypatch):
@@ -163,10 +163,10 @@ def test_documents_take_words_once_and_nothing_that_does_not_fit(monkeypatch):
     pool = [sentence(0, "a b", 1), sentence(1, "A, b!", 0), sentence(2, "c d", 1), sentence(3, "e " * 9, 1)]
     pool += [sentence(4, "f", 1), sentence(5, "g h i", 1), sentence(6, "j", 0)]
     monkeypatch.setattr(sentences, "sentences", lambda source, split: tuple(pool))
-    made = sentences.documents("movies", "dev", word_counts, tokens=5)
-    used = {id for d in made for id in d.sentences}
+    documents = sentences.documents("movies", "dev", word_counts, tokens=5)
+    used = {id for d in documents for id in d.sentences}
     assert "x/3" not in used and "x/1" not in used  # too long; the words of x/0
-    assert all(d.tokens <= 5 and d.label == 1 for d in made)  # one negative sentence is left: unfinished
+    assert all(d.tokens <= 5 and d.label == 1 for d in documents)  # one negative sentence is left: unfinished
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,13 @@ from pitome_core.experiments.retrieval import recall
 
 
 def naive_rank(row: list[float], right: list[bool]) -> int:
-    """The gallery in order, wrong before right among equals; where does the first right one stand?"""
+    """The place of the first right answer in the sorted gallery; wrong answers come first in a tie."""
     order = sorted(range(len(row)), key=lambda i: (-row[i], right[i]))
     return 1 + next(place for place, i in enumerate(order) if right[i])
 
 
 def random_answers(images: int, texts: int, seed: int) -> list[list[int]]:
-    """Every image has a text and every text an image or two."""
+    """Random answers: every image has a text, and every text has one or two images."""
     draw = np.random.default_rng(seed)
     first = list(range(images)) + draw.integers(images, size=texts - images).tolist()
     return [sorted({i, int(draw.integers(images))} if draw.random() < 0.3 else {i}) for i in first]
@@ -29,7 +29,7 @@ def random_answers(images: int, texts: int, seed: int) -> list[list[int]]:
 
 @given(st.integers(1, 7), st.integers(0, 9), st.integers(0, 10_000), st.sampled_from([1, 2, 100]))
 def test_ranks_equal_a_naive_loop(images, more, seed, block):
-    """Both directions, any counts, many ties, any block."""
+    """In both directions, for all counts, with many ties, and for all sizes of block."""
     answers = random_answers(images, images + more, seed)
     draw = torch.Generator().manual_seed(seed)
     x = torch.randint(-2, 3, (images, 2), generator=draw).float()
@@ -56,15 +56,15 @@ def test_a_case_done_by_hand():
     assert recall.ranks(similarity, right).tolist() == [2, 1, 2]
     # text 0: rank 1; 1: .2 behind .6 and .5; 2: .8 behind .9; 3: .3 behind .7; 4: best is .5, alone on top
     assert recall.ranks(similarity.T, right.T).tolist() == [1, 3, 2, 2, 1]
-    found = recall.summary([2, 1, 2], [1, 3, 2, 2, 1])
-    assert found["image_r1"] == pytest.approx(100 / 3) and found["text_r1"] == pytest.approx(40)
-    assert found["image_r5"] == found["text_r5"] == found["text_r10"] == 100
-    assert found["rsum"] == pytest.approx(100 / 3 + 40 + 400)
-    assert (found["image_median"], found["text_median"]) == (2, 2)
+    values = recall.summary([2, 1, 2], [1, 3, 2, 2, 1])
+    assert values["image_r1"] == pytest.approx(100 / 3) and values["text_r1"] == pytest.approx(40)
+    assert values["image_r5"] == values["text_r5"] == values["text_r10"] == 100
+    assert values["rsum"] == pytest.approx(100 / 3 + 40 + 400)
+    assert (values["image_median"], values["text_median"]) == (2, 2)
 
 
 def test_a_model_that_cannot_tell_finds_nothing():
-    """Equal similarities, NaN among them, give the worst rank there is."""
+    """Equal similarities, and NaN, give the worst rank."""
     answers = [[i] for i in range(20)]
     for value in (0.0, 1.0, torch.nan):
         of_images, of_texts = recall.both_ways(torch.full((20, 3), value), torch.ones(20, 3), answers)
@@ -72,7 +72,7 @@ def test_a_model_that_cannot_tell_finds_nothing():
 
 
 def test_what_does_not_fit_is_refused():
-    """With the numbers in the message."""
+    """The message has the numbers."""
     x, y = torch.eye(3), torch.eye(3)
     with pytest.raises(ValueError, match="3 texts and answers to 2"):
         recall.both_ways(x, y, [[0], [1]])
@@ -94,11 +94,11 @@ def record(tmp_path):
     draw = np.random.default_rng(0)
     queries = ["image"] * 4 + ["text"] * 9
     items = {"id": list(map(str, range(13))), "query": queries, "identity": [*"abcc", *"aabbcccca"]}
-    made = results.Record.open(tmp_path / "r.json", {"clusters": ["identity"]}, items)
+    record = results.Record.open(tmp_path / "r.json", {"clusters": ["identity"]}, items)
     random = [Cell("random-prune", 0.9, seed=seed) for seed in (0, 1)]
     for cell in (Cell("whole"), Cell("tome", 0.9), *random):
-        made.add(cell.key, cell.describe(), {"rank": draw.integers(1, 15, 13)}, {})
-    return made
+        record.add(cell.key, cell.describe(), {"rank": draw.integers(1, 15, 13)}, {})
+    return record
 
 
 def test_intervals_are_on_rsum_itself(record):
@@ -109,10 +109,10 @@ def test_intervals_are_on_rsum_itself(record):
     assert mean == pytest.approx(by_cell["whole"]) and low < mean < high
     assert recall.rsum(record, "random-prune@0.9")[0] == pytest.approx(
         (by_cell["random-prune@0.9/seed0"] + by_cell["random-prune@0.9/seed1"]) / 2)
-    found = recall.difference(record, "tome@0.9", "whole")
-    assert found.mean == pytest.approx(by_cell["tome@0.9"] - by_cell["whole"]) and found.clusters == (3,)
+    difference = recall.difference(record, "tome@0.9", "whole")
+    assert difference.mean == pytest.approx(by_cell["tome@0.9"] - by_cell["whole"]) and difference.clusters == (3,)
     parts = [recall.contributions(record.outcome(k, "rank"), record.items["query"]) for k in ("tome@0.9", "whole")]
-    assert found == paired_difference(*parts, record.items["identity"])
+    assert difference == paired_difference(*parts, record.items["identity"])
     assert recall.table(record, "whole") == recall.summary(
         record.outcome("whole", "rank")[:4], record.outcome("whole", "rank")[4:])
     three = np.stack([record.outcome(key, "rank") for key in list(record.cells)[:3]], axis=1)  # (queries, models)

@@ -52,6 +52,12 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("features")
 
 
+def pretend_collection(monkeypatch, state: str) -> None:
+    """The asset of the collection seems to be in this state."""
+    real = assets.state
+    monkeypatch.setattr(assets, "state", lambda name: state if name == photos.GCOMPRIS else real(name))
+
+
 @pytest.fixture
 def few(monkeypatch, folder, tmp_path):
     """Five pictures in every split; features and heads in folders of the test's own; a few pairs of heads there."""
@@ -60,7 +66,7 @@ def few(monkeypatch, folder, tmp_path):
     monkeypatch.setattr(features, "features_folder", lambda: folder)
     monkeypatch.setattr(retrieval_training, "heads_path", lambda seed, cell=None: tmp_path / "heads" / (
         f"{(cell or retrieval_training.WHOLE).key.replace('/', '-')}-head{seed}.safetensors"))
-    monkeypatch.setattr(photos, "collection_available", lambda: False)
+    pretend_collection(monkeypatch, "missing")
     retrieval_training.reference.cache_clear()
     yield tmp_path
     retrieval_training.reference.cache_clear()
@@ -307,10 +313,10 @@ def test_every_pair_of_heads_is_a_stage(few, monkeypatch, capsys):
 def test_without_the_collection_there_are_installed_photographs(monkeypatch):
     """And a recipe that asks for nothing else stays as it is."""
     plain, own = retrieval_training.Recipe(), replace(QUICK, views=(("white", 3),))
-    monkeypatch.setattr(retrieval_training.photos, "collection_available", lambda: False)
+    pretend_collection(monkeypatch, "missing")
     assert retrieval_training.obtainable(plain) == replace(plain, views=retrieval_training.INSTALLED)
     assert retrieval_training.obtainable(own) == own
-    monkeypatch.setattr(retrieval_training.photos, "collection_available", lambda: True)
+    pretend_collection(monkeypatch, "ready")
     assert retrieval_training.obtainable(plain) == plain
 
 

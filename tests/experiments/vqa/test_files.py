@@ -1,4 +1,4 @@
-"""Official files of VQAv2, GQA and TextVQA: tiny ones in the real formats, and every way in which they can be wrong."""
+"""Official files of VQAv2, GQA and TextVQA: tiny ones in the real formats, and each kind of error in them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def load(folder):
-    """load(benchmark, *contents, **options): through files, as they lie on the disk."""
+    """``load(benchmark, *contents, **options)`` writes the contents to files and reads them."""
 
     def through(benchmark, *contents, **options):
         files = []
@@ -35,27 +35,27 @@ def load(folder):
 
 
 def test_vqav2(load, folder):
-    found = load("vqav2", vqav2_questions(), vqav2_annotations())
-    assert len(found) == 4 and found.problems == ()
-    assert [item.id for item in found.items] == ["262144000", "262144001", "393225000", "393225001"]
-    item = found.items[0]
+    read = load("vqav2", vqav2_questions(), vqav2_annotations())
+    assert len(read) == 4 and read.problems == ()
+    assert [item.id for item in read.items] == ["262144000", "262144001", "393225000", "393225001"]
+    item = read.items[0]
     assert item.image == folder / "COCO_val2014_000000262144.jpg" and item.question == "What is in 262144?"
     assert item.answers == ("net",) * 7 + ("",) * 3
-    assert vqa_metrics.metric(found.benchmark)("a net", item.answers) == 1
+    assert vqa_metrics.metric(read.benchmark)("a net", item.answers) == 1
 
 
 def test_gqa(load, folder):
-    found = load("gqa", gqa())
-    assert [(item.id, item.image.name, item.answers) for item in found.items] == [
+    read = load("gqa", gqa())
+    assert [(item.id, item.image.name, item.answers) for item in read.items] == [
         ("00930152", "262144.jpg", ("yes",)), ("01930152", "393225.jpg", ("yes",))]  # fmt: skip
-    assert vqa_metrics.metric(found.benchmark)("Yes", found.items[0].answers) == 1
+    assert vqa_metrics.metric(read.benchmark)("Yes", read.items[0].answers) == 1
 
 
 def test_textvqa(load):
-    found = load("textvqa", textvqa())
-    assert [item.id for item in found.items] == ["34602", "34603", "34604"]
-    assert found.items[2].image.name == "003a8ae2ef43b902.jpg" and len(found.items[2].answers) == 10
-    assert vqa_metrics.metric(found.benchmark)("Dakota Digital", found.items[0].answers) == pytest.approx(0.3)
+    read = load("textvqa", textvqa())
+    assert [item.id for item in read.items] == ["34602", "34603", "34604"]
+    assert read.items[2].image.name == "003a8ae2ef43b902.jpg" and len(read.items[2].answers) == 10
+    assert vqa_metrics.metric(read.benchmark)("Dakota Digital", read.items[0].answers) == pytest.approx(0.3)
 
 
 def set_to(content, path, value):
@@ -93,9 +93,9 @@ def test_malformed_records_are_named_and_counted(load, benchmark, path, value, w
     set_to(content, path, value)
     with pytest.raises(MalformedError, match=f"^1 of {total} records of {benchmark} cannot be used: {words}"):
         load(benchmark, content)
-    found = load(benchmark, content, skip=True)
-    assert len(found) == total - 1 and len(found.problems) == 1
-    assert path[1] not in range(3) or "34603" not in {item.id for item in found.items}
+    read = load(benchmark, content, skip=True)
+    assert len(read) == total - 1 and len(read.problems) == 1
+    assert path[1] not in range(3) or "34603" not in {item.id for item in read.items}
 
 
 # The annotations lie in reverse order: entry 3 belongs to the first question.
@@ -119,7 +119,7 @@ def test_malformed_annotations(load, path, value, words):
 
 
 def test_questions_and_annotations_have_to_fit(load):
-    """An annotation without a question, a question without one, one with two: none is passed over."""
+    """An annotation without a question, and a question with no or two annotations, are errors."""
     lost, twice, strange = vqav2_annotations(), vqav2_annotations(), vqav2_annotations()
     lost["annotations"].pop(3)
     with pytest.raises(MalformedError, match="entry 0: no annotation of question 262144000 in annotations.json"):

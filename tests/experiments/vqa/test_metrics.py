@@ -1,4 +1,4 @@
-"""Metrics of question answering: hand-made cases from the definitions, and the definition itself as an oracle."""
+"""Metrics of question answering: cases done by hand, and the definition as a slow oracle."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pitome_core.experiments.vqa import metrics as vqa_metrics
 
 
 def leave_one_out(prediction: str, answers: list[str]) -> float:
-    """The definition, word by word: each subset of nine, its matches over three, at most one; the mean."""
-    found = []
+    """The definition in loops: for each subset of nine answers the matches over three, at most one; then their mean."""
+    values = []
     for subset in itertools.combinations(range(len(answers)), len(answers) - 1):
         matches = 0
         for i in subset:
             if answers[i] == prediction:
                 matches += 1
-        found.append(min(matches / 3, 1))
-    return sum(found) / len(found)
+        values.append(min(matches / 3, 1))
+    return sum(values) / len(values)
 
 
 @pytest.mark.parametrize(
@@ -80,15 +80,15 @@ def test_accuracy_equals_the_definition(prediction, answers):
 )
 def test_normalisation_of_vqa(answer, normalised):
     assert vqa_metrics.normalise_vqa(answer) == normalised
-    assert vqa_metrics.normalise_vqa(normalised) == normalised  # once is enough
+    assert vqa_metrics.normalise_vqa(normalised) == normalised  # normalising twice changes nothing
 
 
 @given(st.text(alphabet="aAnthe two.,'-/:!1 0\t", max_size=20))
 def test_normalisation_leaves_single_spaces_and_nothing_to_replace(answer):
-    found = vqa_metrics.normalise_vqa(answer)
-    assert found == " ".join(found.split()) == found.lower()
-    assert not set(found) & vqa_metrics.PUNCTUATION
-    assert not set(found.split()) & ({"a", "an", "the"} | {"two", "one", "none"})
+    text = vqa_metrics.normalise_vqa(answer)
+    assert text == " ".join(text.split()) == text.lower()
+    assert not set(text) & vqa_metrics.PUNCTUATION
+    assert not set(text.split()) & ({"a", "an", "the"} | {"two", "one", "none"})
 
 
 def test_contractions_are_what_they_abbreviate():
@@ -109,20 +109,19 @@ def test_gqa_is_exact(prediction, answers, expected):
 
 
 def test_both_sides_are_normalised():
-    """Three people say it in three ways: 7 subsets have three of them, 3 have two, as above."""
+    """Three people write one answer in three ways: 7 subsets have three of them, 3 have two, so 0.9."""
     answers = ["The Stop sign", "stop-sign", "a stop sign!"] + ["yield"] * 7
     for name in ("vqav2", "textvqa"):
         assert vqa_metrics.metric(name)("Stop sign.", answers) == pytest.approx(0.9)
 
 
 def test_scores_of_a_benchmark():
-    found = vqa_metrics.scores("vqav2", ["2", "red"], [["two"] * 10, ["red"] + ["blue"] * 9])
-    assert found.dtype == np.float64 and found.tolist() == pytest.approx([1.0, 0.3])
+    values = vqa_metrics.scores("vqav2", ["2", "red"], [["two"] * 10, ["red"] + ["blue"] * 9])
+    assert values.dtype == np.float64 and values.tolist() == pytest.approx([1.0, 0.3])
 
 
 def test_another_benchmark_plugs_in(monkeypatch):
     monkeypatch.setattr(vqa_metrics, "_METRICS", dict(vqa_metrics._METRICS))
-    assert vqa_metrics.metrics() == ("vqav2", "gqa", "textvqa")
     vqa_metrics.register_metric("letters", str.upper, vqa_metrics.exact_match)
     assert vqa_metrics.scores("letters", ["b"], [["B"]]).tolist() == [1.0]
     with pytest.raises(ValueError, match="metric 'letters' already"):

@@ -235,7 +235,7 @@ def test_cuda_trains_alike(elsewhere, monkeypatch):
         vqa_training.checkpoint_path(QUICK).unlink()
     losses = [[loss for _, loss in state.losses] for state in states.values()]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
-    asked = list(questions.Questions("validation", 6))
+    asked = list(questions.QuestionStream("validation", 6))
     for state in states.values():
         model = llava.assemble(device=state.model.device)
         llava.add(model, llava.ours(state.model))

@@ -157,7 +157,7 @@ def test_the_command_records_and_resumes(tmp_path, capsys, monkeypatch):
     assert record.header["stream"] == "validation"
     assert record.header["protocol"] == vqa.COMMAND.protocol and record.header["headline"] == ["exist", "single"]
     assert set(record.header["prior"]) == set(record.items["type"])
-    asked = list(questions.Questions("validation", 8))
+    asked = list(questions.QuestionStream("validation", 8))
     said = vqa_tasks.said(record, "tome@0.9")
     assert record.outcome("tome@0.9", "correct").tolist() == [a == q.answer for a, q in zip(said, asked, strict=True)]
     model = llava.llava()

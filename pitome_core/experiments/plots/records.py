@@ -1,0 +1,73 @@
+"""Recorded outcomes as figures: curves over the cost, and differences with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from pitome_core.experiments.records.cells import Cell
+from pitome_core.experiments.records.statistics import paired_difference
+
+from .style import ARMS, COLOURS
+
+
+def against_cost(
+    ax: Axes,
+    record,
+    outcome: str | Callable[[str], np.ndarray],
+    arms: Sequence[str],
+    bands: Sequence[str] = ("pitome", "tome"),
+    reference: str = "whole",
+    cost: str = "share",
+) -> None:
+    """Draw the difference of an outcome to the `reference` cell over the multiply-accumulates, one line per arm.
+
+    Each point of a line is one keep ratio (or resolution) of the arm in `record`, a `results.Record`. The arms in
+    `bands` also get a band: the 95 % interval of the difference, paired by item. Cells with a switch, of other
+    layers or retrained are left out (`Cell.is_plain`).
+
+    ``outcome`` is the name of an outcome, or a function from a cell's key to one number per item. ``cost`` is the field
+    of a cell that holds its cost. The label and the limits of the horizontal axis are those of the default, the share
+    of the whole model's multiply-accumulates; set them anew for another cost.
+    """
+    values = outcome if callable(outcome) else partial(record.per_item, name=outcome)
+    base = values(reference)
+    for arm in arms:
+        rows = []
+        cells = [cell for cell in map(Cell.of, record.cells.values()) if cell.arm == arm and cell.is_plain]
+        for key in record.groups(cells):
+            cell = record.about(key)
+            rows.append((cell[cost], (values(key) - base).mean(), key))
+        if not rows:
+            continue
+        x, mean, keys = zip(*sorted(rows), strict=True)
+        colour, line, marker = ARMS[arm]
+        look = {"linestyle": line, "marker": marker, "color": colour, "markersize": 4.5, "linewidth": 1.4}
+        ax.plot(x, mean, label=cell["label"], **look)
+        if arm in bands:
+            differences = [paired_difference(values(key), base, record.clusters) for key in keys]
+            low, high = [d.low for d in differences], [d.high for d in differences]
+            ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    ax.axhline(0, color="black", linewidth=0.8, zorder=0)
+    whole = record.cells[reference]
+    ax.plot([1 if cost == "share" else whole[cost]], [0], "o", color="black", markersize=5, label=whole["label"])
+    ax.set_xlabel("multiply-accumulates, share of the whole model's")
+    ax.set_xlim(0.2, 1.05)
+
+
+def forest(ax: Axes, rows: Sequence[tuple[str, object]], colours: Sequence[str] | None = None) -> None:
+    """Draw differences with their intervals, one per line.
+
+    `rows` are pairs of a label and a `statistics.Difference`; the first is at the top. `colours` has one colour per
+    row.
+    """
+    for y, (_, difference) in enumerate(rows):
+        colour = COLOURS["pitome"] if colours is None else colours[y]
+        ax.plot([difference.low, difference.high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+        ax.plot(difference.mean, y, "o", color=colour, markersize=4.5)
+    ax.axvline(0, color="0.6", linewidth=1, zorder=0)
+    ax.set(yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
+    ax.set_yticklabels([label for label, _ in rows])

@@ -1,0 +1,115 @@
+"""What a model family is: how models of one kind run around a merge, and their sizes for counting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from .mergers import Method
+from .patch import Patch
+from .schedules import Schedule
+
+# A method of a module that is replaced while the model is patched: the module, the name, the bound function.
+EntryPoint = tuple[nn.Module, str, Callable]
+
+
+class UnsupportedModelError(TypeError):
+    """Merging cannot be put into this model, or into a part of it, without changing what the model computes."""
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Sizes of one block, for counting.
+
+    Attributes:
+        channels: C, width of a token.
+        heads: H.
+        attention_channels: width of all heads together.
+        attention_linear: multiply-accumulates per token in the attention's linear maps (q, k, v, output, gate).
+        mlp_linear: the same for the MLP.
+    """
+
+    channels: int
+    heads: int
+    attention_channels: int
+    attention_linear: int
+    mlp_linear: int
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a model at one input size.
+
+    Attributes:
+        num_patches: N, tokens that may merge.
+        prefix: tokens in front that never do.
+        layers: one entry per block.
+        embed: multiply-accumulates of the patch embedding.
+        head: multiply-accumulates of everything behind the blocks, as a function of the patch tokens it reads.
+        fixed: whether the model takes images of this size only.
+        reads: behind how many blocks the head reads them; -1 = all.
+    """
+
+    num_patches: int
+    prefix: int
+    layers: tuple[LayerShape, ...]
+    embed: int
+    head: Callable[[int], int]
+    fixed: bool = False
+    reads: int = -1
+
+
+def _vision_alone(model: nn.Module) -> dict[str, str | None]:
+    return {"vision": None}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How models of one kind run around a merge.
+
+    Attributes:
+        name: shown in errors and in `repr`.
+        supports: what is supported, for error messages.
+        matches: whether a module is (or derives from) this family's model.
+        refusal: `(model, patch)`: why such a module cannot be patched in this way, or None when it can. With None for
+            the patch it says whether the module is of a known kind at all.
+        entry_points: `(model, patch) -> [(module, method name, function)]`: the bound functions that take the place of
+            the module's own while it is patched.
+        shape: `(model, input_size or None) -> ModelShape`.
+        towers: `(model) -> {tower: None, or the reason why it cannot merge}`.
+        ragged: whether items have lengths of their own (text): keep ratios only, and methods that take a mask.
+        text: the family of the text tower, for models with two towers that both can merge; it takes the whole model.
+    """
+
+    name: str
+    supports: str
+    matches: Callable[[nn.Module], bool]
+    refusal: Callable[[nn.Module, Patch | None], str | None]
+    entry_points: Callable[[nn.Module, Patch], list[EntryPoint]]
+    shape: Callable[[nn.Module, tuple[int, ...] | None], ModelShape]
+    towers: Callable[[nn.Module], dict[str, str | None]] = _vision_alone
+    ragged: bool = False
+    text: Family | None = None
+
+    def parts(self, towers: str) -> tuple[Family, ...]:
+        """The families of the towers that are to merge, the image tower's first."""
+        if self.text is None or towers == "vision":
+            return (self,)
+        return (self.text,) if towers == "text" else (self, self.text)
+
+    def check(self, method: Method, keep: float | Sequence[float] | Schedule) -> None:
+        """Raise ValueError for a method or a schedule that does not fit items with lengths of their own."""
+        if not self.ragged:
+            return
+        if isinstance(keep, Schedule):
+            raise ValueError(
+                f"a schedule is made for one length, here {keep.tokens[0]} tokens, and every text has its own: "
+                "give keep as a ratio, or one ratio per layer"
+            )
+        if "mask" not in method.needs:
+            raise ValueError(f"method {method.name!r} takes no mask and would merge padding: choose one that does")
+        of_images = {"attention", "positions"} & set(method.needs)
+        if of_images:
+            raise ValueError(f"method {method.name!r} reads {of_images.pop()} of a grid of patches, which text has not")

@@ -1,0 +1,42 @@
+"""Curves over the cost: which cells are on them, and what is drawn."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from pitome_core.experiments import plots
+from pitome_core.experiments.records import results
+from pitome_core.experiments.records.cells import Cell
+
+
+def test_curves_hold_the_arm_as_it_is(tmp_path):
+    """Cells with a switch, in other layers or retrained are not on the curve; seeds are averaged."""
+    record = results.Record(tmp_path / "none.json", {}, {"id": ["a", "b"]}, [], {})
+    cells = {Cell("whole"): 1.0, Cell("tome", 0.9): 0.9, Cell("tome", 0.8): 0.8, Cell("tome", 0.8, False): 0.8}
+    cells |= {Cell("random-merge", 0.8, seed=seed): 0.8 for seed in (0, 1)}
+    for i, (cell, share) in enumerate(cells.items()):
+        record.cells[cell.key] = cell.describe() | {"share": share, "outcomes": {"correct": [i, i]}}
+    for more in ({"layers": "all"}, {"retrained": True}, {"order": "released"}, {"towers": "both"}):
+        about = Cell("tome", 0.8).describe() | more
+        record.cells[Cell.of(about).key] = about | {"share": 0.6, "outcomes": {"correct": [99, 99]}}
+    _, ax = plt.subplots()
+    plots.against_cost(ax, record, "correct", ["tome", "random-merge"], bands=())
+    curves = {line.get_color(): line.get_xydata().tolist() for line in ax.get_lines() if line.get_color() != "black"}
+    plt.close()
+    assert curves == {plots.ARMS["tome"][0]: [[0.8, 2], [0.9, 1]], plots.ARMS["random-merge"][0]: [[0.8, 4.5]]}
+
+
+def test_curves_of_another_value_against_another_cost(tmp_path):
+    """The outcome may be a function of the key, the cost may be another field of the cells, and bands are paired."""
+    record = results.Record(tmp_path / "none.json", {}, {"id": ["a", "b"]}, [], {})
+    for cell, tokens in ((Cell("whole"), 144), (Cell("tome", 0.9), 45), (Cell("tome", 0.8), 12)):
+        record.cells[cell.key] = cell.describe() | {"share": 0.5, "tokens": tokens, "outcomes": {}}
+    values = {"whole": [9, 9], "tome@0.9": [5, 7], "tome@0.8": [1, 1]}
+    _, ax = plt.subplots()
+    plots.against_cost(ax, record, lambda key: np.array(values[key]), ["tome"], bands=["tome"], cost="tokens")
+    (curve,) = [line for line in ax.get_lines() if line.get_color() == plots.ARMS["tome"][0]]
+    band, dot = ax.collections[0].get_paths()[0].vertices, ax.get_lines()[-1].get_xydata().tolist()
+    plt.close()
+    assert curve.get_xydata().tolist() == [[12, -8], [45, -3]] and dot == [[144, 0]]
+    assert band[:, 1].min() == -8 and band[:, 1].max() == -2
