@@ -41,6 +41,7 @@ import yaml
 
 from pitome_core.experiments.records.results import Record, RecordError
 from pitome_core.experiments.records.statistics import Difference, McNemar, mcnemar
+from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.retrieval import recall
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -425,26 +426,25 @@ def _to(claim: dict) -> str:
     return f"{{ref}}`{claim['title']} <claim-{claim['id']}>`"
 
 
-def _abstract(ledger: dict, claims: list[dict]) -> list[str]:
-    lines = ["| the abstract says | as a mechanism | in its tables |", "|---|---|---|"]
-    for item, words in ledger["abstract"].items():
-        cells = [
-            "; ".join(f"{_verdict(c)}: {_to(c)}" for c in claims if item in c["covers"] and c["kind"] == kind)
-            for kind in ("mechanism", "table")
-        ]
-        lines.append(f"| {_tidy(words)} | {' | '.join(cell or '–' for cell in cells)} |")
-    return lines
+def _abstract(ledger: dict, claims: list[dict]) -> str:
+    def verdicts(item: str, kind: str) -> str:
+        those = [claim for claim in claims if item in claim["covers"] and claim["kind"] == kind]
+        return "; ".join(f"{_verdict(claim)}: {_to(claim)}" for claim in those) or "–"
+
+    return markdown(
+        ["the abstract says", "as a mechanism", "in its tables"],
+        [(_tidy(words), verdicts(item, "mechanism"), verdicts(item, "table"))
+         for item, words in ledger["abstract"].items()],
+    )
 
 
-def _table(claims: list[dict], root: Path) -> list[str]:
-    lines = ["| claim | verdict | evidence |", "|---|---|---|"]
+def _table(claims: list[dict], root: Path) -> str:
+    rows = []
     for claim in claims:
         own = [entry for entry in claim["evidence"] if of_its_own(claim, entry)]
-        links = list(dict.fromkeys(_brief(entry, root) for entry in own))
-        lines.append(
-            f"| {_to(claim)}: {_tidy(claim['claim'])} | {_verdict(claim)} | {', '.join(links) or 'none'} |"
-        )
-    return lines
+        links = dict.fromkeys(_brief(entry, root) for entry in own)
+        rows.append((f"{_to(claim)}: {_tidy(claim['claim'])}", _verdict(claim), ", ".join(links) or "none"))
+    return markdown(["claim", "verdict", "evidence"], rows)
 
 
 def _ground(entry: dict) -> str:
@@ -474,10 +474,10 @@ def _details(claim: dict, root: Path) -> list[str]:
 def page(ledger: dict, root: Path = ROOT) -> str:
     """The page for a ledger without problems."""
     claims = resolved(ledger)
-    lines = [INTRO, "## The abstract, item by item", "", *_abstract(ledger, claims), ""]
+    lines = [INTRO, "## The abstract, item by item", "", _abstract(ledger, claims), ""]
     for kind, title in (("mechanism", "Mechanism claims"), ("table", "Table claims")):
         if some := [claim for claim in claims if claim["kind"] == kind]:
-            lines += [f"## {title}", "", *_table(some, root), ""]
+            lines += [f"## {title}", "", _table(some, root), ""]
     lines += ["## Claim by claim", "", OUTRO, ""]
     for claim in claims:
         lines += _details(claim, root)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pitome_core.experiments.records import results
+from pitome_core.experiments.records import provenance, results
 from pitome_core.experiments.runs import grid, sweep
 
 ITEMS = 6
@@ -72,14 +72,18 @@ class Applied:
 
 @pytest.fixture(autouse=True)
 def without_provenance(monkeypatch):
-    monkeypatch.setattr(results, "provenance", lambda seed=0: {"seed": seed})
+    monkeypatch.setattr(provenance, "of_run", lambda code, **options: {"code": code} | options)
 
 
 @pytest.fixture
 def logged(monkeypatch):
     """What the log of test sets was told, and what had been scored by then."""
     told = []
-    monkeypatch.setattr(results, "log_test", lambda record, cells: told.append((list(cells), list(record.cells))))
+
+    def log_test(record, cells, run):
+        told.append((list(cells), list(record.cells)))
+
+    monkeypatch.setattr(provenance, "log_test", log_test)
     return told
 
 
