@@ -1,8 +1,8 @@
-"""Large sets of images in the paper tier: shards that processes share, and that a killed run does not lose.
+"""Shards of a large data set: what a unit of work is, and the files of finished units (parts), which outlive a process.
 
-A unit of work is a cell of the grid on a shard of consecutive items. A finished shard is a file in ``<record>.parts``,
-named after all that can change an outcome, so that parts of different runs never mix. Processes share the shards; they
-need a common file system and nothing else.
+A unit is a piece of work, usually a cell of the grid, on a shard of consecutive items. Its part is a file in
+``<record>.parts/<digest>``, where the digest stands for everything that can change an outcome. So parts of different
+runs never mix. `sharded` runs the units.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,9 +22,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import nn
 
 from pitome_core.experiments import settings
 from pitome_core.experiments.records import files, results
@@ -38,42 +36,57 @@ class Refused(ValueError):
 
 
 def add_arguments(
-    group: argparse._ArgumentGroup, items: str, *, batch_size: int = 128, default: str = "float32",
+    group: Any, items: str, *, batch_size: int = 128, default: str = "float32", pictures: bool = True,
     dtype: str = "bfloat16 runs under autocast; plans are float32 either way",
 ) -> None:
-    """The arguments that every experiment in shards has; ``items`` is what it scores, such as ``images``.
+    """Add the options that every experiment in shards has.
 
-    ``default`` is the dtype of a run that names none, ``dtype`` says what it is of.
+    Args:
+        group: an argparse group, or `command_line.Options`.
+        items: what is scored, such as ``images``, for the help.
+        batch_size: of a run that names none.
+        default: the dtype of a run that names none.
+        pictures: whether items are decoded in processes of their own, ``--workers`` many.
+        dtype: what the dtype applies to, for the help.
     """
     group.add_argument("--dtype", choices=list(DTYPES), default=default, help=f"{dtype} (default: %(default)s)")
     group.add_argument("--batch-size", type=int, default=batch_size, metavar="N",
                        help=f"{items} at a time (default: %(default)s)")
     group.add_argument("--shard", type=int, default=1000, metavar="N",
                        help=f"{items} in a unit of work: what a killed process loses at most (default: %(default)s)")
-    group.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N",
-                       help="processes that decode images, per process that scores (default: %(default)s)")
+    if pictures:
+        group.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N",
+                           help="processes that decode images, for each process that scores (default: %(default)s)")
 
 
-def check_numbers(args: argparse.Namespace) -> None:
-    """Raise `Refused` for a number of `add_arguments` that is too small."""
-    for name, least in (("batch_size", 1), ("shard", 1), ("workers", 0)):
-        if getattr(args, name) < least:
-            raise Refused(f"--{name.replace('_', '-')} {getattr(args, name)} is below {least}")
+def check_numbers(args: argparse.Namespace, *more: str) -> None:
+    """Raise `Refused` for a number that is too small: one of `add_arguments`, or one of ``more``, which start at 1."""
+    least = {"batch_size": 1, "shard": 1, "workers": 0} | dict.fromkeys(more, 1)
+    for name, smallest in least.items():
+        if (value := getattr(args, name, None)) is not None and value < smallest:
+            raise Refused(f"--{name.replace('_', '-')} {value} is below {smallest}")
 
 
 @dataclass(frozen=True)
 class Unit:
-    """The smallest piece of work: a cell on the items ``start .. stop - 1``, shard number ``shard``."""
+    """The smallest unit of work: a piece on the items ``start .. stop - 1``, which are its shard number ``shard``."""
 
-    cell: Cell
+    piece: Cell
     shard: int
     start: int
     stop: int
 
+    def __len__(self) -> int:
+        return self.stop - self.start
 
-def split(cell: Cell, count: int, size: int) -> list[Unit]:
-    """The units of a cell on ``count`` items, ``size`` in a shard."""
-    return [Unit(cell, number, start, min(start + size, count)) for number, start in enumerate(range(0, count, size))]
+    def batches(self, size: int) -> list[range]:
+        """Numbers of the items, ``size`` at a time."""
+        return [range(start, min(start + size, self.stop)) for start in range(self.start, self.stop, size)]
+
+
+def split(piece: Cell, count: int, size: int) -> list[Unit]:
+    """The units of a piece on ``count`` items, ``size`` in a shard."""
+    return [Unit(piece, number, start, min(start + size, count)) for number, start in enumerate(range(0, count, size))]
 
 
 def processes() -> tuple[Any, torch.device]:
@@ -103,41 +116,57 @@ def weights_digest(model: nn.Module) -> str:
 
 
 class Parts:
-    """The finished shards of one run, one file each: ``<record>.parts/<digest of the run>/<cell>/shard-00012.json``."""
+    """The finished units of one run, one file each: ``<record>.parts/<digest of the run>/<piece>/shard-00012.json``.
+
+    ``identity`` is everything that can change what a part holds.
+    """
 
     def __init__(self, record: Path, identity: Mapping[str, Any]):
         self.root = record.with_suffix(".parts")
         self.identity = json.loads(json.dumps(dict(identity)))
-        self.digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:12]
+        self.digest = _digest(self.identity)
         self.folder = self.root / self.digest
 
     def path(self, unit: Unit) -> Path:
-        return self.cell_folder(unit.cell) / f"shard-{unit.shard:05d}.json"
+        return self._folder_of(unit.piece) / f"shard-{unit.shard:05d}.json"
 
-    def cell_folder(self, cell: Cell) -> Path:
-        return self.folder / cell.key.replace("/", "+")
+    def _folder_of(self, piece: Cell) -> Path:
+        return self.folder / piece.key.replace("/", "+")
 
-    def write(self, unit: Unit, part: Mapping[str, Any]) -> None:
-        """Write one, all or nothing."""
-        about = {"run": self.digest, "cell": unit.cell.key, "start": unit.start, "stop": unit.stop}
-        files.write_atomically(self.path(unit), json.dumps(about | dict(part), ensure_ascii=False, indent=1) + "\n")
+    def missing(self, units: Sequence[Unit]) -> list[Unit]:
+        """The units that have no part yet."""
+        return [unit for unit in units if not self.path(unit).is_file()]
 
-    def read(self, unit: Unit, *columns: str) -> dict[str, Any]:
-        """Read one, and check that it is what its name says, with an entry per item in `columns`. `RecordError` if not.
+    def write(self, unit: Unit, content: Mapping[str, Any]) -> None:
+        """Write one part, whole or not at all."""
+        part = self._about(unit) | {"content": json.loads(json.dumps(dict(content)))}
+        text = json.dumps(part | {"digest": _digest(part)}, ensure_ascii=False, indent=1)
+        files.write_atomically(self.path(unit), text + "\n")
+
+    def read(self, unit: Unit) -> dict[str, Any]:
+        """The content of one part.
+
+        Raises:
+            RecordError: the file is not what was written, or it is of another run or unit.
         """
         path = self.path(unit)
         try:
             part = json.loads(path.read_text(encoding="utf-8"))
-            expected = [self.digest, unit.cell.key, unit.start, unit.stop] + [unit.stop - unit.start] * len(columns)
-            found = [part[name] for name in ("run", "cell", "start", "stop")]
-            if found + [len(part[name]) for name in columns] == expected:
-                return part
-        except (OSError, ValueError, KeyError, TypeError):
+            if part.pop("digest") == _digest(part) and part | self._about(unit) == part:
+                return part["content"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
         raise results.RecordError(f"{path} is damaged or of another run: delete it and start again")
 
+    def _about(self, unit: Unit) -> dict[str, Any]:
+        return {"run": self.digest, "piece": unit.piece.key, "start": unit.start, "stop": unit.stop}
+
+    def remove(self, piece: Cell) -> None:
+        """Remove the parts of a piece."""
+        shutil.rmtree(self._folder_of(piece), ignore_errors=True)
+
     def begin(self) -> None:
-        """Say what this folder is of, and name the parts of other runs that lie beside it."""
+        """Write down what this folder is of, and name on stderr the parts of other runs that lie beside it."""
         files.write_atomically(self.folder / "run.json", json.dumps(self.identity, indent=1) + "\n")
         for other in sorted(path for path in self.root.iterdir() if path.is_dir() and path != self.folder):
             try:
@@ -145,8 +174,8 @@ class Parts:
             except (OSError, ValueError):
                 theirs = {}
             differs = [name for name, value in self.identity.items() if theirs.get(name) != value]
-            what = f"{len(list(other.glob('*/shard-*.json')))} finished shards of another run"
-            print(f"{what} (different {', '.join(differs)}) are kept in {other} and not used", file=sys.stderr)
+            shards = f"{len(list(other.glob('*/shard-*.json')))} finished shards of another run"
+            print(f"{shards} (different {', '.join(differs)}) are kept in {other} and not used", file=sys.stderr)
 
     def end(self) -> None:
         """Remove the folder once nothing unfinished lies in it."""
@@ -156,9 +185,17 @@ class Parts:
             shutil.rmtree(self.root, ignore_errors=True)
 
 
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
 @contextlib.contextmanager
 def alone(root: Path) -> Iterator[None]:
-    """One run at a time works on a record. The lock is the operating system's: it ends with the process, however."""
+    """Let one run at a time work on a record. The operating system frees the lock when the process ends, killed or not.
+
+    Raises:
+        RecordError: another run holds the lock.
+    """
     root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / ".lock")
     try:
@@ -169,34 +206,3 @@ def alone(root: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-class Decoded(Dataset):
-    """``[(index, pixels)]`` -> (index, ``(3, H, W)`` or None, why not). `pixels`: None, or a smaller side.
-
-    `reader[index][0]` is what PIL opens. timm's own data set would put the next image in the place of one that cannot
-    be read.
-    """
-
-    def __init__(self, reader: Any, transforms: Mapping[int | None, Any]):
-        self.reader, self.transforms = reader, transforms
-
-    def __getitem__(self, where: tuple[int, int | None]) -> tuple[int, Tensor | None, str]:
-        index, pixels = where
-        try:
-            stream = self.reader[index][0]
-            with stream, Image.open(stream) as picture:
-                picture = picture.convert("RGB")  # decodes; grey, CMYK and palettes become RGB
-        except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-            return index, None, f"{type(error).__name__}: {error}"
-        return index, self.transforms[pixels](picture), ""
-
-
-def collate(rows: list[tuple[int, Tensor | None, str]]) -> tuple[list[int], Tensor | None, list[tuple[int, str]]]:
-    """(indices that were read, ``(B, 3, H, W)`` or None, indices that were not and why)."""
-    images = [image for _, image, _ in rows if image is not None]
-    return (
-        [index for index, image, _ in rows if image is not None],
-        torch.stack(images) if images else None,
-        [(index, why) for index, image, why in rows if image is None],
-    )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from tabulate import tabulate
 
 from pitome_core.experiments.records.cells import WHOLE, Cell
 from pitome_core.experiments.records.results import Record
+from pitome_core.experiments.records.statistics import Difference
 
 Column = Callable[[str], Any]  # from the key of a cell to what stands in the column
 RIVAL = "tome"  # whose cell of the same attention, metric, place and tokens a cell is compared with
@@ -68,3 +70,30 @@ def means(record: Record, names: Sequence[str], digits: int = 4) -> dict[str, Co
 def per_item(record: Record, name: str) -> Callable[[str, str], Any]:
     """Differences of the mean of one outcome, paired by item, as `table` takes them."""
     return lambda first, second: record.difference(first, second, name)
+
+
+def percent(record: Record, name: str) -> Column:
+    """The mean of an outcome in per cent with its 95 % interval, over the items that have a value."""
+    def mean(key: str) -> str:
+        if not _has_values(record, key, name):
+            return "nothing could be read"
+        value, low, high = (100 * value for value in record.estimate(key, name, skip_missing=True))
+        return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+    return mean
+
+
+def points(record: Record, name: str) -> Callable[[str, str], str]:
+    """Differences of the mean of one outcome in points of per cent, over the items that have a value in both cells."""
+    def difference(first: str, second: str) -> str:
+        if not _has_values(record, first, name) or not _has_values(record, second, name):
+            return ""
+        share = record.difference(first, second, name, skip_missing=True)
+        scaled = (100 * value for value in (share.mean, share.low, share.high))
+        return Difference(*scaled, share.items, share.clusters, 100 * share.detectable).format(2)
+
+    return difference
+
+
+def _has_values(record: Record, key: str, name: str) -> bool:
+    return not np.isnan(record.per_item(key, name)).all()

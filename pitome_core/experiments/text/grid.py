@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -112,6 +113,28 @@ def tokens(cell: Cell, depth: int, length: int) -> tuple[int, ...]:
     """Tokens entering each layer and leaving the last, [CLS] and [SEP] included."""
     keeps = [1.0] * depth if cell.arm == WHOLE else keeps_of(cell, depth)
     return keep_schedule(length - 2, keeps, depth, 2).tokens
+
+
+def cost(cell: Cell, model: nn.Module, lengths: Mapping[int, int]) -> dict[str, Any]:
+    """What one text costs, as a mean, and what else records say of the cell (`describe`).
+
+    ``lengths`` says how many texts have each number of tokens. ``gmacs`` are 10^9 multiply-accumulates, ``share`` their
+    share of the whole model's, ``tokens`` the tokens that enter each layer and leave the last. ``model`` is the bare
+    BERT.
+    """
+    texts, sizes = sum(lengths.values()), list(lengths)
+
+    def total(counts: Sequence[int]) -> int:
+        return sum(number * count for number, count in zip(lengths.values(), counts, strict=True))
+
+    of_cell, whole = total(macs(cell, model, sizes)), total(macs(Cell(WHOLE), model, sizes))
+    depth = len(getattr(model, "bert", model).encoder.layer)
+    left = sum(number * np.array(tokens(cell, depth, size)) for size, number in lengths.items())
+    return describe(cell) | {
+        "gmacs": round(of_cell / texts / 1e9, 6),
+        "share": round(of_cell / whole, 6),
+        "tokens": np.round(left / texts, 3).tolist(),
+    }
 
 
 def describe(cell: Cell) -> dict[str, Any]:

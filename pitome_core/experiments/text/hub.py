@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import re
-import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pitome_core.experiments import settings
 from pitome_core.experiments.data import splits
 from pitome_core.experiments.models import bert
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
-from pitome_core.experiments.runs import sweep
+from pitome_core.experiments.runs import sharded, shards
+from pitome_core.experiments.runs.sharded import ShardedTask
+from pitome_core.experiments.runs.shards import Refused, Unit
 from pitome_core.experiments.text import grid as text_grid
 from pitome_core.experiments.text import summary
-from pitome_core.experiments.text import tasks as text_tasks
 
 if TYPE_CHECKING:
     from transformers import BertForSequenceClassification
@@ -37,95 +39,129 @@ NEGATIVE, POSITIVE = ("negative", "neg", "label_0", "0"), ("positive", "pos", "l
 COLUMNS = ("text", "sentence", "review")  # of texts, in tables; labels stand in `label`
 
 
-class Refused(ValueError):
-    """What was asked for cannot be run; the message says why, and what to do."""
+class LabelledText(NamedTuple):
+    """One item of a data set: the text, its label (0 negative, 1 positive) and a name for it."""
+
+    text: str
+    label: Any
+    name: str
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """A data set of labelled texts in fixed order. ``digest`` identifies texts and labels."""
+
+    name: str
+    texts: tuple[str, ...]
+    labels: tuple[int, ...]
+    names: tuple[str, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class TextClassifier:
+    """A classifier of two classes in eval mode on its device. ``flipped``: its class 0 is the positive one."""
+
+    name: str
+    model: BertForSequenceClassification
+    tokenizer: Any
+    flipped: bool
+    digest: str
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the paper tier."""
-    group = parser.add_argument_group("paper tier", "One data set, scored whole; with --split test the scoring is "
-                                      "logged and the record lies in results/paper, without it is a trial.")
-    group.add_argument("--model", default="textattack/bert-base-uncased-SST-2", metavar="MODEL",
-                       help="classifier of two classes: a folder in the format of transformers, or a name on the hub; "
-                       "BERT or DistilBERT (default: %(default)s)")
+    group = parser.add_argument_group(
+        "paper tier",
+        "One data set, scored whole; with --split test the scoring is logged and the record lies in results/paper, "
+        "without it is a trial. A run that was stopped goes on where it was.",
+    )
+    group.add_argument("--model", nargs="+", default=["textattack/bert-base-uncased-SST-2"], metavar="MODEL",
+                       help="classifiers of two classes: a folder in the format of transformers, or a name on the hub; "
+                       "BERT or DistilBERT (default: textattack/bert-base-uncased-SST-2)")
     group.add_argument("--data", metavar="WHERE",
                        help="a .tsv, .csv or .jsonl with text and label (0 or 1; GLUE's SST-2 as it is), a folder with "
                        "pos/ and neg/ (IMDb's test), one with rt-polarity.pos and .neg, or hub:NAME[:SPLIT]")
     group.add_argument("--max-tokens", type=int, default=512, metavar="N", help="longer texts are cut (default: 512)")
+    group.add_argument("--first", type=int, metavar="N", help="the first N texts only, as a trial (not for test)")
+    shards.add_arguments(group, "texts", batch_size=32, pictures=False)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score what was asked for; 2, with the reason on stderr, if it cannot be run."""
-    try:
-        columns = [column[: args.count] for column in load_texts(args.data)]
-        task = HubTexts(args.model, *columns, args.data, args.max_tokens)
-    except Refused as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    cells = text_grid.cells(args.methods, args.keep or text_grid.KEEPS, every_layer=True)
-    path = sweep.output_folder(args) / f"text-{task.name}.json"
-    record = sweep.run("text", task, cells, path, split=args.split, protocol=PROTOCOL, again=args.again,
-                       estimate_only=args.estimate)
-    if not args.estimate:
-        print(summary.table(record, cells))
-    return 0
+    """Score what was asked for; the exit status, as `sharded.run` gives it."""
+    def load_data(args: argparse.Namespace) -> TextSet:
+        shards.check_numbers(args, "first", "max_tokens")
+        if args.first and args.split == "test":
+            raise Refused("--first is for trials: the test set is scored as a whole")
+        return load_texts(args.data, args.first)
+
+    def load_task(args: argparse.Namespace, device: torch.device, texts: TextSet, spec: str) -> ShardedTask:
+        return TextClassification(args, device, texts, load_classifier(spec, device))
+
+    return sharded.run(args, load_data, load_task)
 
 
-class HubTexts(text_tasks.Texts):
-    """A classifier of transformers, as it is, on a data set as it is. Outcome per item: ``correct``."""
+class TextClassification(ShardedTask):
+    """Whether a classifier of transformers, as it is, is right: ``correct``."""
 
-    clusters = ("id",)
+    experiment, protocol, clusters = "text", PROTOCOL, ("id",)
 
-    def __init__(
-        self, model: str, texts: Sequence[str], labels: Sequence[int], names: Sequence[str], where: str, max_tokens: int
-    ):
-        self.classifier, self.tokenizer, self.flipped = load_classifier(model)
-        self.model = self.classifier
-        self.depth = len(self.classifier.bert.encoder.layer)
-        longest = self.classifier.config.max_position_embeddings
-        self.rows = bert.encode(texts, min(max_tokens, longest), self.tokenizer)
-        self.labels = np.array(labels)
-        self.name = f"{_short(where)}-{_short(model)}"
-        self.items = {"id": list(names), "label": list(labels), "tokens": [len(row) for row in self.rows]}
-        self._about = {"model": _short(model), "data": _short(where), "dtype": "float32", "max_tokens": max_tokens}
+    def __init__(self, args: argparse.Namespace, device: torch.device, texts: TextSet, classifier: TextClassifier):
+        super().__init__(args, device)
+        self.texts, self.classifier, self.model = texts, classifier, classifier.model
+        longest = min(args.max_tokens, self.model.config.max_position_embeddings)
+        self.rows = bert.encode(texts.texts, longest, classifier.tokenizer)
+        tokens = [len(row) for row in self.rows]
+        self.lengths = Counter(tokens)
+        self.name, self.what = f"{texts.name}-{classifier.name}", f"{len(self.rows)} texts"
+        self.split = args.split
+        self.items = {"id": texts.names, "label": texts.labels, "tokens": tokens}
+        self.about = {
+            "model": classifier.name, "weights": classifier.digest, "data": texts.name, "list": texts.digest,
+            "max_tokens": args.max_tokens,
+        }
+        try:
+            self.cells = text_grid.cells(args.methods, args.keep or text_grid.KEEPS, every_layer=True)
+        except ValueError as error:
+            raise Refused(str(error)) from error
 
-    @property
-    def about(self) -> dict[str, Any]:
-        return self._about
+    def applied(self, piece: Cell) -> AbstractContextManager[nn.Module]:
+        return text_grid.applied(piece, self.model)
 
-    def has_frozen(self, cell: Cell) -> bool:
-        return False
+    def cost(self, cell: Cell) -> Mapping[str, Any]:
+        return text_grid.cost(cell, self.model, self.lengths)
 
-    def work(self, cell: Cell) -> int:
-        return len(self.rows)
+    def score(self, running: nn.Module, unit: Unit, batches: Iterator) -> dict[str, Any]:
+        logits = self.logits(running, self.rows[unit.start : unit.stop], text_grid.needs_equal_lengths(unit.piece))
+        guesses = logits.argmax(1).tolist()
+        labels = self.texts.labels[unit.start : unit.stop]
+        return {"correct": [int(guess == label) for guess, label in zip(guesses, labels, strict=True)]}
 
-    def prepare(self) -> None:
-        """Nothing: the classifier is there."""
-
-    def logits(self, running: nn.Module, rows: Sequence[Sequence[int]], *, equal: bool = False) -> Tensor:
-        """``(N, 2)``: negative, positive."""
+    def logits(self, running: nn.Module, rows: Sequence[Sequence[int]], equal: bool) -> Tensor:
+        """``(N, 2)``: negative, positive. ``equal``: a batch holds rows of one length."""
         def read(ids: Tensor, mask: Tensor) -> Tensor:
-            return running(input_ids=ids, attention_mask=mask).logits
+            with self.autocast():
+                return running(input_ids=ids, attention_mask=mask).logits
 
-        size = 8 if self.device.type == "cpu" else 128
-        found = bert.in_batches(rows, self.device, read, tokenizer=self.tokenizer, equal=equal, size=size)
-        return found.flip(1) if self.flipped else found
+        tokenizer, size = self.classifier.tokenizer, self.args.batch_size
+        logits = bert.in_batches(rows, self.device, read, tokenizer=tokenizer, equal=equal, size=size)
+        return logits.flip(1) if self.classifier.flipped else logits
 
-    def run_once(self, rows: Sequence[Sequence[int]]) -> None:
-        self.logits(self.model, rows)
+    def assemble(self, cell: Cell, parts: Sequence[Sequence[Mapping]]) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {}, {"correct": results.pack(sharded.joined(parts[0], "correct"))}
 
-    def score(self, running: nn.Module, cell: Cell) -> dict[str, Any]:
-        logits = self.logits(running, self.rows, equal=text_grid.needs_equal_lengths(cell))
-        return {"correct": results.pack(logits.argmax(1).numpy() == self.labels)}
+    def table(self, record: results.Record) -> str:
+        return summary.table(record, self.cells)
 
 
 # --- models
 
 
-def load_classifier(name: str) -> tuple[BertForSequenceClassification, Any, bool]:
-    """Classifier in eval mode on `settings.device`, its tokenizer, and whether its class 0 is the positive one.
+def load_classifier(name: str, device: torch.device) -> TextClassifier:
+    """A classifier of transformers from a folder or the hub.
 
-    Raises `Refused` for models that are no BERT or DistilBERT with two classes, or that cannot be loaded.
+    Raises:
+        Refused: it is no BERT or DistilBERT with two classes of sentiment, or it cannot be loaded.
     """
     import transformers
 
@@ -156,7 +192,8 @@ def load_classifier(name: str) -> tuple[BertForSequenceClassification, Any, bool
         raise Refused(f"{name} calls its classes {' and '.join(names)}, which is positive? Set id2label in its config")
     if config.model_type == "distilbert":
         model = as_bert(model)
-    return model.eval().to(settings.device()), tokenizer, flipped
+    digest = shards.weights_digest(model)
+    return TextClassifier(_short(name), model.eval().to(device), tokenizer, flipped, digest)
 
 
 def as_bert(distilled: nn.Module) -> BertForSequenceClassification:
@@ -196,11 +233,14 @@ def as_bert(distilled: nn.Module) -> BertForSequenceClassification:
 # --- data
 
 
-def load_texts(where: str | None) -> tuple[list[str], list[int], list[str]]:
-    """Texts, labels (0 negative, 1 positive) and names of the items. `Refused` for what cannot be read.
+def load_texts(where: str | None, first: int | None = None) -> TextSet:
+    """The texts of a file, a folder or a data set of the hub, or the ``first`` of them.
 
-    Items keep the order of the data, except in folders, where files are dealt by a hash of their name, so that
-    ``--count`` takes both labels.
+    Items keep the order of the data. In folders files are sorted by a hash of their names, so that the first of them
+    have both labels.
+
+    Raises:
+        Refused: there is nothing there, or it cannot be read.
     """
     if where is None:
         raise Refused("no data: pass --data, a .tsv, .csv, .jsonl, a folder with pos/ and neg/, or hub:NAME[:SPLIT]")
@@ -213,22 +253,23 @@ def load_texts(where: str | None) -> tuple[list[str], list[int], list[str]]:
         rows = _from_folder(path) if path.is_dir() else _from_file(path)
     if not rows:
         raise Refused(f"{where} has no texts")
-    texts, labels, names = (list(column) for column in zip(*rows, strict=True))
-    if odd := [label for label in labels if str(label) not in ("0", "1")]:
-        remedy = "the test file of GLUE has none: use dev.tsv" if str(odd[0]) == "-1" else "labels are 0 and 1"
-        raise Refused(f"{where}: {len(odd)} of {len(labels)} labels are not 0 or 1, the first is {odd[0]!r}; {remedy}")
-    return texts, [int(label) for label in labels], names
+    wrong = [row.label for row in rows if str(row.label) not in ("0", "1")]
+    if wrong:
+        remedy = "the test file of GLUE has none: use dev.tsv" if str(wrong[0]) == "-1" else "labels are 0 and 1"
+        raise Refused(f"{where}: {len(wrong)} of {len(rows)} labels are not 0 or 1, the first is {wrong[0]!r}; "
+                      f"{remedy}")
+    texts, labels, names = zip(*rows[:first], strict=True)
+    digest = hashlib.sha256(json.dumps([texts, list(map(int, labels))]).encode()).hexdigest()[:12]
+    name = _short(where) + (f"-first{first}" if first else "")
+    return TextSet(name, texts, tuple(map(int, labels)), names, digest)
 
 
-Row = tuple[str, Any, str]
-
-
-def _from_file(path: Path) -> list[Row]:
+def _from_file(path: Path) -> list[LabelledText]:
     if path.suffix == ".jsonl":
         table = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     elif path.suffix in (".csv", ".tsv"):
         with path.open(encoding="utf-8", newline="") as stream:
-            # GLUE's tables have quotes that quote nothing.
+            # In GLUE's tables a quotation mark is a character like others: it opens no field.
             how = dict(delimiter="\t", quoting=csv.QUOTE_NONE) if path.suffix == ".tsv" else {}
             table = list(csv.DictReader(stream, **how))
     else:
@@ -236,34 +277,36 @@ def _from_file(path: Path) -> list[Row]:
     if not table:
         return []
     column = _column(table[0], path.name)
-    return [(row[column], row["label"], f"{i:05d}") for i, row in enumerate(table)]
+    return [LabelledText(row[column], row["label"], f"{i:05d}") for i, row in enumerate(table)]
 
 
 def _column(names: Any, where: str) -> str:
-    found = [name for name in COLUMNS if name in names]
-    if not found or "label" not in names:
+    present = [name for name in COLUMNS if name in names]
+    if not present or "label" not in names:
         raise Refused(f"{where} has columns {', '.join(names)}; it needs label and one of {', '.join(COLUMNS)}")
-    return found[0]
+    return present[0]
 
 
-def _from_folder(path: Path) -> list[Row]:
+def _from_folder(path: Path) -> list[LabelledText]:
     if (path / "rt-polarity.pos").is_file():  # Pang and Lee's files; Latin-1, one excerpt a line
         rows = []
         for label, name in enumerate(("neg", "pos")):
             lines = (path / f"rt-polarity.{name}").read_bytes().decode("latin-1").split("\n")
-            rows += [(line.strip(), label, f"{name}/{i:05d}") for i, line in enumerate(lines) if line.strip()]
+            rows += [
+                LabelledText(line.strip(), label, f"{name}/{i:05d}") for i, line in enumerate(lines) if line.strip()
+            ]
     else:
         folders = [path / "neg", path / "pos"]
         if missing := [folder.name for folder in folders if not folder.is_dir()]:
             raise Refused(f"{path.name} has no {' and no '.join(missing)}: pass IMDb's test folder, with pos/ and neg/")
         rows = [
-            (file.read_text(encoding="utf-8").replace("<br />", " "), label, f"{folder.name}/{file.stem}")
+            LabelledText(file.read_text(encoding="utf-8").replace("<br />", " "), label, f"{folder.name}/{file.stem}")
             for label, folder in enumerate(folders) for file in folder.glob("*.txt")
         ]
-    return sorted(rows, key=lambda row: splits.unit(row[2]))
+    return sorted(rows, key=lambda row: splits.unit(row.name))
 
 
-def _from_hub(where: str) -> list[Row]:
+def _from_hub(where: str) -> list[LabelledText]:
     try:
         import datasets
     except ImportError:
@@ -280,7 +323,7 @@ def _from_hub(where: str) -> list[Row]:
         ) from error
     column = _column(table.column_names, where)
     pairs = zip(table[column], table["label"], strict=True)
-    return [(text, label, f"{i:05d}") for i, (text, label) in enumerate(pairs)]
+    return [LabelledText(text, label, f"{i:05d}") for i, (text, label) in enumerate(pairs)]
 
 
 def _short(where: str) -> str:

@@ -20,7 +20,7 @@ from pitome_core.experiments.data import sentences
 from pitome_core.experiments.models import bert
 from pitome_core.experiments.records import files, results
 from pitome_core.experiments.records.cells import Cell
-from pitome_core.experiments.runs import clock, grid
+from pitome_core.experiments.runs import clock
 from pitome_core.experiments.text import classifiers
 from pitome_core.experiments.text import grid as text_grid
 
@@ -43,15 +43,10 @@ class Texts:
         self.labels = np.array(items["label"])
         self.items = items | {"tokens": [len(row) for row in self.rows]}
         self.model = bert.sentence_encoder()
-        self.depth = len(self.model.encoder.layer)
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
-
-    def run_once(self, rows: Sequence[Sequence[int]]) -> None:
-        """The whole model on token rows; ends on the CPU, so that it has waited for the device."""
-        classifiers.features(self.model, rows)
 
     @cached_property
     def tuned(self) -> list[classifiers.Classifier]:
@@ -74,7 +69,7 @@ class Texts:
         order = sorted(range(len(self.rows)), key=lambda i: len(self.rows[i]))
         count = min(len(order), 64 if self.device.type == "cpu" else 512)
         sample = [self.rows[order[i * len(order) // count]] for i in range(count)]
-        return clock.quickest(lambda: self.run_once(sample), self.device) / len(sample)
+        return clock.quickest(lambda: classifiers.features(self.model, sample), self.device) / len(sample)
 
     def has_frozen(self, cell: Cell) -> bool:
         """Whether the cell has the third column: not on shifted sources, and not where few seeds would say little."""
@@ -94,38 +89,12 @@ class Texts:
         self.tuned, self.frozen  # noqa: B018  (loaded before anything is scored)
 
     def cost(self, cell: Cell) -> dict[str, Any]:
-        """Mean over the items of the exact counts: 10^9 multiply-accumulates, share, tokens entering each layer."""
-        macs = self._macs(cell)
-        left = sum(n * np.array(text_grid.tokens(cell, self.depth, length)) for length, n in self._lengths.items())
-        return text_grid.describe(cell) | {
-            "gmacs": round(macs / len(self.rows) / 1e9, 6),
-            "share": round(macs / self._whole, 6),
-            "tokens": np.round(left / len(self.rows), 3).tolist(),
-        } | self._retrained_weights(cell)
+        """As `text.grid.cost`, and which weights a retrained cell reads."""
+        return text_grid.cost(cell, self.model, Counter(self.items["tokens"])) | self._retrained_weights(cell)
 
     def _retrained_weights(self, cell: Cell) -> dict[str, Any]:
         paths = [classifiers.weights_path(seed, cell) for seed in classifiers.SEEDS] if cell.retrained else []
         return {"weights": {path.stem: files.digest(path) for path in paths}} if paths else {}
-
-    def _macs(self, cell: Cell) -> int:
-        """Of all items together; counted once per cell."""
-        if cell.key not in self._counted:
-            counts = text_grid.macs(cell, self.model, list(self._lengths))
-            self._counted[cell.key] = sum(n * m for n, m in zip(self._lengths.values(), counts, strict=True))
-        return self._counted[cell.key]
-
-    @cached_property
-    def _counted(self) -> dict[str, int]:
-        return {}
-
-    @cached_property
-    def _whole(self) -> int:
-        return self._macs(Cell(grid.WHOLE))
-
-    @cached_property
-    def _lengths(self) -> Counter[int]:
-        """How many items have each number of tokens."""
-        return Counter(self.items["tokens"])
 
     def score(self, running: torch.nn.Module, cell: Cell) -> dict[str, Any]:
         chosen = [classifiers.load(s, cell) for s in classifiers.SEEDS] if cell.retrained else self.tuned

@@ -1,10 +1,6 @@
 """ImageNet-1k with merged timm models, off the shelf: the paper's Table 5, as the paper tier of `vision` runs it.
 
-Every image of the validation set is scored: grey and CMYK ones are converted, none is dropped. A unit of work is a cell
-of the grid on a shard of consecutive images. A finished shard is a file in ``<record>.parts``, named after all that can
-change an outcome (code, weights, list of images, preprocessing, dtype, versions, kind of device), so that parts of
-different runs never mix; a cell whose shards are all there moves into the record. Processes share the shards; they need
-a common file system and nothing else.
+Every image of the validation set is scored. Grey and CMYK images are converted, none is dropped.
 
 Of the MAE models timm has the pretraining weights alone (``vit_*.mae``, no classifier: ``num_classes=0`` in timm's
 table). The fine-tuned ones are three files of the MAE authors, named in `PUBLISHED`, for ``--checkpoint``.
@@ -14,15 +10,12 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import difflib
 import hashlib
 import itertools
 import re
-import shutil
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,34 +23,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 import pitome_core as pc
-from pitome_core.experiments import settings
-from pitome_core.experiments.records import provenance, results
+from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
-from pitome_core.experiments.records.fingerprint import code_of
-from pitome_core.experiments.records.statistics import Difference
-from pitome_core.experiments.runs import grid, sweep
-from pitome_core.experiments.runs.shards import (
-    DTYPES,
-    Decoded,
-    Parts,
-    Refused,
-    Unit,
-    add_arguments,
-    alone,
-    check_numbers,
-    collate,
-    processes,
-    split,
-    weights_digest,
-)
+from pitome_core.experiments.runs import decoding, grid, sharded, shards, summary
+from pitome_core.experiments.runs.sharded import UNREADABLE, ShardedTask
+from pitome_core.experiments.runs.shards import Refused, Unit
 
 PROTOCOL = "vision-1"  # the grid in book/protocol.md
 TOP = 5
-MISSING = "-"  # in a part's string of outcomes: the image could not be read
+MISSING = "-"  # in a part's string of outcomes, in the place of an image that could not be read
 
 
 @dataclass(frozen=True)
@@ -112,7 +88,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class ImageClassifier:
     """A model ready to be scored: in eval mode on its device, with its preprocessing and the digest of its weights."""
 
     slug: str
@@ -145,34 +121,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
                        help=f"weights to load into --model; MAE needs its fine-tuned ones: {files}")
     group.add_argument("--model-args", nargs="+", default=[], metavar="NAME=VALUE",
                        help="passed to timm.create_model, e.g. global_pool=avg")
-    add_arguments(group, "images")
+    shards.add_arguments(group, "images")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score what was asked for in this process and those beside it; the exit status.
+    """Score what was asked for; the exit status, as `sharded.run` gives it."""
+    def load_task(args: argparse.Namespace, device: torch.device, images: Images, spec: str) -> ShardedTask:
+        classifier = load_model(spec, images.classes, args.checkpoint, _model_args(args.model_args), device)
+        return ImageClassification(args, device, images, classifier)
 
-    0: every image of every cell has an outcome. 1: some image could not be read. 2: refused, with the reason on stderr.
-    """
-    try:
-        state, device = processes()
-    except Refused as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    status = 0
-    try:
-        _check_numbers(args)
-        images = load_images(args.data, args.class_map)
-        for spec in args.model:
-            with state.main_process_first():  # one process downloads, the others find the file in the cache
-                loaded = load_model(spec, images.classes, args.checkpoint, _model_args(args.model_args), device)
-            status = max(status, _score_model(args, state, device, loaded, images, PROTOCOL))
-    except (Refused, results.RecordError) as error:
-        if state.is_main_process:
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    if state.num_processes > 1:
-        state.destroy_process_group()
-    return status
+    return sharded.run(args, _load_data, load_task)
+
+
+def _load_data(args: argparse.Namespace) -> Images:
+    if args.checkpoint is not None and len(args.model) > 1:
+        raise Refused(f"one --checkpoint for {len(args.model)} models: run them one by one")
+    return load_images(args.data, args.class_map)
+
+
+# --- data
 
 
 def load_images(where: str | None, class_map: Path | None = None) -> Images:
@@ -249,9 +216,12 @@ def _hub_reader(name: str, split: str, class_map: Path | None) -> Any:
         ) from error
 
 
+# --- models
+
+
 def load_model(
     spec: str, classes: int, checkpoint: Path | None, model_args: Mapping[str, Any], device: torch.device
-) -> Loaded:
+) -> ImageClassifier:
     """A pretrained classifier of timm by the paper's short name, timm's name or ``local-dir:FOLDER``.
 
     Raises:
@@ -290,13 +260,13 @@ def load_model(
         pc.schedule(model, keep=1.0)
     except (TypeError, ValueError) as error:
         raise Refused(f"{spec} cannot be merged: {error}") from error
-    digest = weights_digest(model)
+    digest = shards.weights_digest(model)
     data = timm.data.resolve_model_data_config(model) | dict(known.data)
     if model.patch_embed.img_size:  # --model-args img_size=... is not in timm's description of the weights
         data["input_size"] = (data["input_size"][0], *model.patch_embed.img_size)
     slug = short or re.sub(r"[^\w.]+", "-", Path(spec.partition(":")[2] or spec).name).strip("-")
     public = f"local-dir:{slug}" if spec.startswith("local-dir:") else known.name
-    return Loaded(slug, public, model.eval().to(device), data, given, digest)
+    return ImageClassifier(slug, public, model.eval().to(device), data, given, digest)
 
 
 def _check_name(known: Published, called: str, checkpoint: Path | None) -> None:
@@ -349,269 +319,83 @@ def _model_args(words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _check_numbers(args: argparse.Namespace) -> None:
-    check_numbers(args)
-    if args.checkpoint is not None and len(args.model) > 1:
-        raise Refused(f"one --checkpoint for {len(args.model)} models: run them one by one")
+# --- scoring
 
 
-def _loader(
-    args: argparse.Namespace, device: torch.device, loaded: Loaded, images: Images, units: Sequence[Unit]
-) -> DataLoader:
-    """All batches of the units, in order: workers go on decoding while one shard ends and the next begins."""
-    from timm.data import create_transform
+class ImageClassification(ShardedTask):
+    """Whether a classifier's first guess is right (``correct``), and whether one of its first five is (``top5``)."""
 
-    transforms = {}
-    for pixels in {unit.cell.pixels for unit in units}:
-        size = {} if pixels is None else {"input_size": (loaded.data["input_size"][0], pixels, pixels)}
-        transforms[pixels] = create_transform(**{**loaded.data, **size}, is_training=False)
-    batches = (
-        [(index, unit.cell.pixels) for index in range(start, min(start + args.batch_size, unit.stop))]
-        for unit in units
-        for start in range(unit.start, unit.stop, args.batch_size)
-    )
-    return DataLoader(
-        Decoded(images.reader, transforms), batch_sampler=batches, num_workers=args.workers, collate_fn=collate,
-        pin_memory=device.type == "cuda",
-    )
+    experiment, protocol, split = "vision", PROTOCOL, "validation"
 
-
-def _score_model(
-    args: argparse.Namespace, state: Any, device: torch.device, loaded: Loaded, images: Images, protocol: str
-) -> int:
-    """All that is missing of one model's record; the exit status (on all but the main process: 0)."""
-    from accelerate.utils import broadcast_object_list
-
-    settings.exact_float32()  # under autocast too: plans are float32 there
-    cells = _cells(args, loaded)
-    header = _header(args, loaded, images, protocol)
-    slug = loaded.slug + ("" if args.dtype == "float32" else f"-{args.dtype}")
-    record = results.Record.open(
-        sweep.output_folder(args) / f"vision-imagenet-{slug}.json", header, {"id": range(len(images.targets))}
-    )
-    run = provenance.of_run(code_of(_score_model), test=args.split == "test" and not args.estimate,
-                            allow_modified=args.allow_modified)
-    versions = {name: run["packages"].get(name) for name in ("torch", "torchvision", "timm")}
-    parts = Parts(record.path, {
-        "code": run["code"], **{name: header[name] for name in ("model", "weights", "data", "dtype")},
-        "preprocessing": header["preprocessing"], "model_args": header["model_args"], "packages": versions,
-        "device": device.type, "shard": args.shard,
-    })
-    units = {cell.key: split(cell, len(images.targets), args.shard) for cell in cells}
-    with contextlib.ExitStack() as stack:
-        plan: list[Any] = [None]
-        if state.is_main_process:
-            stack.enter_context(alone(parts.root))
-            plan = [_missing(record, parts, cells, units, args.again)]
-        # One process looks and tells the others: by the time they had looked, it might have finished a shard.
-        todo = [units[key][number] for key, number in broadcast_object_list(plan)[0]]
-        unfinished = [cell for cell in cells if args.again or cell.key not in record]
-        mine = todo[state.process_index :: state.num_processes]
-        if state.is_main_process:
-            _announce(args, record, cells, unfinished, todo, state.num_processes)
-            if args.split == "test" and todo and not args.estimate:
-                provenance.log_test(record, [cell.key for cell in unfinished], run)
-        assembler = None
-        if state.is_main_process:
-            assembler = _Assembler(record, run, parts, unfinished, units, loaded.model)
-        mine = mine[:1] if args.estimate else mine
-        _score_units(args, state, device, loaded, images, parts, mine, todo, assembler)
-        if args.estimate:
-            return 0
-        state.wait_for_everyone()
-        if assembler is None:
-            return 0
-        assembler.collect(final=True)
-        parts.end()
-    print(summary(record, cells))
-    unreadable = {name for cell in cells for name in record.cells[cell.key]["unreadable"]}
-    if unreadable:
-        print(f"{len(unreadable)} of {len(record)} images could not be read and are left out: "
-              f"{', '.join(sorted(unreadable))}. Mend them and pass --again", file=sys.stderr)
-    return 1 if unreadable else 0
-
-
-def _cells(args: argparse.Namespace, loaded: Loaded) -> list[Cell]:
-    _, height, width = loaded.data["input_size"]
-    patch = loaded.model.patch_embed.patch_size[0]
-    try:
-        return grid.cells(args.methods, args.keep, img_size=height if height == width else None, patch=patch)
-    except ValueError as error:
-        raise Refused(str(error)) from error
-
-
-def _header(args: argparse.Namespace, loaded: Loaded, images: Images, protocol: str) -> dict[str, Any]:
-    """What the record says about the run as a whole. Digests stand for the list of images and for the weights."""
-    return {
-        "experiment": "vision", "task": f"imagenet-{loaded.slug}", "tier": settings.profile(), "split": "validation",
-        "protocol": protocol, "clusters": [], "model": loaded.name, "model_args": dict(loaded.args),
-        "weights": loaded.digest, "dtype": args.dtype, "preprocessing": dict(loaded.data),
-        "data": {"name": images.name, "images": len(images.targets), "classes": images.classes, "list": images.digest},
-    }
-
-
-def _missing(
-    record: results.Record, parts: Parts, cells: Sequence[Cell], units: Mapping[str, list[Unit]], again: bool
-) -> list[tuple[str, int]]:
-    """(cell, shard) of all that has to be scored, cell by cell. Clears what a run left that died while it assembled."""
-    parts.begin()
-    found = []
-    for cell in cells:
-        absent = [unit.shard for unit in units[cell.key] if not parts.path(unit).is_file()]
-        if cell.key in record and not absent:  # the record has it, its parts were about to be removed
-            shutil.rmtree(parts.cell_folder(cell))
-            absent = [unit.shard for unit in units[cell.key]]
-        if again or cell.key not in record:
-            found += [(cell.key, shard) for shard in absent]
-    return found
-
-
-def _announce(
-    args: argparse.Namespace, record: results.Record, cells: list, unfinished: list, todo: list[Unit], processes: int
-) -> None:
-    shards = -(-len(record) // args.shard)
-    print(
-        f"vision-{record.header['task']}, {args.dtype}: {len(record)} images, {len(cells)} cells, "
-        f"{len(cells) - len(unfinished)} recorded already; {len(todo)} of {len(unfinished) * shards} shards to score "
-        f"in {processes} process{'es' if processes > 1 else ''}",
-        flush=True,
-    )
-
-
-def _score_units(
-    args: argparse.Namespace, state: Any, device: torch.device, loaded: Loaded, images: Images, parts: Parts,
-    mine: list[Unit], todo: list[Unit], assembler: _Assembler | None,
-) -> None:
-    """Score this process's units, one part each; the main process shows progress and assembles what is complete."""
-    if not mine:
-        return
-    batches = iter(_loader(args, device, loaded, images, mine))
-    bar = tqdm(mine, unit="shard", file=sys.stdout, disable=None if state.is_main_process else True, mininterval=1)
-    named: set[int] = set()
-    estimated = assembler is None
-    with bar:
-        for cell, units in itertools.groupby(mine, key=lambda unit: unit.cell):
-            bar.set_description(cell.key)
-            with grid.applied(cell, loaded.model) as running:
-                for unit in units:
-                    start = time.perf_counter()
-                    part, broken = _score_unit(unit, batches, running, device, images, args)
-                    seconds = time.perf_counter() - start
-                    where = {"device": settings.device_name(device), "batch": args.batch_size}
-                    parts.write(unit, part | {"seconds": round(seconds, 3)} | where)
-                    for index, why in broken:
-                        if index not in named:
-                            bar.write(f"cannot read {images.filename(index)} ({why})", file=sys.stderr)
-                            named.add(index)
-                    bar.update()
-                    if not estimated:
-                        estimated = True
-                        minutes = _estimate(unit, seconds, todo, assembler.costs, state.num_processes)
-                        bar.write(f"  estimate: {minutes:.1f} min; the first shard took {seconds:.1f} s, with start")
-            if assembler is not None and not args.estimate:
-                assembler.collect()
-
-
-def _estimate(unit: Unit, seconds: float, todo: Sequence[Unit], costs: Mapping[str, Any], processes: int) -> float:
-    """Minutes for the units `todo` shared by processes, if time goes with multiply-accumulates as it did in `unit`."""
-    def work(unit: Unit) -> float:
-        return (unit.stop - unit.start) * costs[unit.cell.key]["share"]
-
-    return seconds / work(unit) * sum(work(other) for other in todo) / processes / 60
-
-
-@torch.inference_mode()
-def _score_unit(
-    unit: Unit, batches: Iterator, running: nn.Module, device: torch.device, images: Images, args: argparse.Namespace
-) -> tuple[dict[str, Any], list[tuple[int, str]]]:
-    """The part of one unit, and what could not be read: (index, why)."""
-    dtype = DTYPES[args.dtype]
-    first, top = [MISSING] * (unit.stop - unit.start), [MISSING] * (unit.stop - unit.start)
-    broken: list[tuple[int, str]] = []
-    for _ in range(unit.start, unit.stop, args.batch_size):
-        indices, pixels, unread = next(batches)
-        broken += unread
-        if pixels is None:
-            continue
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = running(pixels.to(device, non_blocking=True))  # (B, classes)
-        best = logits.float().topk(min(TOP, images.classes)).indices.cpu().numpy()  # (B, 5)
-        right = best == images.targets[indices][:, None]
-        for index, hits in zip(indices, right, strict=True):
-            first[index - unit.start], top[index - unit.start] = str(int(hits[0])), str(int(hits.any()))
-    unreadable = [[index, images.filename(index), why.partition(":")[0]] for index, why in broken]
-    return {"correct": "".join(first), "top5": "".join(top), "unreadable": unreadable}, broken
-
-
-class _Assembler:
-    """Moves cells whose shards are all there from the parts into the record, in the order of the grid."""
-
-    def __init__(
-        self, record: results.Record, run: Mapping[str, Any], parts: Parts, cells: Sequence[Cell],
-        units: Mapping[str, list[Unit]], model: nn.Module,
-    ):
-        self.record, self.run, self.parts, self.units, self.waiting = record, run, parts, units, list(cells)
-        self.costs = {cell.key: grid.cost(cell, model) for cell in cells}
-
-    def collect(self, final: bool = False) -> None:
-        """Take what is complete. `RecordError` if, at the end, something is not."""
-        while self.waiting:
-            cell = self.waiting[0]
-            absent = [unit for unit in self.units[cell.key] if not self.parts.path(unit).is_file()]
-            if absent and final:
-                raise results.RecordError(
-                    f"{len(absent)} of {len(self.units[cell.key])} shards of {cell.key} are not in "
-                    f"{self.parts.folder}: do all machines see this folder? Start again to score them"
-                )
-            if absent:
-                return
-            self._take(cell)
-            self.waiting.pop(0)
-
-    def _take(self, cell: Cell) -> None:
-        found = [self.parts.read(unit, "correct", "top5") for unit in self.units[cell.key]]
-        outcomes = {}
-        for name in ("correct", "top5"):
-            letters = "".join(part[name] for part in found)
-            outcomes[name] = np.array([np.nan if letter == MISSING else int(letter) for letter in letters])
-        scored = int((~np.isnan(outcomes["correct"])).sum())
-        about = cell.describe() | self.costs[cell.key]
-        about |= {
-            "top1": round(float(np.nanmean(outcomes["correct"])), 6) if scored else None,
-            "scored": scored,
-            "unreadable": [name for part in found for _, name, _ in part["unreadable"]],
-            "seconds": round(sum(part["seconds"] for part in found), 2),
-            "devices": sorted({part["device"] for part in found}),
+    def __init__(self, args: argparse.Namespace, device: torch.device, images: Images, classifier: ImageClassifier):
+        super().__init__(args, device)
+        self.images, self.classifier, self.model = images, classifier, classifier.model
+        self.name, self.what = f"imagenet-{classifier.slug}", f"{len(images.targets)} images"
+        self.items = {"id": range(len(images.targets))}
+        self.about = {
+            "model": classifier.name, "model_args": dict(classifier.args), "weights": classifier.digest,
+            "preprocessing": dict(classifier.data),
+            "data": {"name": images.name, "images": len(images.targets), "classes": images.classes,
+                     "list": images.digest},
         }
-        self.record.add(cell.key, about, {name: results.pack(values) for name, values in outcomes.items()}, self.run)
-        shutil.rmtree(self.parts.cell_folder(cell))
+        self.cells = self._cells()
 
+    def _cells(self) -> list[Cell]:
+        _, height, width = self.classifier.data["input_size"]
+        size = {"img_size": height if height == width else None, "patch": self.model.patch_embed.patch_size[0]}
+        try:
+            return grid.cells(self.args.methods, self.args.keep or grid.KEEPS, **size)
+        except ValueError as error:
+            raise Refused(str(error)) from error
 
-def summary(record: results.Record, cells: Sequence[Cell]) -> str:
-    """A plain table: cost, top-1 with its interval, top-5, paired differences to whole model and ToMe (in points)."""
-    keys = record.groups(cells)
-    lines = [
-        f"{'cell':32s} {'GMACs':>8s} {'share':>6s} {'top-1 %':>8s} {'':14s} {'top-5 %':>8s}  "
-        f"{'minus whole model':>22s}  {'minus ToMe':>22s}"
-    ]
-    for key in keys:
-        about = record.about(key)
-        if not about["scored"]:
-            lines.append(f"{key:32s} {about['gmacs']:8.3f} {about['share']:6.3f}   no image could be read")
-            continue
-        mean, low, high = (100 * value for value in record.estimate(key, "correct", skip_missing=True))
-        top = 100 * np.nanmean(record.mean_over_seeds(key, "top5"))
-        rival = record.rival_of(key) or ""
-        lines.append(
-            f"{key:32s} {about['gmacs']:8.3f} {about['share']:6.3f} {mean:8.2f} [{low:5.2f}, {high:5.2f}] {top:8.2f}  "
-            f"{_against(record, key, grid.WHOLE):>22s}  {_against(record, key, rival):>22s}".rstrip()
+    def applied(self, piece: Cell) -> AbstractContextManager[nn.Module]:
+        return grid.applied(piece, self.model)
+
+    def cost(self, cell: Cell) -> Mapping[str, Any]:
+        return grid.cost(cell, self.model)
+
+    def batches(self, units: Sequence[Unit]) -> Iterator[decoding.Batch]:
+        from timm.data import create_transform
+
+        data, transforms = self.classifier.data, {}
+        for pixels in {unit.piece.pixels for unit in units}:
+            size = {} if pixels is None else {"input_size": (data["input_size"][0], pixels, pixels)}
+            transforms[pixels] = create_transform(**{**data, **size}, is_training=False)
+        places = (
+            [(number, unit.piece.pixels) for number in batch]
+            for unit in units for batch in unit.batches(self.args.batch_size)
         )
-    return "\n".join(lines)
+        return decoding.batches(self.images.reader, transforms, places, self.args, self.device)
 
+    def score(self, running: nn.Module, unit: Unit, batches: Iterator[decoding.Batch]) -> dict[str, Any]:
+        first, top, unreadable = [MISSING] * len(unit), [MISSING] * len(unit), {}
+        for _ in unit.batches(self.args.batch_size):
+            numbers, pixels, reasons = next(batches)
+            for number, why in reasons.items():
+                name = self.images.filename(number)
+                unreadable[name] = f"cannot read {name} ({why})"
+            if pixels is None:
+                continue
+            with self.autocast():
+                logits = running(pixels.to(self.device, non_blocking=True))  # (B, classes)
+            best = logits.float().topk(min(TOP, self.images.classes)).indices.cpu().numpy()  # (B, 5)
+            right = best == self.images.targets[numbers][:, None]
+            for number, hits in zip(numbers, right, strict=True):
+                first[number - unit.start], top[number - unit.start] = str(int(hits[0])), str(int(hits.any()))
+        return {"correct": "".join(first), "top5": "".join(top), UNREADABLE: unreadable}
 
-def _against(record: results.Record, key: str, rival: str) -> str:
-    if rival == key or rival not in record:
-        return ""
-    found = record.difference(key, rival, "correct", skip_missing=True)
-    points = Difference(*(100 * v for v in (found.mean, found.low, found.high)), found.items, found.clusters, np.nan)
-    return points.format(2)
+    def assemble(self, cell: Cell, parts: Sequence[Sequence[Mapping]]) -> tuple[dict[str, Any], dict[str, Any]]:
+        outcomes = {
+            name: np.array([np.nan if letter == MISSING else int(letter) for letter in sharded.joined(parts[0], name)])
+            for name in ("correct", "top5")
+        }
+        scored = int((~np.isnan(outcomes["correct"])).sum())
+        top1 = round(float(np.nanmean(outcomes["correct"])), 6) if scored else None
+        return {"top1": top1, "scored": scored}, {name: results.pack(values) for name, values in outcomes.items()}
+
+    def table(self, record: results.Record) -> str:
+        """Cost, top-1 with its interval, top-5, and paired differences in top-1, in points."""
+        columns = {"GMACs": lambda key: f"{record.about(key)['gmacs']:.3f}"} | summary.share(record) | {
+            "top-1 %": summary.percent(record, "correct"), "top-5 %": summary.percent(record, "top5"),
+        }
+        return summary.table(record, self.cells, columns, summary.points(record, "correct"), "top-1")

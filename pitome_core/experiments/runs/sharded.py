@@ -1,0 +1,367 @@
+"""The runner for large data sets: one record, made in shards that processes share and that outlive a killed process.
+
+A data set with its model and its metric is a class, here of a task that asks how often a model finds an even number:
+
+    class Parity(ShardedTask):
+        experiment, protocol, split = "parity", "parity-1", "test"
+
+        def __init__(self, args, device, numbers, model):
+            super().__init__(args, device)
+            self.name, self.numbers, self.model = "numbers-tiny", numbers, model
+            self.items = {"id": range(len(numbers))}
+            self.about = {"model": "tiny", "weights": shards.weights_digest(model)}
+            self.what, self.cells = f"{len(numbers)} numbers", grid.cells(args.methods, args.keep or grid.KEEPS)
+
+        def applied(self, piece):  # the model as a piece runs it
+            return grid.applied(piece, self.model)
+
+        def cost(self, cell):  # what records say of the cell's cost
+            return grid.cost(cell, self.model)
+
+        def score(self, running, unit, batches):  # the part of one shard, as JSON
+            even = [running(self.numbers[i]) > 0 for batch in unit.batches(self.args.batch_size) for i in batch]
+            return {"even": even}
+
+        def assemble(self, cell, parts):  # what the record says of the cell, and its outcomes
+            even = joined(parts[0], "even")
+            return {"accuracy": ...}, {"correct": [a == (b % 2 == 0) for a, b in zip(even, self.numbers)]}
+
+        def table(self, record):  # what is printed at the end
+            return summary.table(record, self.cells, summary.share(record))
+
+A module beside it says how data and model are loaded, and is the paper tier of a command (`command_line.Command`):
+
+    def configure(options):
+        group = options.add_argument_group("paper tier", "Numbers, scored whole.")
+        group.add_argument("--model", nargs="+", default=["tiny"], help="...")
+        shards.add_arguments(group, "numbers")
+
+    def run(args):
+        return sharded.run(args, load_numbers, lambda numbers, spec: Parity(args, device, numbers, load_model(spec)))
+
+The runner does the rest. It opens the record, finds what is missing, shares it among the processes, logs the scoring of
+a test set, prints an estimate after the first shard, writes a part for each shard, and moves a cell into the record as
+soon as all of its parts are there.
+"""
+
+from __future__ import annotations
+
+import abc
+import argparse
+import contextlib
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tqdm.auto import tqdm
+
+from pitome_core.experiments import settings
+from pitome_core.experiments.records import provenance, results
+from pitome_core.experiments.records.cells import Cell
+from pitome_core.experiments.records.fingerprint import code_of
+from pitome_core.experiments.runs import shards, sweep
+from pitome_core.experiments.runs.shards import DTYPES, Refused, Unit
+
+Data = TypeVar("Data")
+SHOWN = 5  # items left out that are named at the end; the record has all
+UNREADABLE = "unreadable"  # in a part: {what the record calls an item that could not be read: the line for stderr}
+
+
+class ShardedTask(abc.ABC):
+    """One data set, one model and one metric. Building it loads nothing: it is given both.
+
+    Attributes:
+        experiment, name: the record is ``<experiment>-<name>.json``; the dtype is added where it is not float32.
+        protocol: the version of the grid in book/protocol.md.
+        split: the split of the data set that is scored, for the header.
+        clusters: the columns that intervals resample; none: every item by itself.
+        items: columns of the record, ``id`` among them.
+        about: further entries of the header, ``model`` and ``weights`` among them.
+        identity: what can change an outcome and stands neither in the header nor among the versions of packages.
+        cells: what is scored, in the order of the record.
+        what: number and name of the items, such as ``24 images``.
+        left_out: records of the data set that cannot be used, a line each.
+    """
+
+    experiment: str
+    name: str
+    protocol: str
+    split: str = "test"
+    clusters: Sequence[str] = ()
+    items: Mapping[str, Sequence]
+    about: Mapping[str, Any]
+    identity: Mapping[str, Any] = {}
+    cells: Sequence[Cell]
+    what: str
+    left_out: Sequence[str] = ()
+
+    def __init__(self, args: argparse.Namespace, device: torch.device):
+        self.args, self.device = args, device
+
+    @property
+    def path(self) -> Path:
+        """The file of the record."""
+        suffix = "" if self.args.dtype == "float32" else f"-{self.args.dtype}"
+        return sweep.output_folder(self.args) / f"{self.experiment}-{self.name}{suffix}.json"
+
+    @abc.abstractmethod
+    def applied(self, piece: Cell) -> AbstractContextManager[Any]:
+        """What `score` is given for a piece, such as the patched model. It is patched inside the `with` block only."""
+
+    @abc.abstractmethod
+    def cost(self, cell: Cell) -> Mapping[str, Any]:
+        """What one item costs, and what else the record says of the cell; ``share`` of the whole model's work in it."""
+
+    @abc.abstractmethod
+    def score(self, running: Any, unit: Unit, batches: Iterator) -> Mapping[str, Any]:
+        """The part of one unit: what `assemble` needs of its items, as JSON can hold it.
+
+        `running` is what `applied` gave. `batches` goes on with the next unit, so exactly those of this unit are taken.
+        Items that cannot be read are listed under `UNREADABLE`. `Refused` stops the run; finished parts are kept.
+        """
+
+    @abc.abstractmethod
+    def assemble(self, cell: Cell, parts: Sequence[Sequence[Mapping]]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """What the record says of the cell beside its cost, and its outcomes, as `Record.add` takes them.
+
+        ``parts[i]`` are the parts of piece ``i``, shard by shard, with ``seconds``, ``device`` and ``batch``.
+        """
+
+    @abc.abstractmethod
+    def table(self, record: results.Record) -> str:
+        """The table that is printed at the end."""
+
+    def pieces(self, cell: Cell) -> Sequence[Cell]:
+        """What has to be run for a cell: itself. A piece that several cells need is run once."""
+        return [cell]
+
+    def size(self, piece: Cell) -> int:
+        """How many items the piece runs on: all."""
+        return len(self.items["id"])
+
+    def work(self, piece: Cell, cost: Mapping[str, Any]) -> float:
+        """Work of one item of the piece, in any unit, for the estimate. `cost` is that of a cell that needs the piece.
+        """
+        return cost["share"]
+
+    def batches(self, units: Sequence[Unit]) -> Iterator:
+        """The batches of all of these units, in order, where they are decoded ahead; see `decoding.batches`."""
+        return iter(())
+
+    def report(self, record: results.Record) -> list[str]:
+        """Lines for stderr about what was left out; with any, the exit status is 1."""
+        names = list(dict.fromkeys(name for cell in self.cells for name in record.cells[cell.key][UNREADABLE]))
+        if not names:
+            return []
+        return [f"{len(names)} of {self.what} could not be read and are left out: {shortened(names)}. Mend them and "
+                "pass --again"]
+
+    def autocast(self) -> torch.autocast:
+        """The context in which a model computes in ``--dtype``."""
+        dtype = DTYPES[self.args.dtype]
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+
+def joined(parts: Sequence[Mapping[str, Any]], column: str) -> list:
+    """A column of the parts of one piece, end to end."""
+    return [value for part in parts for value in part[column]]
+
+
+def shortened(lines: Sequence[str]) -> str:
+    """The first `SHOWN` lines in one, and how many more there are."""
+    more = len(lines) - SHOWN
+    return "; ".join(lines[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
+def run(
+    args: argparse.Namespace, load_data: Callable[[argparse.Namespace], Data],
+    load_task: Callable[[argparse.Namespace, torch.device, Data, str], ShardedTask],
+) -> int:
+    """Score what was asked for in this process and those beside it.
+
+    Args:
+        args: what the command line gave; ``args.model`` lists the models.
+        load_data: ``(args)`` -> the data set, once for all models. It checks the other arguments as well.
+        load_task: ``(args, device, data, model)`` -> the task of one of ``args.model``.
+
+    Returns:
+        The exit status. 0: every item of every cell has an outcome. 1: something was left out, and stderr says what.
+        2: it cannot be run, for the reason on stderr.
+    """
+    try:
+        state, device = shards.processes()
+        shards.check_numbers(args)
+        data, status = load_data(args), 0
+        for model in args.model:
+            with state.main_process_first():  # one process downloads, the others find the files in the cache
+                task = load_task(args, device, data, model)
+            status = max(status, _Run(task, state).score())
+    except (Refused, results.RecordError) as error:
+        # The process that stops says why. Where there are several, the launcher ends the others.
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if state.num_processes > 1:
+        state.destroy_process_group()
+    return status
+
+
+class _Run:
+    """The work on one record in one process.
+
+    ``waiting`` are the cells that the record lacks (with ``--again``: all), ``costs`` what they cost; ``units`` are
+    the units of all pieces by the key of the piece.
+    """
+
+    def __init__(self, task: ShardedTask, state: Any):
+        self.task, self.state, self.args = task, state, task.args
+        settings.exact_float32()  # under autocast too: plans are float32 there
+        self.origin = provenance.of_run(
+            code_of(type(task)), test=self.args.split == "test" and not self.args.estimate,
+            allow_modified=self.args.allow_modified,
+        )
+        header = {
+            "experiment": task.experiment, "task": task.name, "tier": settings.profile(), "split": task.split,
+            "protocol": task.protocol, "clusters": list(task.clusters), "dtype": self.args.dtype, **task.about,
+        }
+        self.record = results.Record.open(task.path, header, task.items)
+        self.parts = shards.Parts(task.path, {
+            "code": self.origin["code"], **header, **task.identity, "packages": self.origin["packages"],
+            "device": task.device.type, "shard": self.args.shard,
+        })
+        self.waiting = [cell for cell in task.cells if self.args.again or cell.key not in self.record]
+        pieces = {piece.key: piece for cell in task.cells for piece in task.pieces(cell)}
+        self.units = {key: shards.split(piece, task.size(piece), self.args.shard) for key, piece in pieces.items()}
+
+    def score(self) -> int:
+        """Score all that is missing; the exit status (on all but the main process: 0)."""
+        from accelerate.utils import broadcast_object_list
+
+        main = self.state.is_main_process
+        with contextlib.ExitStack() as stack:
+            plan: list[Any] = [None]
+            if main:
+                stack.enter_context(shards.alone(self.parts.root))
+                self.parts.begin()
+                plan = [[(unit.piece.key, unit.shard) for unit in self._missing()]]
+            # One process looks and tells the others: by the time they had looked, it might have finished a shard.
+            todo = [self.units[key][number] for key, number in broadcast_object_list(plan)[0]]
+            if main:
+                self._announce(todo)
+                self.costs = {cell.key: self.task.cost(cell) for cell in self.waiting}
+            mine = todo[self.state.process_index :: self.state.num_processes]
+            self._score_units(mine[:1] if self.args.estimate else mine, todo)
+            if self.args.estimate:
+                return 0
+            self.state.wait_for_everyone()
+            if not main:
+                return 0
+            self._collect(final=True)
+            self.parts.end()
+        print(self.task.table(self.record))
+        for line in (lines := self.task.report(self.record)):
+            print(line, file=sys.stderr)
+        return 1 if lines else 0
+
+    def _units_of(self, cell: Cell) -> list[Unit]:
+        return [unit for piece in self.task.pieces(cell) for unit in self.units[piece.key]]
+
+    def _missing(self) -> list[Unit]:
+        """What has to be scored, cell by cell. Clears the parts that a run left that died while it recorded a cell."""
+        recorded = [cell for cell in self.task.cells if cell.key in self.record]
+        taken = [cell for cell in recorded if not self.parts.missing(self._units_of(cell))]
+        self._remove(taken, [cell for cell in self.task.cells if cell not in recorded])
+        return self.parts.missing(list(dict.fromkeys(unit for cell in self.waiting for unit in self._units_of(cell))))
+
+    def _remove(self, cells: Sequence[Cell], others: Sequence[Cell]) -> None:
+        """Remove the parts of cells that the record has, but for pieces that other cells still need."""
+        needed = {piece.key for cell in others for piece in self.task.pieces(cell)}
+        for piece in (piece for cell in cells for piece in self.task.pieces(cell) if piece.key not in needed):
+            self.parts.remove(piece)
+
+    def _announce(self, todo: Sequence[Unit]) -> None:
+        """Say what will be done, on the screen and, for a test set, in the log."""
+        task, count, processes = self.task, len(self.task.cells), self.state.num_processes
+        units = {unit for cell in self.waiting for unit in self._units_of(cell)}
+        print(f"{task.experiment}-{task.name}, {self.args.dtype}: {task.what}, {count} cells, "
+              f"{count - len(self.waiting)} recorded already; {len(todo)} of {len(units)} shards to score in "
+              f"{processes} process{'es' if processes > 1 else ''}", flush=True)
+        if task.left_out:
+            print(f"{len(task.left_out)} records left out: {shortened(task.left_out)}", file=sys.stderr)
+        if self.args.split == "test" and todo and not self.args.estimate:
+            provenance.log_test(self.record, [cell.key for cell in self.waiting], self.origin)
+
+    def _score_units(self, mine: Sequence[Unit], todo: Sequence[Unit]) -> None:
+        """Score this process's units, a part each; the main process shows progress and records complete cells."""
+        if not mine:
+            return
+        task, main = self.task, self.state.is_main_process
+        batches, named, estimated = task.batches(mine), set(), not main
+        with tqdm(mine, unit="shard", file=sys.stdout, disable=None if main else True, mininterval=1) as bar:
+            for piece, units in itertools.groupby(mine, key=lambda unit: unit.piece):
+                bar.set_description(piece.key)
+                with task.applied(piece) as running:
+                    for unit in units:
+                        start = time.perf_counter()
+                        with torch.inference_mode():
+                            part = dict(task.score(running, unit, batches))
+                        seconds = time.perf_counter() - start
+                        self.parts.write(unit, part | {
+                            "seconds": round(seconds, 3), "device": settings.device_name(task.device),
+                            "batch": self.args.batch_size,
+                        })
+                        for name, line in part.get(UNREADABLE, {}).items():
+                            if name not in named:
+                                bar.write(line, file=sys.stderr)
+                        named.update(part.get(UNREADABLE, {}))
+                        bar.update()
+                        if not estimated:
+                            estimated = True
+                            bar.write(f"  estimate: {self._minutes(unit, seconds, todo):.1f} min; the first of "
+                                      f"{len(todo)} shards took {seconds:.1f} s, with start")
+                if main and not self.args.estimate:
+                    self._collect()
+
+    def _minutes(self, first: Unit, seconds: float, todo: Sequence[Unit]) -> float:
+        """Minutes for the units ``todo`` in all processes, if time goes with work as it did in the first unit."""
+        cost_of = {piece.key: self.costs[cell.key] for cell in self.waiting for piece in self.task.pieces(cell)}
+
+        def work(unit: Unit) -> float:
+            return len(unit) * self.task.work(unit.piece, cost_of[unit.piece.key])
+
+        return seconds / work(first) * sum(map(work, todo)) / self.state.num_processes / 60
+
+    def _collect(self, final: bool = False) -> None:
+        """Record the cells whose parts are all there, in the order of the grid.
+
+        Raises:
+            RecordError: it is the end (``final``), and parts are missing; or a part is damaged.
+        """
+        while self.waiting:
+            units = self._units_of(self.waiting[0])
+            missing = self.parts.missing(units)
+            if missing and final:
+                raise results.RecordError(f"{len(missing)} of {len(units)} shards of {self.waiting[0].key} are not in "
+                                          f"{self.parts.folder}: do all machines see this folder? Start again")
+            if missing:
+                return
+            cell = self.waiting.pop(0)
+            self._take(cell)
+            self._remove([cell], self.waiting)
+
+    def _take(self, cell: Cell) -> None:
+        """Put the parts of a cell together and add the cell to the record."""
+        parts = [[self.parts.read(unit) for unit in self.units[piece.key]] for piece in self.task.pieces(cell)]
+        every = [part for piece in parts for part in piece]
+        about, outcomes = self.task.assemble(cell, parts)
+        self.record.add(cell.key, {
+            **cell.describe(), **self.costs[cell.key],
+            "seconds": round(sum(part["seconds"] for part in every), 2),
+            "devices": sorted({part["device"] for part in every}),
+            UNREADABLE: [name for part in every for name in part.get(UNREADABLE, ())],
+            **about,
+        }, outcomes, self.origin)
