@@ -12,18 +12,19 @@ from typing import Any
 # --multi_gpu is accelerate's word for several processes on one machine; PITOME_DEVICE puts them on the CPU.
 TWO = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+EXPERIMENTS = ("-m", "pitome_core.experiments")
 
 
-def command(words: Sequence[str], launcher: Sequence[str] = ()) -> dict[str, Any]:
-    """Arguments of `subprocess` for ``python -m pitome_core.experiments`` with these words."""
+def command(words: Sequence[str], launcher: Sequence[str] = (), program: Sequence[str] = EXPERIMENTS) -> dict[str, Any]:
+    """Arguments of `subprocess` for ``python -m pitome_core.experiments``, or another program, with these words."""
     return dict(
-        args=[sys.executable, *launcher, "-m", "pitome_core.experiments", *words],
+        args=[sys.executable, *launcher, *program, *words],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parents[2], text=True,
     )
 
 
-def in_two_processes(words: Sequence[str]) -> str:
+def in_two_processes(words: Sequence[str], program: Sequence[str] = EXPERIMENTS) -> str:
     """What the command prints when two processes share its work; it has to succeed."""
-    done = subprocess.run(**command(words, TWO), capture_output=True, timeout=300)
+    done = subprocess.run(**command(words, TWO, program), capture_output=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

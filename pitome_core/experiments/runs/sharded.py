@@ -1,60 +1,18 @@
 """The runner for large data sets: one record, made in shards that processes share and that outlive a killed process.
 
-A data set with its model and its metric is a class, here of a task that asks how often a model finds an even number:
-
-    class Parity(ShardedTask):
-        experiment, protocol, split = "parity", "parity-1", "test"
-
-        def __init__(self, args, device, numbers, model):
-            super().__init__(args, device)
-            self.name, self.numbers, self.model = "numbers-tiny", numbers, model
-            self.items = {"id": range(len(numbers))}
-            self.about = {"model": "tiny", "weights": shards.weights_digest(model)}
-            self.what, self.cells = f"{len(numbers)} numbers", grid.cells(args.methods, args.keep or grid.KEEPS)
-
-        def applied(self, piece):  # the model as a piece runs it
-            return grid.applied(piece, self.model)
-
-        def cost(self, cell):  # what records say of the cell's cost
-            return grid.cost(cell, self.model)
-
-        def score(self, running, unit, batches):  # the part of one shard, as JSON
-            even = [running(self.numbers[i]) > 0 for batch in unit.batches(self.args.batch_size) for i in batch]
-            return {"even": even}
-
-        def assemble(self, cell, parts):  # what the record says of the cell, and its outcomes
-            even = joined(parts[0], "even")
-            return {"accuracy": ...}, {"correct": [a == (b % 2 == 0) for a, b in zip(even, self.numbers)]}
-
-        def table(self, record):  # what is printed at the end
-            return summary.table(record, self.cells, summary.share(record))
-
-A module beside it says how data and model are loaded, and is the paper tier of a command (`command_line.Command`):
-
-    def configure(options):
-        group = options.add_argument_group("paper tier", "Numbers, scored whole.")
-        group.add_argument("--model", nargs="+", default=["tiny"], help="...")
-        shards.add_arguments(group, "numbers")
-
-    def run(args):
-        return sharded.run(args, load_numbers, lambda numbers, spec: Parity(args, device, numbers, load_model(spec)))
-
-The runner does the rest. It opens the record, finds what is missing, shares it among the processes, logs the scoring of
-a test set, prints an estimate after the first shard, writes a part for each shard, and moves a cell into the record as
-soon as all of its parts are there.
+`sharded_task` shows what a data set adds. The runner opens the record, finds what is missing, shares it among the
+processes, logs the scoring of a test set, prints an estimate after the first shard, writes a part for each shard, and
+moves a cell into the record as soon as all of its parts are there.
 """
 
 from __future__ import annotations
 
-import abc
 import argparse
 import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -64,118 +22,12 @@ from pitome_core.experiments import settings
 from pitome_core.experiments.records import provenance, results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.fingerprint import code_of
-from pitome_core.experiments.runs import shards, sweep
-from pitome_core.experiments.runs.shards import DTYPES, Refused, Unit
+from pitome_core.experiments.runs import shards
+from pitome_core.experiments.runs.sharded_task import UNREADABLE, ShardedTask
+from pitome_core.experiments.runs.shards import Refused, Unit
 
 Data = TypeVar("Data")
-SHOWN = 5  # items left out that are named at the end; the record has all
-UNREADABLE = "unreadable"  # in a part: {what the record calls an item that could not be read: the line for stderr}
-
-
-class ShardedTask(abc.ABC):
-    """One data set, one model and one metric. Building it loads nothing: it is given both.
-
-    Attributes:
-        experiment, name: the record is ``<experiment>-<name>.json``; the dtype is added where it is not float32.
-        protocol: the version of the grid in book/protocol.md.
-        split: the split of the data set that is scored, for the header.
-        clusters: the columns that intervals resample; none: every item by itself.
-        items: columns of the record, ``id`` among them.
-        about: further entries of the header, ``model`` and ``weights`` among them.
-        identity: what can change an outcome and stands neither in the header nor among the versions of packages.
-        cells: what is scored, in the order of the record.
-        what: number and name of the items, such as ``24 images``.
-        left_out: records of the data set that cannot be used, a line each.
-    """
-
-    experiment: str
-    name: str
-    protocol: str
-    split: str = "test"
-    clusters: Sequence[str] = ()
-    items: Mapping[str, Sequence]
-    about: Mapping[str, Any]
-    identity: Mapping[str, Any] = {}
-    cells: Sequence[Cell]
-    what: str
-    left_out: Sequence[str] = ()
-
-    def __init__(self, args: argparse.Namespace, device: torch.device):
-        self.args, self.device = args, device
-
-    @property
-    def path(self) -> Path:
-        """The file of the record."""
-        suffix = "" if self.args.dtype == "float32" else f"-{self.args.dtype}"
-        return sweep.output_folder(self.args) / f"{self.experiment}-{self.name}{suffix}.json"
-
-    @abc.abstractmethod
-    def applied(self, piece: Cell) -> AbstractContextManager[Any]:
-        """What `score` is given for a piece, such as the patched model. It is patched inside the `with` block only."""
-
-    @abc.abstractmethod
-    def cost(self, cell: Cell) -> Mapping[str, Any]:
-        """What one item costs, and what else the record says of the cell; ``share`` of the whole model's work in it."""
-
-    @abc.abstractmethod
-    def score(self, running: Any, unit: Unit, batches: Iterator) -> Mapping[str, Any]:
-        """The part of one unit: what `assemble` needs of its items, as JSON can hold it.
-
-        `running` is what `applied` gave. `batches` goes on with the next unit, so exactly those of this unit are taken.
-        Items that cannot be read are listed under `UNREADABLE`. `Refused` stops the run; finished parts are kept.
-        """
-
-    @abc.abstractmethod
-    def assemble(self, cell: Cell, parts: Sequence[Sequence[Mapping]]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """What the record says of the cell beside its cost, and its outcomes, as `Record.add` takes them.
-
-        ``parts[i]`` are the parts of piece ``i``, shard by shard, with ``seconds``, ``device`` and ``batch``.
-        """
-
-    @abc.abstractmethod
-    def table(self, record: results.Record) -> str:
-        """The table that is printed at the end."""
-
-    def pieces(self, cell: Cell) -> Sequence[Cell]:
-        """What has to be run for a cell: itself. A piece that several cells need is run once."""
-        return [cell]
-
-    def size(self, piece: Cell) -> int:
-        """How many items the piece runs on: all."""
-        return len(self.items["id"])
-
-    def work(self, piece: Cell, cost: Mapping[str, Any]) -> float:
-        """Work of one item of the piece, in any unit, for the estimate. `cost` is that of a cell that needs the piece.
-        """
-        return cost["share"]
-
-    def batches(self, units: Sequence[Unit]) -> Iterator:
-        """The batches of all of these units, in order, where they are decoded ahead; see `decoding.batches`."""
-        return iter(())
-
-    def report(self, record: results.Record) -> list[str]:
-        """Lines for stderr about what was left out; with any, the exit status is 1."""
-        names = list(dict.fromkeys(name for cell in self.cells for name in record.cells[cell.key][UNREADABLE]))
-        if not names:
-            return []
-        return [f"{len(names)} of {self.what} could not be read and are left out: {shortened(names)}. Mend them and "
-                "pass --again"]
-
-    def autocast(self) -> torch.autocast:
-        """The context in which a model computes in ``--dtype``."""
-        dtype = DTYPES[self.args.dtype]
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
-
-
-def joined(parts: Sequence[Mapping[str, Any]], column: str) -> list:
-    """A column of the parts of one piece, end to end."""
-    return [value for part in parts for value in part[column]]
-
-
-def shortened(lines: Sequence[str]) -> str:
-    """The first `SHOWN` lines in one, and how many more there are."""
-    more = len(lines) - SHOWN
-    return "; ".join(lines[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
+SHOWN = 5  # items left out that are named on the screen; the record has all
 
 
 def run(
@@ -263,9 +115,18 @@ class _Run:
             self._collect(final=True)
             self.parts.end()
         print(self.task.table(self.record))
-        for line in (lines := self.task.report(self.record)):
-            print(line, file=sys.stderr)
-        return 1 if lines else 0
+        return self._report()
+
+    def _report(self) -> int:
+        """Say on stderr what was left out; 1 if anything was, else 0."""
+        cells, left_out = self.record.cells, self.task.left_out
+        unreadable = list(dict.fromkeys(name for cell in self.task.cells for name in cells[cell.key][UNREADABLE]))
+        if unreadable:
+            print(f"{len(unreadable)} of {self.task.what} could not be read and are left out: "
+                  f"{_shortened(unreadable)}. Mend them and pass --again", file=sys.stderr)
+        if left_out:
+            print(f"{len(left_out)} records of the data set were left out", file=sys.stderr)
+        return 1 if unreadable or left_out else 0
 
     def _units_of(self, cell: Cell) -> list[Unit]:
         return [unit for piece in self.task.pieces(cell) for unit in self.units[piece.key]]
@@ -291,7 +152,7 @@ class _Run:
               f"{count - len(self.waiting)} recorded already; {len(todo)} of {len(units)} shards to score in "
               f"{processes} process{'es' if processes > 1 else ''}", flush=True)
         if task.left_out:
-            print(f"{len(task.left_out)} records left out: {shortened(task.left_out)}", file=sys.stderr)
+            print(f"{len(task.left_out)} records left out: {_shortened(task.left_out)}", file=sys.stderr)
         if self.args.split == "test" and todo and not self.args.estimate:
             provenance.log_test(self.record, [cell.key for cell in self.waiting], self.origin)
 
@@ -365,3 +226,9 @@ class _Run:
             UNREADABLE: [name for part in every for name in part.get(UNREADABLE, ())],
             **about,
         }, outcomes, self.origin)
+
+
+def _shortened(names: Sequence[str]) -> str:
+    """The first `SHOWN` names, and how many more there are."""
+    more = len(names) - SHOWN
+    return "; ".join(names[:SHOWN]) + (f"; and {more} more" if more > 0 else "")

@@ -35,6 +35,15 @@ class Refused(ValueError):
     """What was asked for cannot be run; the message says what to do."""
 
 
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Turn a ``ValueError``, such as that of a grid for a keep ratio of 1.5, into `Refused`."""
+    try:
+        yield
+    except ValueError as error:
+        raise Refused(str(error)) from error
+
+
 def add_arguments(
     group: Any, items: str, *, batch_size: int = 128, default: str = "float32", pictures: bool = True,
     dtype: str = "bfloat16 runs under autocast; plans are float32 either way",

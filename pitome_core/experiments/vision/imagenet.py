@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
-import hashlib
-import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -28,8 +26,9 @@ import pitome_core as pc
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import decoding, grid, sharded, shards, summary
-from pitome_core.experiments.runs.sharded import UNREADABLE, ShardedTask
+from pitome_core.experiments.runs.sharded_task import UNREADABLE, ShardedTask, joined
 from pitome_core.experiments.runs.shards import Refused, Unit
+from pitome_core.experiments.vision.images import Images, load_images
 
 PROTOCOL = "vision-1"  # the grid in book/protocol.md
 TOP = 5
@@ -62,29 +61,6 @@ PUBLISHED = {
     "mae-l": Published("vit_large_patch16_224.mae", **_MAE, checkpoint="mae_finetuned_vit_large.pth"),
     "mae-h": Published("vit_huge_patch14_224.mae", **_MAE, checkpoint="mae_finetuned_vit_huge.pth"),
 }
-
-
-@dataclass(frozen=True)
-class Images:
-    """A labelled set of images in fixed order, behind one of timm's readers.
-
-    ``targets (images,)`` are class indices; ``classes`` is how many classes a model must have; ``digest`` identifies
-    the ordered list of names and classes (12 hexadecimal digits of a SHA-256).
-    """
-
-    name: str
-    reader: Any
-    targets: np.ndarray
-    classes: int
-    digest: str
-
-    def filename(self, index: int) -> str:
-        """How messages and records call an image: its path below the folder, or its name in the hub data set."""
-        try:
-            found = self.reader.filename(index)
-        except Exception:  # what is wrong with a row of a hub data set may be its name
-            found = None
-        return Path(found).as_posix() if found else f"{self.name}[{index}]"
 
 
 @dataclass(frozen=True)
@@ -137,83 +113,6 @@ def _load_data(args: argparse.Namespace) -> Images:
     if args.checkpoint is not None and len(args.model) > 1:
         raise Refused(f"one --checkpoint for {len(args.model)} models: run them one by one")
     return load_images(args.data, args.class_map)
-
-
-# --- data
-
-
-def load_images(where: str | None, class_map: Path | None = None) -> Images:
-    """The images of a folder with one folder per class, or of ``hub:NAME[:SPLIT]``, through timm's readers.
-
-    Classes are numbered in the order of their sorted folder names, which for the 1000 WordNet ids is ImageNet's order,
-    or as in `class_map` (timm's format: a text file with one class per line).
-
-    Raises:
-        Refused: no such folder, no images in it, classes that the map lacks, a data set without labels.
-    """
-    if not where:
-        raise Refused("no data: pass --data FOLDER (one folder of images per class) or --data hub:NAME[:SPLIT]")
-    if class_map is not None and not class_map.is_file():
-        raise Refused(f"no class map {class_map}: pass a text file with one class per line, in the model's order")
-    kind, _, rest = where.partition(":")
-    if kind == "hub":
-        name, _, split = rest.partition(":")
-        reader = _hub_reader(name, split or "validation", class_map)
-        targets, names = list(reader.iter_targets()), itertools.repeat(f"{name}:{split or 'validation'}")
-        if any(target is None or target < 0 for target in targets):
-            raise Refused(f"{where} has images without a label: choose another split, e.g. hub:{name}:validation")
-    else:
-        name, reader = Path(where).resolve().name, _folder_reader(Path(where), class_map)
-        names, targets = reader.filenames(), [target for _, target in reader.samples]
-    if not targets:
-        raise Refused(f"no images in {where}: nothing to score")
-    digest = hashlib.sha256()
-    for file, target in zip(names, targets, strict=False):
-        digest.update(f"{Path(file).as_posix()}\t{target}\n".encode())
-    classes = len(reader.class_to_idx or ()) or max(targets) + 1
-    return Images(name, reader, np.asarray(targets, dtype=np.int64), classes, digest.hexdigest()[:12])
-
-
-def _folder_reader(folder: Path, class_map: Path | None) -> Any:
-    from timm.data.readers import create_reader
-    from timm.data.readers.img_extensions import get_img_extensions
-    from timm.data.readers.reader_image_folder import find_images_and_targets
-
-    if not folder.is_dir():
-        raise Refused(f"no folder {folder}: pass one with a folder of images per class, or hub:NAME[:SPLIT]")
-    extensions = ", ".join(get_img_extensions())
-    empty = Refused(
-        f"0 images ({extensions}) in the folders below {folder}: --data needs one folder of images per class, as in "
-        "val/n01440764/ILSVRC2012_val_00000293.JPEG"
-    )
-    # The reader itself leaves out, without a word, what its map does not name.
-    found = find_images_and_targets(str(folder), sort=False)[1]
-    if not found or "" in found:
-        raise empty
-    reader = create_reader("", root=str(folder), class_map=_absolute(class_map))
-    if unknown := sorted(set(found) - set(reader.class_to_idx)):
-        raise Refused(f"{len(unknown)} of {len(found)} folders are not in {class_map}, such as {unknown[0]}: add them")
-    return reader
-
-
-def _absolute(file: Path | None) -> str | None:
-    return None if file is None else str(file.resolve())
-
-
-def _hub_reader(name: str, split: str, class_map: Path | None) -> Any:
-    from timm.data.readers import create_reader
-
-    try:
-        import datasets  # noqa: F401
-    except ImportError:
-        raise Refused("data sets of the hub need the library of that name: pip install datasets") from None
-    try:
-        return create_reader(f"hfds/{name}", split=split, class_map=_absolute(class_map))
-    except Exception as error:  # whatever a network, a hub or a gated data set answers
-        raise Refused(
-            f"hub:{name}:{split} could not be loaded ({type(error).__name__}: {error}): check name, split, network and "
-            "access rights, or pass a folder"
-        ) from error
 
 
 # --- models
@@ -343,10 +242,8 @@ class ImageClassification(ShardedTask):
     def _cells(self) -> list[Cell]:
         _, height, width = self.classifier.data["input_size"]
         size = {"img_size": height if height == width else None, "patch": self.model.patch_embed.patch_size[0]}
-        try:
+        with shards.refusing():
             return grid.cells(self.args.methods, self.args.keep or grid.KEEPS, **size)
-        except ValueError as error:
-            raise Refused(str(error)) from error
 
     def applied(self, piece: Cell) -> AbstractContextManager[nn.Module]:
         return grid.applied(piece, self.model)
@@ -386,7 +283,7 @@ class ImageClassification(ShardedTask):
 
     def assemble(self, cell: Cell, parts: Sequence[Sequence[Mapping]]) -> tuple[dict[str, Any], dict[str, Any]]:
         outcomes = {
-            name: np.array([np.nan if letter == MISSING else int(letter) for letter in sharded.joined(parts[0], name)])
+            name: np.array([np.nan if letter == MISSING else int(letter) for letter in joined(parts[0], name)])
             for name in ("correct", "top5")
         }
         scored = int((~np.isnan(outcomes["correct"])).sum())

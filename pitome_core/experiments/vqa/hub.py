@@ -9,7 +9,8 @@ A record that is malformed, or whose picture is missing, stops the run with its 
 only when its turn comes: finished shards are kept.
 
 A part holds the answers as they were given. The record has the score of every question, and beside it lies
-``<record>.answers/<cell>.jsonl`` with question, answer and score in words.
+``<record>.answers/<cell>.jsonl`` with question, answer and score in words, and ``left_out.txt`` with the records that
+were left out.
 
 The vision tower and the projector stay in float32 whatever ``--dtype`` says: plans hang on small differences. Pictures
 are padded to a square as LLaVA-1.5 was trained; the processor on the hub crops them (``--square crop``). Neither the
@@ -32,9 +33,8 @@ import argparse
 import hashlib
 import importlib
 import json
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,26 +42,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-import pitome_core as pc
 from pitome_core.experiments.models import llava_answers
 from pitome_core.experiments.models.llava_answers import IMAGE, ORDERS
 from pitome_core.experiments.records import files, results
 from pitome_core.experiments.records.cells import WHOLE, Cell, checked
 from pitome_core.experiments.runs import decoding, sharded, shards, summary
-from pitome_core.experiments.runs.sharded import UNREADABLE, ShardedTask
+from pitome_core.experiments.runs.sharded_task import UNREADABLE, ShardedTask, joined
 from pitome_core.experiments.runs.shards import Refused, Unit
 from pitome_core.experiments.vqa import benchmarks as vqa_benchmarks
 from pitome_core.experiments.vqa import files as vqa_files
 from pitome_core.experiments.vqa import grid as vqa_grid
 from pitome_core.experiments.vqa import metrics as vqa_metrics
 from pitome_core.experiments.vqa.benchmarks import Benchmark
+from pitome_core.experiments.vqa.loaded_llava import MODEL, SQUARES, LoadedLlava, load_model
 
 PROTOCOL = "vqa-paper-1"
-MODEL = "llava-hf/llava-1.5-7b-hf"
-SQUARES = ("pad", "crop")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -168,97 +165,6 @@ def load_questions(args: argparse.Namespace) -> BenchmarkQuestions:
     )
 
 
-# --- models
-
-
-@dataclass(frozen=True)
-class LoadedLlava:
-    """A LLaVA ready to be scored, in eval mode on its device. ``prepare`` makes a PIL picture ``(3, H, W)`` pixels."""
-
-    slug: str
-    name: str
-    model: nn.Module
-    tokenizer: Any
-    prepare: Callable[[Image.Image], Tensor]
-    preprocessing: str
-    digest: str
-
-
-def load_model(spec: str, dtype: str, square: str, device: torch.device) -> LoadedLlava:
-    """A `LlavaForConditionalGeneration` with tokenizer and image processor, from a folder or the hub.
-
-    The language model gets ``dtype``, a name in `shards.DTYPES`; tower and projector are float32.
-    `Refused` for another kind of model, one that cannot be had, or one whose tower cannot be merged.
-    """
-    try:
-        import transformers
-    except ImportError:
-        raise Refused("LLaVA needs transformers: pip install 'pitome-core[transformers]'") from None
-    try:
-        kind = transformers.AutoConfig.from_pretrained(spec).model_type
-        if kind != "llava":
-            raise Refused(f"{spec} is a {kind}; merged here is llava, such as {MODEL}")
-        model, loading = transformers.LlavaForConditionalGeneration.from_pretrained(
-            spec, dtype="auto", attn_implementation="sdpa", output_loading_info=True,
-        )  # "auto": as the files have it, so that nothing is rounded
-        if missing := sorted(loading["missing_keys"]):  # transformers warns and makes them up
-            raise Refused(f"{spec} has no weights for {missing[0]} and {len(missing) - 1} others: fetch it again")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(spec)
-        processor = transformers.AutoImageProcessor.from_pretrained(spec)
-    except Refused:
-        raise
-    except Exception as error:  # hub, network, file system, shapes: many libraries' errors
-        reason = next(iter(str(error).splitlines()), "")
-        raise Refused(f"{spec} could not be loaded ({type(error).__name__}: {reason}): pass a folder in the format of "
-                      "transformers, or a name on the hub where there is a network") from error
-    image_token = tokenizer.convert_tokens_to_ids(IMAGE)
-    if image_token != model.config.image_token_id:
-        raise Refused(f"{spec}: {IMAGE} is token {image_token} of the tokenizer and "
-                      f"{model.config.image_token_id} of the model: they do not belong together")
-    digest = shards.weights_digest(model)
-    for part in (model.model.language_model, model.lm_head):
-        _cast(part, shards.DTYPES[dtype])
-    for part in (model.model.vision_tower, model.model.multi_modal_projector):
-        _cast(part, torch.float32)
-    try:
-        with pc.patched(model, keep=1.0, restore=False):
-            pass
-    except (TypeError, ValueError) as error:
-        raise Refused(f"{spec} cannot be merged: {error}") from error
-    folder = Path(spec).is_dir()
-    slug = re.sub(r"[^\w.]+", "-", Path(spec).name).strip("-")
-    about = json.dumps({"square": square} | processor.to_dict(), sort_keys=True, default=str)
-    return LoadedLlava(slug, slug if folder else spec, model.eval().to(device), tokenizer, _Prepare(processor, square),
-                       about, digest)
-
-
-def _cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the parameters; buffers stay: frequencies of rotary positions have to be float32."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype)
-
-
-class _Prepare:
-    """The model's image processor, after padding if asked for; a class, for processes that decode."""
-
-    def __init__(self, processor: Any, square: str):
-        self.processor = processor
-        self.colour = tuple(round(255 * mean) for mean in processor.image_mean) if square == "pad" else None
-
-    def __call__(self, picture: Image.Image) -> Tensor:
-        if self.colour is not None:
-            picture = padded(picture, self.colour)
-        return self.processor(picture, return_tensors="pt")["pixel_values"][0]
-
-
-def padded(picture: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """A picture in the middle of a square of that colour, whose side is the longer of its own."""
-    side = max(picture.size)
-    canvas = Image.new("RGB", (side, side), colour)
-    canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    return canvas
-
-
 # --- cells
 
 COMPACT = "raster-compact"
@@ -284,10 +190,8 @@ def cells(
 
 
 def _cells(args: argparse.Namespace) -> list[Cell]:
-    try:
+    with shards.refusing():
         return cells(args.methods, args.keep or KEEPS, args.order)
-    except ValueError as error:
-        raise Refused(str(error)) from error
 
 
 # --- scoring
@@ -374,7 +278,7 @@ class BenchmarkAnswers(ShardedTask):
 
     def assemble(self, cell: Cell, parts: Sequence[Sequence[Mapping]]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Scores; the answers go into the file beside the record."""
-        answers = sharded.joined(parts[0], "answers")
+        answers = joined(parts[0], "answers")
         given = [i for i, answer in enumerate(answers) if answer is not None]
         scores = np.full(len(answers), np.nan)
         scores[given] = vqa_metrics.scores(
@@ -396,13 +300,6 @@ class BenchmarkAnswers(ShardedTask):
         files.write_atomically(folder / f"{cell.key.replace('/', '+')}.jsonl", "".join(lines))
         if self.left_out:
             files.write_atomically(folder / "left_out.txt", "\n".join([*self.left_out, ""]))
-
-    def report(self, record: results.Record) -> list[str]:
-        lines = super().report(record)
-        if self.left_out:
-            lines.append(f"{len(self.left_out)} records were left out: see {answers_folder(record.path).name}/"
-                         "left_out.txt")
-        return lines
 
     def table(self, record: results.Record) -> str:
         """Image tokens, cost, accuracy with its interval, and paired differences in points."""

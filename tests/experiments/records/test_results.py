@@ -383,3 +383,25 @@ def test_committed_records_stay_readable(path):
         numbers = [name for name, values in cell["outcomes"].items() if "texts" not in values]  # answers are words
         assert all(len(committed.outcome(key, name)) == len(committed) for name in numbers)
     assert committed._text() == path.read_text(encoding="utf-8")
+
+
+def test_packed_outcomes_come_back():
+    generator = np.random.default_rng(0)
+    for length in (0, 1, 7, 8, 9, 50_000):
+        values = generator.integers(0, 2, length).astype(float)
+        values[generator.random(length) < 0.01] = np.nan
+        packed = json.loads(json.dumps(results.pack(values)))
+        np.testing.assert_array_equal(results.unpack(packed), values)
+    assert len(json.dumps(packed)) < 15_000
+    with pytest.raises(ValueError, match="1 of 2 are not, the first at 1"):
+        results.pack([0, 0.5])
+
+
+def test_a_record_of_numbered_items_is_small(tmp_path):
+    record = results.Record.open(tmp_path / "r.json", {}, {"id": range(50_000)})
+    record.add("whole", {}, {"correct": results.pack(np.ones(50_000))}, {})
+    assert record.path.stat().st_size < 15_000
+    again = results.Record.open(tmp_path / "r.json", {}, {"id": range(50_000)})
+    assert again.items == record.items and again.outcome("whole", "correct").sum() == 50_000
+    with pytest.raises(results.RecordError, match="50000 items there, 49999 now"):
+        results.Record.open(tmp_path / "r.json", {}, {"id": range(49_999)})

@@ -8,10 +8,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import processes
 import pytest
 import torch
-from filelock import FileLock
 from PIL import Image
 from small_models import randomize
 from torch import nn
@@ -20,10 +18,11 @@ import pitome_core as pc
 from pitome_core.experiments.__main__ import main
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
+from pitome_core.experiments.retrieval import captions, recall
 from pitome_core.experiments.retrieval import grid as retrieval_grid
 from pitome_core.experiments.retrieval import hub as retrieval_hub
-from pitome_core.experiments.retrieval import recall
 from pitome_core.experiments.runs import grid
+from pitome_core.experiments.runs.shards import Refused
 
 open_clip = pytest.importorskip("open_clip")
 pytest.importorskip("accelerate")
@@ -252,75 +251,13 @@ def test_cuda_agrees_with_the_processor(words, tmp_path, whole_run, monkeypatch)
 
 
 # ------------------------------------------------------------------------------------------------------------ resuming
-def test_a_stopped_run_encodes_nothing_twice(words, tmp_path, whole_run, monkeypatch, capsys):
-    """Stopped after five shards, it goes on with the sixth, and the record is that of a run that was not stopped."""
-    seen, stop, encode = [], 5, retrieval_hub._encode_unit
-
-    def watched(*arguments):
-        unit = arguments[5]
-        if len(seen) == stop:
-            raise KeyboardInterrupt
-        seen.append((unit.cell.key, unit.shard))
-        return encode(*arguments)
-
-    monkeypatch.setattr(retrieval_hub, "_encode_unit", watched)
-    with pytest.raises(KeyboardInterrupt):
-        main(words())
-    parts = tmp_path / "out" / "retrieval-flickr30k-tiny.parts"
-    assert len(list(parts.glob("*/*/shard-*.json"))) == 5
-    first, total = list(seen), 5 * 3 + 12  # five kinds of images in three shards, the captions in twelve
-    seen.clear()
-    stop = None
-    capsys.readouterr()
-    assert main(words()) == 0
-    assert f"{total - 5} of {total} shards to encode" in capsys.readouterr().out
-    assert len(seen) == total - 5 and not set(first) & set(seen)
-    assert outcomes(load(tmp_path / "out")) == outcomes(whole_run) and not parts.exists()
-    text = load(tmp_path / "out").path.read_text()
-    assert main(words()) == 0 and load(tmp_path / "out").path.read_text() == text
-    assert "5 recorded already; 0 of 0 shards" in capsys.readouterr().out
-
-
-def test_an_estimate_keeps_its_shard(words, tmp_path, capsys):
+def test_a_run_goes_on_in_the_middle_of_a_cell(words, tmp_path, whole_run, capsys):
+    """Five kinds of images in three shards each, and the captions, which all cells share, in twelve."""
     assert main(words("--estimate")) == 0
-    assert "estimate: " in capsys.readouterr().out
-    assert not (tmp_path / "out" / "retrieval-flickr30k-tiny.json").exists()
-    assert main(words()) == 0
+    assert "7 images, 35 captions, 5 cells, 0 recorded already; 27 of 27 shards" in capsys.readouterr().out
+    assert main(words("--workers", 2)) == 0
     assert "26 of 27 shards" in capsys.readouterr().out
-
-
-def test_a_damaged_part_is_an_error(words, tmp_path, capsys):
-    assert main(words("--estimate")) == 0
-    (part,) = (tmp_path / "out").glob("*.parts/*/*/shard-*.json")
-    found = json.loads(part.read_text())
-    part.write_text(json.dumps(found | {"width": 2 * found["width"]}))
-    assert main(words()) == 2
-    assert "shard-00000.json is damaged or of another run: delete it" in capsys.readouterr().err
-
-
-def test_one_run_at_a_time(words, tmp_path, capsys):
-    parts = tmp_path / "out" / "retrieval-flickr30k-tiny.parts"
-    parts.mkdir(parents=True)
-    with FileLock(parts / ".lock"):
-        assert main(words()) == 2
-    assert "another run is working in" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_record_of_one(words, tmp_path, whole_run):
-    assert processes.in_two_processes(words()).count("rsum minus ToMe's") == 1
-    record = load(tmp_path / "out")
-    assert outcomes(record) == outcomes(whole_run) and record.header == whole_run.header
-
-
-def test_the_test_split_is_logged_before_it_is_scored(words, tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "writable", lambda committed: tmp_path / ("results" if committed else "scratch"))
-    arguments = words("--split", "test", "--methods", "tome")
-    arguments = [word for word in arguments if word not in ("--output", str(tmp_path / "out"))]
-    assert main(arguments) == 0
-    (entry,) = json.loads((tmp_path / "results" / "test_log.json").read_text())
-    assert (entry["task"], entry["tier"], entry["items"], entry["new"]) == ("flickr30k-tiny", "paper", 42, 3)
-    assert load(tmp_path / "results" / "paper").header["protocol"] == retrieval_hub.PROTOCOL
+    assert outcomes(load(tmp_path / "out")) == outcomes(whole_run)
 
 
 def test_another_gallery_is_not_added_to_a_record(words, write, tmp_path, capsys):
@@ -333,21 +270,21 @@ def test_another_gallery_is_not_added_to_a_record(words, write, tmp_path, capsys
 # ---------------------------------------------------------------------------------------------------------------- data
 def test_formats_agree(write, pictures, tmp_path):
     """Karpathy's files of both data sets and COCO's own give the same pictures and captions."""
-    flickr = retrieval_hub.load_captions("flickr30k", write(karpathy()), pictures)
+    flickr = captions.load_captions("flickr30k", write(karpathy()), pictures)
     shutil.copytree(pictures, tmp_path / "coco" / "val2014")
     assert [file.name for file in flickr.files] == [f"{i}.jpg" for i in range(IMAGES)]
     assert flickr.texts == tuple(text for i in range(IMAGES) for text in captions_of(i))
     assert flickr.answers[11] == [2] and len(flickr.answers) == 35 and flickr.left_out == 0
     others = [
-        retrieval_hub.load_captions("coco", write(karpathy("coco")), tmp_path / "coco"),
-        retrieval_hub.load_captions("coco", write(coco()), pictures),
+        captions.load_captions("coco", write(karpathy("coco")), tmp_path / "coco"),
+        captions.load_captions("coco", write(coco()), pictures),
     ]
     assert [other.left_out for other in others] == [2, 1]
     for other in others:
         assert other.texts[:10] == flickr.texts[:10] and len(other.texts) == 35
         assert [file.name for file in other.files] == [file.name for file in flickr.files]
     (tmp_path / "only.txt").write_text("4.jpg\n\n1.jpg\n")
-    some = retrieval_hub.load_captions("coco", write(coco()), pictures, tmp_path / "only.txt")
+    some = captions.load_captions("coco", write(coco()), pictures, tmp_path / "only.txt")
     assert [file.name for file in some.files] == ["1.jpg", "4.jpg"] and some.texts[:5] == tuple(captions_of(1))
     assert some.digest != others[1].digest
 
@@ -402,7 +339,7 @@ def test_an_unreadable_picture_stops_the_run(words, pictures, tmp_path, capsys):
 
 
 def test_all_of_coco_is_not_the_test_split(words, write, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(retrieval_hub, "LARGEST", 3)
+    monkeypatch.setattr(captions, "LARGEST", 3)
     assert main(words("--data", "coco", annotations=write(coco()))) == 2
     assert "has 7 images: pass --only FILE with the names of the 3" in capsys.readouterr().err
     (tmp_path / "only.txt").write_text("1.jpg\n9.jpg\n")
@@ -423,10 +360,10 @@ def test_the_models_of_the_paper_exist(monkeypatch):
 
     monkeypatch.setattr(open_clip, "create_model_and_transforms", create)
     for name in retrieval_hub.MODELS:
-        with pytest.raises(retrieval_hub.Refused, match=f"{name} could not be loaded .RuntimeError: no network"):
+        with pytest.raises(Refused, match=f"{name} could not be loaded .RuntimeError: no network"):
             retrieval_hub.load_model(name, "openai", torch.device("cpu"))
         assert given[name]["force_quick_gelu"] is True
-    with pytest.raises(retrieval_hub.Refused):
+    with pytest.raises(Refused):
         retrieval_hub.load_model("ViT-B-32", "laion2b_s34b_b79k", torch.device("cpu"))
     assert given["ViT-B-32"] == {
         "pretrained": "laion2b_s34b_b79k", "force_quick_gelu": False, "require_pretrained": True}
@@ -441,7 +378,6 @@ def test_the_models_of_the_paper_exist(monkeypatch):
         (dict(annotations="nowhere.json"), [], "no file nowhere.json"),
         (dict(images="nowhere"), [], "no folder nowhere"),
         ({}, ["--keep", "1.5"], "keep 1.5 must lie between 0 and 1"),
-        ({}, ["--shard", "0"], "--shard 0 is below 1"),
         ({}, ["--only", "nowhere.txt", "--data", "coco"], "no file nowhere.txt"),
     ],
 )

@@ -8,21 +8,22 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import processes
 import pytest
 import torch
-from filelock import FileLock
 from PIL import Image
 from small_models import randomize
 
 import pitome_core as pc
 from pitome_core.experiments.__main__ import main
+from pitome_core.experiments.models import llava_answers
 from pitome_core.experiments.records import results
 from pitome_core.experiments.vqa import benchmarks as vqa_benchmarks
 from pitome_core.experiments.vqa import files as vqa_files
 from pitome_core.experiments.vqa import grid as vqa_grid
 from pitome_core.experiments.vqa import hub as vqa_hub
+from pitome_core.experiments.vqa import loaded_llava
 from pitome_core.experiments.vqa import metrics as vqa_metrics
+from pitome_core.experiments.vqa.loaded_llava import load_model
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -158,7 +159,7 @@ def load(output: Path, name: str = "gqa-tiny-llava") -> results.Record:
 
 
 def answers(record: results.Record, key: str) -> list[str | None]:
-    path = vqa_hub.answers_folder(record) / f"{key.replace('/', '+')}.jsonl"
+    path = vqa_hub.answers_folder(record.path) / f"{key.replace('/', '+')}.jsonl"
     return [json.loads(line)["answer"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -213,11 +214,11 @@ def test_the_whole_model_answers_as_its_own_generate(benchmark, words, tiny, pic
 
 def test_keep_1_answers_as_the_whole_model(tiny, pictures, tmp_path):
     items = vqa_files.load("gqa", files(tmp_path, "gqa")[3], pictures).items
-    loaded = vqa_hub.load_model(str(tiny), "float32", "crop", torch.device("cpu"))
+    loaded = load_model(str(tiny), "float32", "crop", torch.device("cpu"))
     pixels = torch.stack([loaded.prepare(Image.open(item.image).convert("RGB")) for item in items])
     prompts = [vqa_benchmarks.benchmark("gqa").prompt(item.question) for item in items]
     with pc.patched(loaded.model, keep=1.0, restore=False):
-        found = vqa_hub.llava_answers.answer(loaded.model, loaded.tokenizer, pixels, prompts, max_new_tokens=3)
+        found = llava_answers.answer(loaded.model, loaded.tokenizer, pixels, prompts, max_new_tokens=3)
     assert found == generated(tiny, items)
 
 
@@ -235,7 +236,7 @@ def test_a_record_says_what_was_read_and_what_it_cost(gqa_run, tiny, capsys):
     assert list(gqa_run.cells) == KEYS
     assert (whole["image_tokens"], merged["image_tokens"]) == (36, 20) and merged["tokens"] == [36, 29, 24, 20, 16]
     assert merged["order"] == "raster-centroid" and "order" not in whole
-    loaded = vqa_hub.load_model(str(tiny), "float32", "crop", torch.device("cpu"))
+    loaded = load_model(str(tiny), "float32", "crop", torch.device("cpu"))
     model, row = loaded.model, loaded.tokenizer([vqa_benchmarks.TEMPLATE.format(question=one["question"])
                                                  for one in many_gqa().values()])["input_ids"]
     assert whole["prompt_tokens"] == pytest.approx(np.mean([len(ids) - 1 for ids in row]), abs=0.01)
@@ -251,7 +252,7 @@ def test_a_record_says_what_was_read_and_what_it_cost(gqa_run, tiny, capsys):
                                              "left_out": 0, "list": ""}
     assert (header["model"], header["clusters"], header["square"]) == ("tiny-llava", ["picture"], "crop")
     assert gqa_run.items["picture"] == [0] * 4 + [1] * 3
-    line = json.loads((vqa_hub.answers_folder(gqa_run) / "whole.jsonl").read_text().splitlines()[3])
+    line = json.loads((vqa_hub.answers_folder(gqa_run.path) / "whole.jsonl").read_text().splitlines()[3])
     assert line == {"question_id": "00000003", "question": "Is the sky very dark?", "answer": line["answer"],
                     "score": gqa_run.outcome("whole", "score")[3]}
 
@@ -285,7 +286,7 @@ def test_the_grid_in_all_orders(words, tmp_path):
 
 
 def test_bfloat16_is_the_language_model_alone(words, tiny, tmp_path):
-    loaded = vqa_hub.load_model(str(tiny), "bfloat16", "pad", torch.device("cpu"))
+    loaded = load_model(str(tiny), "bfloat16", "pad", torch.device("cpu"))
     kinds = {name.split(".")[1 if name.startswith("model") else 0]: parameter.dtype
              for name, parameter in loaded.model.named_parameters()}
     assert kinds == {"vision_tower": torch.float32, "multi_modal_projector": torch.float32,
@@ -297,10 +298,10 @@ def test_bfloat16_is_the_language_model_alone(words, tiny, tmp_path):
 
 def test_pictures_are_padded_to_a_square(tiny):
     picture = Image.new("RGB", (7, 4), (200, 10, 10))
-    square = np.asarray(vqa_hub.padded(picture, (1, 2, 3)))
+    square = np.asarray(loaded_llava.padded(picture, (1, 2, 3)))
     assert square.shape == (7, 7, 3)
     assert (square[1:5] == (200, 10, 10)).all() and (square[[0, 5, 6]] == (1, 2, 3)).all()
-    pixels = vqa_hub.load_model(str(tiny), "float32", "pad", torch.device("cpu")).prepare(picture.resize((70, 40)))
+    pixels = load_model(str(tiny), "float32", "pad", torch.device("cpu")).prepare(picture.resize((70, 40)))
     assert pixels.shape == (3, SIDE, SIDE) and pixels[:, [0, -1]].abs().max() < 0.02  # the mean colour becomes zero
 
 
@@ -314,84 +315,12 @@ def test_cuda_agrees_with_the_processor(words, tmp_path, gqa_run, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------------------- resuming
-def test_a_stopped_run_answers_nothing_twice(words, tmp_path, gqa_run, monkeypatch, capsys):
-    """Stopped after three shards, it goes on with the fourth, and the record is that of a run that was not stopped."""
-    seen, stop, answer = [], 3, vqa_hub._answer_unit
-
-    def watched(running, unit, loader):
-        if len(seen) == stop:
-            raise KeyboardInterrupt
-        seen.append((unit.cell.key, unit.shard))
-        return answer(running, unit, loader)
-
-    monkeypatch.setattr(vqa_hub, "_answer_unit", watched)
-    with pytest.raises(KeyboardInterrupt):
-        main(words())
-    parts = tmp_path / "out" / "vqa-gqa-tiny-llava.parts"
-    assert list(load(tmp_path / "out").cells) == ["whole"] and len(list(parts.glob("*/*/shard-*.json"))) == 1
-    first = list(seen)
-    seen.clear()
-    stop = None
-    capsys.readouterr()
-    assert main(words()) == 0
-    assert "1 recorded already; 3 of 4 shards to answer" in capsys.readouterr().out
-    assert len(seen) == 3 and not set(first) & set(seen)
-    assert outcomes(load(tmp_path / "out")) == outcomes(gqa_run) and not parts.exists()
-    text = load(tmp_path / "out").path.read_text()
-    assert main(words()) == 0 and load(tmp_path / "out").path.read_text() == text
-    assert "3 recorded already; 0 of 0 shards" in capsys.readouterr().out
-
-
-def test_a_run_that_died_while_it_recorded_a_cell(words, tmp_path, gqa_run, monkeypatch):
-    """The record has the cell, its shards lie there still: they are cleared, not taken for those of --again."""
-    def killed(*arguments, **options):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(vqa_hub.shutil, "rmtree", killed)
-        main(words())
-    assert main(words()) == 0
-    assert outcomes(load(tmp_path / "out")) == outcomes(gqa_run)
-    assert not (tmp_path / "out" / "vqa-gqa-tiny-llava.parts").exists()
-
-
-def test_an_estimate_keeps_its_shard_and_a_damaged_one_is_an_error(words, tmp_path, capsys):
+def test_a_run_goes_on_in_the_middle_of_a_cell(words, tmp_path, gqa_run, capsys):
     assert main(words("--estimate")) == 0
-    assert "estimate: " in capsys.readouterr().out
-    assert not (tmp_path / "out" / "vqa-gqa-tiny-llava.json").exists()
-    (part,) = (tmp_path / "out").glob("*.parts/*/*/shard-*.json")
-    found = json.loads(part.read_text())
-    part.write_text(json.dumps(found | {"answers": found["answers"][1:]}))
-    assert main(words()) == 2
-    assert "shard-00000.json is damaged or of another run: delete it" in capsys.readouterr().err
-    part.unlink()
-    assert main(words()) == 0
-    assert "5 of 6 shards to answer" in capsys.readouterr().out
-
-
-def test_one_run_at_a_time(words, tmp_path, capsys):
-    parts = tmp_path / "out" / "vqa-gqa-tiny-llava.parts"
-    parts.mkdir(parents=True)
-    with FileLock(parts / ".lock"):
-        assert main(words()) == 2
-    assert "another run is working in" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_record_of_one(words, tmp_path, gqa_run):
-    assert processes.in_two_processes(words()).count("minus ToMe") == 1
-    record = load(tmp_path / "out")
-    assert outcomes(record) == outcomes(gqa_run) and record.header == gqa_run.header
-
-
-def test_the_test_split_is_logged_before_it_is_scored(words, tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "writable", lambda committed: tmp_path / ("results" if committed else "scratch"))
-    arguments = words("--split", "test", "--methods", "tome")
-    arguments = [word for word in arguments if word not in ("--output", str(tmp_path / "out"))]
-    assert main(arguments) == 0
-    (entry,) = json.loads((tmp_path / "results" / "test_log.json").read_text())
-    assert (entry["task"], entry["tier"], entry["items"], entry["new"]) == ("gqa-tiny-llava", "paper", 7, 2)
-    assert load(tmp_path / "results" / "paper").header["protocol"] == vqa_hub.PROTOCOL
+    assert "7 questions on 2 pictures, 3 cells, 0 recorded already; 6 of 6 shards" in capsys.readouterr().out
+    assert main(words("--workers", 2)) == 0
+    assert "5 of 6 shards to score" in capsys.readouterr().out
+    assert outcomes(load(tmp_path / "out")) == outcomes(gqa_run)
 
 
 def test_other_questions_are_not_added_to_a_record(words, tmp_path, capsys):
@@ -440,10 +369,10 @@ def test_malformed_records_stop_the_run_or_are_named_and_counted(case, words, tm
     assert main(words("--skip-malformed", "--methods", "tome", data=data)) == 1
     said = capsys.readouterr().err
     name = message.split("of gqa .*")[-1]
-    assert re.search(f"1 records left out: .*{name}", said) and "see vqa-" in said
+    assert re.search(f"1 records left out: .*{name}", said)
     record = load(tmp_path / "out", f"{benchmark}-tiny-llava")
     assert record.header["data"]["left_out"] == 1 and record.cells["whole"]["scored"] == len(record)
-    assert re.search(name, (vqa_hub.answers_folder(record) / "left_out.txt").read_text())
+    assert re.search(name, (vqa_hub.answers_folder(record.path) / "left_out.txt").read_text())
 
 
 @pytest.mark.parametrize(
@@ -471,7 +400,8 @@ def test_an_unreadable_picture_stops_the_run_or_is_named_and_counted(words, pict
     said = capsys.readouterr().err
     assert "error: questions.json, question 00000004: cannot read 393225.jpg (UnidentifiedImageError" in said
     assert main(words("--skip-malformed", "--output", tmp_path / "skipped", images=copy)) == 1
-    assert "3 of 7 questions have no answer: questions.json, question 00000004: cannot" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "3 of 7 questions on 2 pictures could not be read" in said and "left out: questions.json, question 0" in said
     record = load(tmp_path / "skipped")
     for key in KEYS:
         assert record.cells[key]["scored"] == 4 and len(record.cells[key]["unreadable"]) == 3
@@ -479,7 +409,7 @@ def test_an_unreadable_picture_stops_the_run_or_is_named_and_counted(words, pict
         assert np.isnan(record.outcome(key, "score")).tolist() == [False] * 4 + [True] * 3
     shutil.copyfile(pictures / "393225.jpg", copy / "393225.jpg")
     assert main(words(images=copy)) == 0
-    assert "5 of 6 shards to answer" in capsys.readouterr().out
+    assert "5 of 6 shards to score" in capsys.readouterr().out
     assert outcomes(load(tmp_path / "out")) == outcomes(gqa_run)
 
 
@@ -556,7 +486,6 @@ def test_what_does_not_plug_in(words, fresh_registries, capsys):
         (dict(data=["--data", "gqa", "--questions", "nowhere.json"]), [], "no file nowhere.json"),
         ({}, ["--keep", "1.5"], "keep 1.5 must lie between 0 and 1"),
         ({}, ["--methods", "lower-resolution"], "no method 'lower-resolution' in .*there are pitome, energy-sorted"),
-        ({}, ["--shard", "0"], "--shard 0 is below 1"),
         ({}, ["--max-answer", "0"], "--max-answer 0 is below 1"),
         ({}, ["--first", "3", "--split", "test"], "--first is for trials"),
     ],
