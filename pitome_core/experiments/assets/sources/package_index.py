@@ -44,7 +44,7 @@ def download(project: str, to: Path) -> list[str]:
         places += [f"{_address(index).rstrip('/')}/{canonicalize_name(project)}/" for index in indexes]
     for place in places:  # one finder for each place, so that the next one is asked after a failure
         try:
-            with _client(options, indexes) as client:
+            with _Client(options, indexes) as client:
                 finder = unearth.PackageFinder(client, find_links=[place], ignore_compatibility=True)
                 for candidate in finder.find_all_packages(project, allow_yanked=True):
                     if candidate.link.filename == to.name:
@@ -73,16 +73,24 @@ def pip_options() -> dict[str, str]:
     return {**sections["global"], **sections["download"], **sections[":env:"]}
 
 
-def _client(options: Mapping[str, str], indexes: list[str]) -> PyPIClient:
-    """A client with pip's proxy, certificates, trusted hosts, passwords and timeout."""
-    return PyPIClient(
-        trusted_hosts=options.get("trusted-host", "").split(),
-        verify=_certificates(options),
-        auth=MultiDomainBasicAuth(prompting=False, index_urls=indexes),
-        proxy=options.get("proxy") or None,
-        timeout=float(options.get("timeout") or options.get("default-timeout") or 15),  # seconds; 15 is pip's default
-        follow_redirects=True,
-    )
+class _Client(PyPIClient):
+    """A client with pip's proxy, certificates, passwords and timeout."""
+
+    def __init__(self, options: Mapping[str, str], indexes: list[str]) -> None:
+        super().__init__(
+            verify=_certificates(options),
+            auth=MultiDomainBasicAuth(prompting=False, index_urls=indexes),
+            proxy=options.get("proxy") or None,
+            timeout=float(options.get("timeout") or options.get("default-timeout") or 15),  # seconds; 15 as in pip
+            follow_redirects=True,
+        )
+
+    def iter_secure_origins(self) -> list[tuple[str, str, str]]:
+        """Every scheme, host and port: an index without TLS may be read, because the hash of the file is pinned.
+
+        unearth's own option for that, ``trusted_hosts``, would go round the proxy.
+        """
+        return [("*", "*", "*")]
 
 
 def _certificates(options: Mapping[str, str]) -> ssl.SSLContext | bool:
