@@ -43,7 +43,7 @@ class Asset:
         for name, annotation in Asset.__annotations__.items():
             value, expected = getattr(self, name), {"str": str, "int": int, "bool": bool}.get(annotation, Mapping)
             if type(value) is not expected and not (expected is Mapping and isinstance(value, Mapping)):
-                raise self._wrong(name, f"is {value!r}, a {type(value).__name__}, where {annotation} is needed")
+                raise self._wrong(name, f"is {value!r} of type {type(value).__name__}; {annotation} is needed")
         if self.kind not in KINDS:
             raise self._wrong("kind", f"is {self.kind!r}; choose one of {', '.join(KINDS)}")
         needed = ["package", "licence", "purpose"]
