@@ -23,7 +23,7 @@ NODE_SIZE = {1: 14, 2: 22, 3: 22}  # bytes, by format version
 def read(resources: bytes) -> dict[str, bytes]:
     """``{path without a leading slash: content}`` of a whole ``.rcc`` file, in the order of its tree.
 
-    Raises ``ValueError`` for bytes that are no such file, are cut off, have a loop in the tree, or are packed with zstd.
+    Raises ``ValueError`` for bytes that are no such file, are cut off, hold a loop, or are packed with zstd.
     """
     try:
         magic, version, tree, contents, names = struct.unpack_from(">4s4I", resources)
