@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 from unearth.auth import MultiDomainBasicAuth
 from unearth.fetchers import PyPIClient
 
-PUBLIC_INDEX = "https://pypi.org/simple"
+PUBLIC_INDEX = unearth.PackageFinder().sources[0]["url"]  # where a finder looks that is given no place
 
 # unearth logs a place without a page for a project as a warning, which Python would print. `download` returns it.
 logging.getLogger("unearth").addHandler(logging.NullHandler())
