@@ -22,13 +22,13 @@ examples:
 from __future__ import annotations
 
 import argparse
-import math
+from functools import partial
 
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.retrieval import grid, hub, summary, tasks, training
 from pitome_core.experiments.runs import sweep
-from pitome_core.experiments.runs.command_line import Command, Options
+from pitome_core.experiments.runs.command_line import Command, add_training, train
 
 EXPERIMENT = "retrieval"
 
@@ -61,30 +61,10 @@ def _without_heads(args: argparse.Namespace, name: str, chosen: list[Cell]) -> l
     return missing
 
 
-def configure_actions(options: Options) -> None:
-    """Add the options of training and exploring."""
-    options.add_argument("--train", action="store_true", help="train the heads that are missing, and stop")
-    options.add_argument("--minutes", type=float, default=math.inf, help="with --train: begin no stage after that time")
-    options.add_argument("--recipe", choices=list(training.CANDIDATES), default=training.CHOSEN, metavar="RECIPE",
-                         help="with --train: of those that --explore knows (default: %(default)s)")
-    options.add_argument("--explore", nargs="*", choices=list(training.CANDIDATES), metavar="RECIPE",
-                         help="rsum on dev of recipes for the heads (none named: all); no heads are kept")
-
-
-def act(args: argparse.Namespace) -> bool:
-    """Train or explore, if that was asked for."""
-    if args.train:
-        training.run(args.methods, args.keep, recipe=training.CANDIDATES[args.recipe], minutes=args.minutes,
-                     again=args.again, estimate_only=args.estimate)
-    elif args.explore is not None:
-        training.explore(args.explore or [*training.CANDIDATES])
-    else:
-        return False
-    return True
-
-
 COMMAND = Command(
     experiment=EXPERIMENT, protocol="retrieval-1", tasks=tasks.TASKS, cells=cells, summary=summary.table, paper=hub,
-    available=tasks.available, counted="pictures with their texts", configure_actions=configure_actions, act=act,
+    available=tasks.available, counted="pictures with their texts",
+    configure_actions=partial(add_training, training=training, what="heads", score="rsum"),
+    act=partial(train, training=training),
 )
 configure, main = COMMAND.configure, COMMAND.main

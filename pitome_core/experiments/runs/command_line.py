@@ -8,6 +8,7 @@ error and is not ignored.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,3 +157,28 @@ class Command:
                                allow_modified=args.allow_modified)
             if not args.estimate:
                 print(self.summary(record, cells))
+
+
+def add_training(options: Options, training: Any, what: str, score: str) -> None:
+    """Add the options of an experiment that trains ``what`` by recipes.
+
+    ``training`` is its module, with `CANDIDATES`, `CHOSEN`, `run` and `explore`; ``score`` is what recipes are compared
+    by on dev.
+    """
+    recipes = list(training.CANDIDATES)
+    options.add_argument("--train", action="store_true", help=f"train the {what} that are missing, and stop")
+    options.add_argument("--minutes", type=float, default=math.inf, help="with --train: begin no stage after that time")
+    options.add_argument("--recipe", choices=recipes, default=training.CHOSEN, metavar="RECIPE",
+                         help="with --train: of those that --explore knows (default: %(default)s)")
+    options.add_argument("--explore", nargs="*", choices=recipes, metavar="RECIPE",
+                         help=f"{score} on dev of recipes (none named: all); no {what} are kept")
+
+
+def train(args: argparse.Namespace, training: Any) -> bool:
+    """Train or explore, if one of the options of `add_training` asks for it."""
+    if args.train:
+        training.run(args.methods, args.keep, recipe=training.CANDIDATES[args.recipe], minutes=args.minutes,
+                     again=args.again, estimate_only=args.estimate)
+    elif args.explore is not None:
+        training.explore(args.explore or [*training.CANDIDATES])
+    return args.train or args.explore is not None

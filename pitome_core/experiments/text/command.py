@@ -17,10 +17,9 @@ examples:
 from __future__ import annotations
 
 import argparse
-import math
 
 from pitome_core.experiments.records.cells import Cell
-from pitome_core.experiments.runs.command_line import Command, Options
+from pitome_core.experiments.runs.command_line import Command, Options, add_training, train
 from pitome_core.experiments.text import classifiers, grid, hub, summary, tasks, timing, training
 
 
@@ -43,27 +42,15 @@ def trained(listed: list[Cell]) -> list[Cell]:
 
 def configure_actions(options: Options) -> None:
     """Add the options of training, exploring and timing."""
-    options.add_argument("--train", action="store_true", help="fine-tune the classifiers that are missing, and stop")
-    options.add_argument("--minutes", type=float, default=math.inf, help="with --train: begin no stage after that time")
-    options.add_argument("--recipe", choices=list(training.CANDIDATES), default=training.CHOSEN, metavar="RECIPE",
-                         help="with --train: of those that --explore knows (default: %(default)s)")
-    options.add_argument("--explore", nargs="*", choices=list(training.CANDIDATES), metavar="RECIPE",
-                         help="accuracy on dev of recipes for fine-tuning (none named: all); no weights are kept")
+    add_training(options, training, "classifiers", "accuracy")
     options.add_argument("--time", action="store_true", help="measure time by length instead, and stop")
 
 
 def act(args: argparse.Namespace) -> bool:
     """Train, explore or measure time, if that was asked for."""
-    if args.train:
-        training.run(args.methods, args.keep, recipe=training.CANDIDATES[args.recipe], minutes=args.minutes,
-                     again=args.again, estimate_only=args.estimate)
-    elif args.explore is not None:
-        training.explore(args.explore or [*training.CANDIDATES])
-    elif args.time:
+    if args.time:
         timing.run(args.output)
-    else:
-        return False
-    return True
+    return args.time or train(args, training)
 
 
 COMMAND = Command(
