@@ -20,6 +20,9 @@ A ground, listed under `grounds`, is a model, data and a split (`test`; `dev`; `
 chosen on them; `none` for illustrations, which carry no verdict; `not needed` for exact counts and synthetic tokens).
 Model and split of a recorded difference must be those of its record.
 
+`uncommitted` lists codes of recorded runs (the field `code`) that no commit has, although the runs name a commit. Of
+such runs, and of runs with `modified: true`, the page says that they are of an uncommitted state of the code.
+
 A verdict has to fit its evidence. "Holds here": something is for the claim and nothing against it. "Mixed here":
 something is for it and something is not. "Does not hold here": nothing is for it. Where there is evidence from a test
 split or from all items, dev evidence alone makes nothing hold. For a table claim only evidence from its own models and
@@ -41,6 +44,7 @@ import yaml
 
 from pitome_core.experiments.records.results import Record, RecordError
 from pitome_core.experiments.records.statistics import Difference, McNemar, mcnemar
+from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.retrieval import recall
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,7 +122,7 @@ SCHEMA = _object({
     "grounds": {"type": "object", "additionalProperties": GROUND},
     "abstract": {"type": "object", "additionalProperties": TEXT, "minProperties": 1},
     "claims": {"type": "array", "items": CLAIM, "minItems": 1},
-})
+}, uncommitted={"type": "array", "items": {"type": "string", "pattern": "^[0-9a-f]{12}$"}, "uniqueItems": True})
 
 
 # --- where evidence points
@@ -236,10 +240,10 @@ def of_its_own(claim: dict, entry: dict) -> bool:
 
 
 def resolved(ledger: dict) -> list[dict]:
-    """The claims, with model, data and split written into each piece of evidence."""
-    grounds = ledger["grounds"]
+    """The claims. Model, data, split and the codes that no commit has are written into each piece of evidence."""
+    grounds, codes = ledger["grounds"], {"uncommitted": ledger.get("uncommitted", [])}
     return [
-        claim | {"evidence": [entry | grounds[entry["ground"]] for entry in claim["evidence"]]}
+        claim | {"evidence": [entry | grounds[entry["ground"]] | codes for entry in claim["evidence"]]}
         for claim in ledger["claims"]
     ]
 
@@ -411,7 +415,9 @@ def _result(entry: dict, root: Path) -> str:
     if exact:
         text += f"; right with one alone: {exact.only_first} and {exact.only_second}, McNemar's exact p = {exact.p:.2g}"
         text += "" if kinds == ["item"] else ", as if items were independent"
-    return f"{text}; recorded"
+    runs = [record.runs[cell["run"]] for key in (pointer["first"], pointer["second"]) for cell in _cells(record, key)]
+    uncommitted = any(run["modified"] or run["code"] in entry["uncommitted"] for run in runs)
+    return f"{text}; recorded{', of an uncommitted state of the code' if uncommitted else ''}"
 
 
 def _verdict(claim: dict) -> str:
@@ -425,26 +431,25 @@ def _to(claim: dict) -> str:
     return f"{{ref}}`{claim['title']} <claim-{claim['id']}>`"
 
 
-def _abstract(ledger: dict, claims: list[dict]) -> list[str]:
-    lines = ["| the abstract says | as a mechanism | in its tables |", "|---|---|---|"]
-    for item, words in ledger["abstract"].items():
-        cells = [
-            "; ".join(f"{_verdict(c)}: {_to(c)}" for c in claims if item in c["covers"] and c["kind"] == kind)
-            for kind in ("mechanism", "table")
-        ]
-        lines.append(f"| {_tidy(words)} | {' | '.join(cell or '–' for cell in cells)} |")
-    return lines
+def _abstract(ledger: dict, claims: list[dict]) -> str:
+    def verdicts(item: str, kind: str) -> str:
+        those = [claim for claim in claims if item in claim["covers"] and claim["kind"] == kind]
+        return "; ".join(f"{_verdict(claim)}: {_to(claim)}" for claim in those) or "–"
+
+    return markdown(
+        ["the abstract says", "as a mechanism", "in its tables"],
+        [(_tidy(words), verdicts(item, "mechanism"), verdicts(item, "table"))
+         for item, words in ledger["abstract"].items()],
+    )
 
 
-def _table(claims: list[dict], root: Path) -> list[str]:
-    lines = ["| claim | verdict | evidence |", "|---|---|---|"]
+def _table(claims: list[dict], root: Path) -> str:
+    rows = []
     for claim in claims:
         own = [entry for entry in claim["evidence"] if of_its_own(claim, entry)]
-        links = list(dict.fromkeys(_brief(entry, root) for entry in own))
-        lines.append(
-            f"| {_to(claim)}: {_tidy(claim['claim'])} | {_verdict(claim)} | {', '.join(links) or 'none'} |"
-        )
-    return lines
+        links = dict.fromkeys(_brief(entry, root) for entry in own)
+        rows.append((f"{_to(claim)}: {_tidy(claim['claim'])}", _verdict(claim), ", ".join(links) or "none"))
+    return markdown(["claim", "verdict", "evidence"], rows)
 
 
 def _ground(entry: dict) -> str:
@@ -474,10 +479,10 @@ def _details(claim: dict, root: Path) -> list[str]:
 def page(ledger: dict, root: Path = ROOT) -> str:
     """The page for a ledger without problems."""
     claims = resolved(ledger)
-    lines = [INTRO, "## The abstract, item by item", "", *_abstract(ledger, claims), ""]
+    lines = [INTRO, "## The abstract, item by item", "", _abstract(ledger, claims), ""]
     for kind, title in (("mechanism", "Mechanism claims"), ("table", "Table claims")):
         if some := [claim for claim in claims if claim["kind"] == kind]:
-            lines += [f"## {title}", "", *_table(some, root), ""]
+            lines += [f"## {title}", "", _table(some, root), ""]
     lines += ["## Claim by claim", "", OUTRO, ""]
     for claim in claims:
         lines += _details(claim, root)

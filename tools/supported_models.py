@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import pitome_core as pc
+from pitome_core.experiments.records.tables import markdown
 from pitome_core.families import find_family
 
 PAGE = Path(__file__).resolve().parents[1] / "book" / "supported_models.md"
@@ -257,11 +258,13 @@ COLUMNS = ("keep=1", "tokens", "outputs", "gradients", "names", "remove", "copy"
 
 def page(rows: list[tuple[Entry, dict]]) -> str:
     """The page for these outcomes."""
-    lines = ["| library | model | | " + " | ".join(COLUMNS) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
-    for entry, row in rows:
-        cells = [{True: "yes", False: "NO"}.get(row[name], row[name]) for name in COLUMNS]
-        lines.append(f"| {entry.library} | `{entry.name}` | {entry.note} | " + " | ".join(map(str, cells)) + " |")
-    return TEXT_ABOVE + "\n".join(lines) + "\n" + TEXT_BELOW
+    words = {True: "yes", False: "NO"}
+    table = markdown(
+        ["library", "model", "", *COLUMNS],
+        [(entry.library, f"`{entry.name}`", entry.note, *(words.get(row[name], row[name]) for name in COLUMNS))
+         for entry, row in rows],
+    )
+    return f"{TEXT_ABOVE}{table}\n{TEXT_BELOW}"
 
 
 def main() -> int:

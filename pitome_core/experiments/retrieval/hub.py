@@ -41,8 +41,9 @@ from tqdm.auto import tqdm
 
 import pitome_core as pc
 from pitome_core.experiments import settings
-from pitome_core.experiments.records import results
+from pitome_core.experiments.records import provenance, results
 from pitome_core.experiments.records.cells import Cell
+from pitome_core.experiments.records.fingerprint import code_of
 from pitome_core.experiments.retrieval import grid as retrieval_grid
 from pitome_core.experiments.retrieval import recall, summary
 from pitome_core.experiments.runs import grid, shards, sweep
@@ -299,12 +300,14 @@ def _score_model(
     """All that is missing of one model's record."""
     from accelerate.utils import broadcast_object_list
 
-    results.exact_float32()  # under autocast too: plans are float32 there
+    settings.exact_float32()  # under autocast too: plans are float32 there
     cells = _cells(args, loaded)
     record = _open(args, loaded, captions)
-    versions = {name: results.provenance(None)["packages"].get(name) for name in ("torch", "timm", "open_clip_torch")}
+    run = provenance.of_run(code_of(_score_model), test=args.split == "test" and not args.estimate,
+                            allow_modified=args.allow_modified)
+    versions = {name: run["packages"].get(name) for name in ("torch", "timm", "open_clip_torch")}
     parts = shards.Parts(record.path, {
-        "code": results.code_fingerprint(), **{name: record.header[name] for name in ("model", "weights", "data")},
+        "code": run["code"], **{name: record.header[name] for name in ("model", "weights", "data")},
         "dtype": args.dtype, "preprocessing": str(loaded.preprocess), "packages": versions, "device": device.type,
         "shard": args.shard,
     })
@@ -326,7 +329,7 @@ def _score_model(
                   f"{len(captions.texts)} captions, {len(cells)} cells, {len(cells) - len(unfinished)} recorded "
                   f"already; {len(todo)} of {sum(map(len, units.values()))} shards to encode", flush=True)
             if args.split == "test" and todo and not args.estimate:
-                results.log_test(record, [cell.key for cell in unfinished])
+                provenance.log_test(record, [cell.key for cell in unfinished], run)
         mine = todo[state.process_index :: state.num_processes]
         _encode(args, state, device, loaded, captions, parts, mine[:1] if args.estimate else mine, len(todo))
         if args.estimate:
@@ -336,7 +339,7 @@ def _score_model(
             return
         lengths = _lengths(loaded, captions)
         for cell in unfinished:
-            _record(record, parts, units, cell, captions, retrieval_grid.cost(cell, loaded.model, lengths))
+            _record(record, run, parts, units, cell, captions, retrieval_grid.cost(cell, loaded.model, lengths))
         for side in _sides(cells):
             shutil.rmtree(parts.cell_folder(side), ignore_errors=True)
         parts.end()
@@ -409,7 +412,7 @@ def _encode(
                     seconds = round(time.perf_counter() - start, 3)
                     text = base64.b64encode(found.numpy().astype("<f4").tobytes()).decode("ascii")
                     parts.write(unit, {"embeddings": text, "width": found.shape[1], "seconds": seconds,
-                                       "device": results.device_name(device)})
+                                       "device": settings.device_name(device)})
                     bar.update()
                     if args.estimate and state.is_main_process:
                         bar.write(f"  estimate: {total * seconds / state.num_processes / 60:.1f} min at most; "
@@ -451,8 +454,8 @@ def _embeddings(parts: shards.Parts, units: Sequence[Unit]) -> Tensor:
 
 
 def _record(
-    record: results.Record, parts: shards.Parts, units: Mapping[str, Sequence[Unit]], cell: Cell,
-    captions: Captions, cost: Mapping[str, Any],
+    record: results.Record, run: Mapping[str, Any], parts: shards.Parts, units: Mapping[str, Sequence[Unit]],
+    cell: Cell, captions: Captions, cost: Mapping[str, Any],
 ) -> None:
     """Ranks of one cell, from the embeddings of its two sides."""
     images, texts = (_embeddings(parts, units[retrieval_grid.side(cell, tower).key]) for tower in TOWERS)
@@ -460,7 +463,7 @@ def _record(
     found = {name: round(value, 4) for name, value in recall.summary(of_images, of_texts).items()}
     seconds = sum(parts.read(unit)["seconds"] for unit in units[retrieval_grid.side(cell, "vision").key])
     about = cell.describe() | dict(cost) | {"recall": found, "seconds": round(seconds, 2)}
-    record.add(cell.key, about, {"rank": np.concatenate([of_images, of_texts])})
+    record.add(cell.key, about, {"rank": np.concatenate([of_images, of_texts])}, run)
 
 
 def _lengths(loaded: Loaded, captions: Captions) -> dict[int, int]:

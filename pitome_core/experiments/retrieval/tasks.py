@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pitome_core.experiments.data import pairs, photos, scenes
 from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import dual_encoder
-from pitome_core.experiments.records import weight_files
+from pitome_core.experiments.records import files
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.retrieval import grid as retrieval_grid
 from pitome_core.experiments.retrieval import recall
@@ -61,7 +61,7 @@ class Retrieval(ImageTask):
     @property
     def about(self) -> dict[str, Any]:
         """Header entries: among them which heads, so that a record never mixes two sets of them."""
-        used = {f"head{seed}": weight_files.digest(retrieval_training.heads_path(seed))
+        used = {f"head{seed}": files.digest(retrieval_training.heads_path(seed))
                 for seed in retrieval_training.SEEDS}
         return super().about | {"model": MODEL, "texts": len(self.ids), "weights": used}
 
@@ -78,7 +78,7 @@ class Retrieval(ImageTask):
         found = retrieval_grid.cost(cell, self.model, self.lengths)
         if retrained_heads_exist(cell):
             paths = [retrieval_training.heads_path(seed, cell) for seed in retrieval_training.SEEDS]
-            found["weights"] = {path.stem: weight_files.digest(path) for path in paths}
+            found["weights"] = {path.stem: files.digest(path) for path in paths}
         return found
 
     def applied(self, cell: Cell) -> AbstractContextManager[nn.Module]:

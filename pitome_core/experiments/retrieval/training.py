@@ -11,15 +11,12 @@ tried.
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,13 +25,13 @@ from torch import Tensor, nn
 
 from pitome_core.experiments import assets, settings
 from pitome_core.experiments.data import pairs, photos
-from pitome_core.experiments.data.pictures import preprocess
-from pitome_core.experiments.models import bert, dual_encoder, vit
+from pitome_core.experiments.models import dual_encoder
 from pitome_core.experiments.models.dual_encoder import Heads
-from pitome_core.experiments.records import results
+from pitome_core.experiments.records import provenance, results
 from pitome_core.experiments.records.cells import Cell, seeds_of
-from pitome_core.experiments.retrieval import grid as retrieval_grid
+from pitome_core.experiments.records.fingerprint import code_of
 from pitome_core.experiments.retrieval import recall
+from pitome_core.experiments.retrieval.features import View, compute_view, image_features, text_features
 from pitome_core.experiments.retrieval.grid import RETRAINED
 from pitome_core.experiments.runs import grid
 from pitome_core.experiments.runs.stages import Budget, Stage, run_stages
@@ -42,8 +39,6 @@ from pitome_core.experiments.runs.stages import Budget, Stage, run_stages
 LOG = "retrieval-training"
 SEEDS = (0, 1, 2)
 WHOLE = Cell(grid.WHOLE)
-View = tuple[str, int]  # background and seed, as `pairs.views` takes them
-PACKAGE = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -113,112 +108,6 @@ def obtainable(recipe: Recipe) -> Recipe:
     if assets.state(photos.GCOMPRIS) == "ready" or all(background != "collection" for background, _ in recipe.views):
         return recipe
     return replace(recipe, views=INSTALLED)
-
-
-# --- features
-
-
-def image_features(cell: Cell, split: str, view: View, count: int | None = None) -> Tensor:
-    """`dual_encoder.image_features` of the pictures of a split in one view, merged as the cell says: `(n, 2, 384)`.
-
-    From the cache, computed first where they are not in it. ``count`` as in `pairs.pairs`. Raises
-    ``assets.AssetError`` where the background needs an asset that cannot be had.
-    """
-    cell = retrieval_grid.side(cell, "vision")
-    return _cached(_about(cell, split, view, count), lambda: _encoded([cell], split, view, count)[cell])
-
-
-def compute_view(cells: Sequence[Cell], split: str, view: View, count: int | None = None) -> None:
-    """Put the `image_features` that the cache lacks into it, of all cells at once: drawing takes a third of the time.
-    """
-    every = dict.fromkeys(retrieval_grid.side(cell, "vision") for cell in cells)
-    missing = [cell for cell in every if not _place(_about(cell, split, view, count))[0].is_dir()]
-    for cell, features in _encoded(missing, split, view, count).items():
-        _cached(_about(cell, split, view, count), lambda features=features: features)
-
-
-def _encoded(
-    cells: Sequence[Cell], split: str, view: View, count: int | None
-) -> dict[Cell, Tensor]:
-    if not cells:
-        return {}
-    found: dict[Cell, list[Tensor]] = {cell: [] for cell in cells}
-    things = pairs.pairs(split, count=count).things
-    for batch in _batches(pairs.views(things, view[0], split, view[1])):
-        batch = batch.to(settings.device())
-        for cell in cells:
-            with retrieval_grid.applied(cell, _model()[0]) as running, torch.no_grad():
-                found[cell].append(dual_encoder.image_features(running.visual.trunk, batch).cpu())
-    return {cell: torch.cat(parts) for cell, parts in found.items()}
-
-
-def _about(cell: Cell, split: str, view: View, count: int | None) -> list[Any]:
-    return ["image", cell.key, split, *view, count]
-
-
-def text_features(cell: Cell, split: str, count: int | None = None) -> Tensor:
-    """`dual_encoder.text_features` of the texts of a split, merged as the cell says: `(T, 384)`. From the cache."""
-    cell = retrieval_grid.side(cell, "text")
-
-    def compute() -> Tensor:
-        model, tokenizer = _model()
-        ids = tokenizer(list(pairs.pairs(split, count=count).texts))
-        with retrieval_grid.applied(cell, model) as running, torch.no_grad():
-            parts = [dual_encoder.text_features(running.text, part.to(settings.device())) for part in ids.split(64)]
-        return torch.cat(parts).cpu()
-
-    return _cached(["text", cell.key, split, count], compute)
-
-
-@functools.lru_cache(maxsize=1)
-def _model() -> tuple[nn.Module, Callable]:
-    """The dual encoder with heads that nothing here reads, and its tokenizer."""
-    model, _, tokenizer = dual_encoder.dual_encoder(Heads())
-    return model, tokenizer
-
-
-def _batches(pictures: Iterator[np.ndarray], size: int = 16) -> Iterator[Tensor]:
-    held: list[np.ndarray] = []
-    for picture in pictures:
-        held.append(picture)
-        if len(held) == size:
-            yield preprocess(held)
-            held = []
-    if held:
-        yield preprocess(held)
-
-
-def _cached(words: Sequence[Any], compute: Callable[[], Tensor]) -> Tensor:
-    """A tensor in a folder of the cache that is verified; made anew where towers, views or merging have changed."""
-    from safetensors.torch import load_file, save_file
-
-    folder, source = _place(words)
-    assets.cached(folder, source, lambda to: save_file({"features": compute().contiguous()}, to / "it.safetensors"))
-    return load_file(folder / "it.safetensors")["features"]
-
-
-def _place(words: Sequence[Any]) -> tuple[Path, str]:
-    """The folder of what is described by ``words``, and what it is made from."""
-    source = hashlib.sha256(json.dumps([*words, merging_fingerprint()]).encode()).hexdigest()
-    return features_folder() / source[:16], source
-
-
-def features_folder() -> Path:
-    """Where features are kept."""
-    return settings.cache_dir() / "retrieval-features"
-
-
-@functools.cache
-def merging_fingerprint() -> str:
-    """A hash of all that features depend on: the towers' weights, how merging is done, and how pictures are made."""
-    digest = hashlib.sha256("".join(assets.ASSETS[a].sha256 for a in (vit.ASSET, bert.ASSET)).encode())
-    core = [path for path in PACKAGE.rglob("*.py") if "experiments" not in path.relative_to(PACKAGE).parts]
-    names = ("data/pairs", "data/scenes", "data/photos", "data/pictures", "models/vit", "models/bert",
-             "models/dual_encoder", "retrieval/grid", "runs/grid")
-    rest = [PACKAGE / "experiments" / f"{name}.py" for name in names]
-    for path in sorted([*core, *rest, *(PACKAGE / "experiments" / "baselines").glob("*.py")]):
-        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 @dataclass
@@ -446,7 +335,7 @@ def _train(
     path = heads_path(seed, cell)
     if cell == WHOLE and seed == SEEDS[0]:
         best, views = max(reference().scores.values()), obtainable(CANDIDATES[CHOSEN]).views
-        results.note(LOG, {"heads": "ridge", "dev": round(best, 2), "views": views}, log)
+        provenance.note(LOG, {"heads": "ridge", "dev": round(best, 2), "views": views}, code_of(train), log)
         print(f"  kernel ridge: dev {best:.1f}", flush=True)
     dev = Examples.read("dev", recipe.dev_views, cell)
     heads, scores = train(Examples.read("train", recipe.views, cell), dev, seed, recipe)
@@ -458,9 +347,9 @@ def _train(
 
 
 def note(name: str, scores: Sequence[float], stored: float | None, recipe: Recipe, log: Path | None = None) -> None:
-    """Add a line about heads to ``retrieval-training.jsonl`` (`results.note`)."""
+    """Add a line about heads to ``retrieval-training.jsonl`` (`provenance.note`)."""
     about = {"heads": name, "dev": [round(s, 2) for s in scores], "stored": stored, "recipe": asdict(recipe)}
-    results.note(LOG, about, log)
+    provenance.note(LOG, about, code_of(train), log)
 
 
 def explore(names: Sequence[str] = tuple(CANDIDATES)) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 
 from pitome_core.experiments import settings
 from pitome_core.experiments.assets import AssetError
-from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.results import Record, RecordError
 from pitome_core.experiments.runs import grid, sweep
@@ -107,6 +106,8 @@ class Command:
         parser.add_argument("--output", type=Path, metavar="FOLDER", help="where records go; default: results/<tier> "
                             "for test, _build/results/<tier> for dev")
         parser.add_argument("--again", action="store_true", help="score cells that are recorded already once more")
+        parser.add_argument("--allow-modified", action="store_true", help="score a test set although the package "
+                            "differs from the commit; record and log say so")
         parser.add_argument("--estimate", action="store_true", help="print how long it would take, and stop")
         embedded, paper = Options(parser, "embedded"), Options(parser, "paper")
         embedded.add_argument("--tasks", nargs="+", choices=list(self.tasks), metavar="TASK",
@@ -124,7 +125,7 @@ class Command:
         The exit status: 0 all is well; 1 the paper tier left something out; 2 it cannot be run, for the reason on
         stderr.
         """
-        results.exact_float32()
+        settings.exact_float32()
         tier = "paper" if settings.profile() == "paper" else "embedded"  # the smoke tier has the embedded one's options
         for options in args.tiers:
             if options.tier != tier and (given := options.given(args)):
@@ -152,7 +153,8 @@ class Command:
             task = self.tasks[name](args.split, *([args.count] if self.counted else []))
             path = sweep.record_path(args, self.experiment, name)
             record = sweep.run(self.experiment, task, cells, path, split=args.split, protocol=self.protocol,
-                               again=args.again, estimate_only=args.estimate)
+                               again=args.again, estimate_only=args.estimate,
+                               allow_modified=args.allow_modified)
             if not args.estimate:
                 print(self.summary(record, cells))
 

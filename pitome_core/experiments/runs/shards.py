@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from pitome_core.experiments import settings
-from pitome_core.experiments.records import results
+from pitome_core.experiments.records import files, results
 from pitome_core.experiments.records.cells import Cell
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -120,7 +120,7 @@ class Parts:
     def write(self, unit: Unit, part: Mapping[str, Any]) -> None:
         """Write one, all or nothing."""
         about = {"run": self.digest, "cell": unit.cell.key, "start": unit.start, "stop": unit.stop}
-        results.write_atomically(self.path(unit), json.dumps(about | dict(part), ensure_ascii=False, indent=1) + "\n")
+        files.write_atomically(self.path(unit), json.dumps(about | dict(part), ensure_ascii=False, indent=1) + "\n")
 
     def read(self, unit: Unit, *columns: str) -> dict[str, Any]:
         """Read one, and check that it is what its name says, with an entry per item in `columns`. `RecordError` if not.
@@ -138,7 +138,7 @@ class Parts:
 
     def begin(self) -> None:
         """Say what this folder is of, and name the parts of other runs that lie beside it."""
-        results.write_atomically(self.folder / "run.json", json.dumps(self.identity, indent=1) + "\n")
+        files.write_atomically(self.folder / "run.json", json.dumps(self.identity, indent=1) + "\n")
         for other in sorted(path for path in self.root.iterdir() if path.is_dir() and path != self.folder):
             try:
                 theirs = json.loads((other / "run.json").read_text(encoding="utf-8"))

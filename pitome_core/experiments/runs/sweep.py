@@ -14,8 +14,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from pitome_core.experiments import assets, settings
-from pitome_core.experiments.records import results
+from pitome_core.experiments.records import provenance, results
 from pitome_core.experiments.records.cells import Cell
+from pitome_core.experiments.records.fingerprint import code_of
 
 
 class Task(Protocol):
@@ -70,12 +71,17 @@ def run(
     protocol: str,
     again: bool = False,
     estimate_only: bool = False,
+    allow_modified: bool = False,
 ) -> results.Record:
     """Score the cells that the record at `path` lacks (``again``: all), writing it after each one.
 
     The estimate is printed first, from the time of the whole model on a few images. A test set's scoring is logged
-    before it starts. Raises `results.RecordError` if the file is of another run.
+    before it starts. Raises `results.RecordError` if the file is of another run, and for a test set if the package
+    differs from the commit, unless ``allow_modified``.
     """
+    def origin() -> dict[str, Any]:
+        return provenance.of_run(code_of(type(task)), test=split == "test", allow_modified=allow_modified)
+
     header = {
         "experiment": experiment, "task": task.name, "tier": settings.profile(), "split": split, "protocol": protocol,
         "clusters": list(task.clusters), **task.about,
@@ -91,17 +97,17 @@ def run(
     if estimate_only or not todo:
         return record
     if split == "test":
-        results.log_test(record, [cell.key for cell in todo])
+        provenance.log_test(record, [cell.key for cell in todo], origin())
     task.prepare()
     bar = tqdm(todo, unit="cell", file=sys.stdout, disable=None, mininterval=1)
     for cell in bar:
         bar.set_description(cell.key)
-        start = time.perf_counter()
+        now, start = origin(), time.perf_counter()
         about = cell.describe() | costs[cell.key]
         with task.applied(cell) as running:
             outcomes = task.score(running, cell)
         about["seconds"] = round(time.perf_counter() - start, 2)
-        record.add(cell.key, about, outcomes, seed=0)
+        record.add(cell.key, about, outcomes, now)
     return record
 
 

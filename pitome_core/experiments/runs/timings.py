@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pitome_core.experiments.records import results
+from pitome_core.experiments.records import files, provenance, results
 
 FORMAT = 1  # of the file; raise it when the layout changes
 CIRCUMSTANCES = ("code", "device", "packages", "threads", "tf32", "torch_cuda")
@@ -49,10 +49,10 @@ class Timings:
         now: the run that measures now: its code, device, packages, threads, date and command.
     """
 
-    def __init__(self, path: Path, experiment: str, units: str, note: str = ""):
+    def __init__(self, path: Path, experiment: str, units: str, code: str, note: str = ""):
         self.path, self.experiment, self.units = Path(path), experiment, units
         self.cells = load(self.path, experiment)
-        self.now = results.provenance(0) | {"code": results.code_fingerprint(), "torch_cuda": torch.version.cuda}
+        self.now = provenance.of_run(code) | {"torch_cuda": torch.version.cuda}
         if note:
             self.now["note"] = note
 
@@ -66,7 +66,7 @@ class Timings:
     def add(self, key: str, cell: Mapping[str, Any]) -> None:
         """Add or replace a cell and write the file."""
         self.cells[key] = {**cell, "run": self.now}
-        results.write_atomically(self.path, self.text())
+        files.write_atomically(self.path, self.text())
 
     def text(self) -> str:
         """The file: JSON with one line per run and cell, so that a diff can be read.

@@ -28,7 +28,8 @@ from tqdm import tqdm
 import pitome_core.experiments.baselines  # noqa: F401  registers rivals and controls
 from pitome_core.experiments import settings
 from pitome_core.experiments.models import vit
-from pitome_core.experiments.records import results
+from pitome_core.experiments.records import provenance, results
+from pitome_core.experiments.records.fingerprint import code_of
 
 from .layers import OUTCOMES
 from .tasks import KEEP, TASKS, TEXT_KEEP, available, cells, load
@@ -53,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
     if args.count and not args.output:
         print("--count makes a partial record: name its folder with --output", file=sys.stderr)
         return 2
-    results.exact_float32()
+    settings.exact_float32()
     for task in args.tasks or [name for name in TASKS if available(name)]:
         record = run(task, args)
         if not args.estimate:
@@ -80,10 +81,11 @@ def run(task: str, args: argparse.Namespace) -> results.Record:
         return record
     layers = data.make_layers()
     for cell in tqdm(todo, unit="cell", file=sys.stdout, disable=None):
+        origin = provenance.of_run(code_of(load))
         start = time.perf_counter()
         outcomes = layers.score(cell)
         description = cell.describe() | {"seconds": round(time.perf_counter() - start, 1)}
-        record.add(cell.key, description, outcomes, seed=0)
+        record.add(cell.key, description, outcomes, origin)
     return record
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pitome_core.experiments import settings
 from pitome_core.experiments.models import bert, low_rank
-from pitome_core.experiments.records import results, weight_files
+from pitome_core.experiments.records import files, results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.text import grid as text_grid
 
@@ -103,4 +103,4 @@ def save(path: Path, weight: Tensor, bias: Tensor, updates: Mapping[str, Tensor]
     """Write a classifier's file, all or nothing: the head in float32, updates in half precision."""
     small = {name: value.detach().half().cpu().contiguous() for name, value in (updates or {}).items()}
     head = {"head.weight": weight.detach().float().cpu().contiguous(), "head.bias": bias.detach().float().cpu()}
-    weight_files.save(path, small | head)
+    files.save_tensors(path, small | head)

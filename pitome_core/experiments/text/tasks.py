@@ -18,7 +18,7 @@ import torch
 
 from pitome_core.experiments.data import sentences
 from pitome_core.experiments.models import bert
-from pitome_core.experiments.records import results, weight_files
+from pitome_core.experiments.records import files, results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import clock, grid
 from pitome_core.experiments.text import classifiers
@@ -66,7 +66,7 @@ class Texts:
     def about(self) -> dict[str, Any]:
         """Header entries: among them which weights, so that a record never mixes two sets of them."""
         paths = [classifiers.weights_path(seed) for seed in (None, *classifiers.SEEDS)]
-        used = {path.stem: weight_files.digest(path) for path in paths if path.is_file()}
+        used = {path.stem: files.digest(path) for path in paths if path.is_file()}
         return {"model": MODEL, "dtype": "float32", "weights": used}
 
     def seconds_per_item(self) -> float:
@@ -105,7 +105,7 @@ class Texts:
 
     def _retrained_weights(self, cell: Cell) -> dict[str, Any]:
         paths = [classifiers.weights_path(seed, cell) for seed in classifiers.SEEDS] if cell.retrained else []
-        return {"weights": {path.stem: weight_files.digest(path) for path in paths}} if paths else {}
+        return {"weights": {path.stem: files.digest(path) for path in paths}} if paths else {}
 
     def _macs(self, cell: Cell) -> int:
         """Of all items together; counted once per cell."""

@@ -13,6 +13,7 @@ from pitome_core.experiments import settings
 from pitome_core.experiments.models import bert
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
+from pitome_core.experiments.records.fingerprint import code_of
 from pitome_core.experiments.records.statistics import quartiles
 from pitome_core.experiments.runs import clock, grid
 from pitome_core.experiments.runs.timings import Timings
@@ -75,7 +76,7 @@ def run(output: Path | None = None, lengths=LENGTHS, seconds: float | None = Non
     """Measure the lengths that ``text-time.json`` lacks. The file is written after every length."""
     on_gpu = settings.device().type == "cuda"
     folder = output or results.writable(committed=on_gpu) / ("gpu" if on_gpu else settings.profile())
-    record = Timings(folder / "text-time.json", "text-time", UNITS)
+    record = Timings(folder / "text-time.json", "text-time", UNITS, code_of(measure))
     for length in lengths:
         key = f"{length} tokens, batch {batch}"
         if key not in record:

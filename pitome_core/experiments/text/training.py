@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from pitome_core.experiments import settings
 from pitome_core.experiments.data import sentences
 from pitome_core.experiments.models import bert, low_rank
-from pitome_core.experiments.records import results
+from pitome_core.experiments.records import provenance
 from pitome_core.experiments.records.cells import Cell
+from pitome_core.experiments.records.fingerprint import code_of
 from pitome_core.experiments.runs import grid
 from pitome_core.experiments.runs.stages import Budget, Stage, run_stages
 from pitome_core.experiments.text import classifiers
@@ -218,9 +219,9 @@ def _train(
 
 
 def note(path: Path, scores: Sequence[float], stored: float | None, recipe: Recipe, log: Path | None = None) -> None:
-    """Add a line about a classifier to ``text-training.jsonl`` (`results.note`)."""
+    """Add a line about a classifier to ``text-training.jsonl`` (`provenance.note`)."""
     about = {"weights": path.name, "dev": [round(s, 5) for s in scores], "stored": stored, "recipe": asdict(recipe)}
-    results.note("text-training", about, log)
+    provenance.note("text-training", about, code_of(fine_tune), log)
 
 
 def explore(names: Sequence[str] = tuple(CANDIDATES)) -> None:

@@ -35,8 +35,9 @@ from tqdm.auto import tqdm
 
 import pitome_core as pc
 from pitome_core.experiments import settings
-from pitome_core.experiments.records import results
+from pitome_core.experiments.records import provenance, results
 from pitome_core.experiments.records.cells import Cell
+from pitome_core.experiments.records.fingerprint import code_of
 from pitome_core.experiments.records.statistics import Difference
 from pitome_core.experiments.runs import grid, sweep
 from pitome_core.experiments.runs.shards import (
@@ -381,16 +382,18 @@ def _score_model(
     """All that is missing of one model's record; the exit status (on all but the main process: 0)."""
     from accelerate.utils import broadcast_object_list
 
-    results.exact_float32()  # under autocast too: plans are float32 there
+    settings.exact_float32()  # under autocast too: plans are float32 there
     cells = _cells(args, loaded)
     header = _header(args, loaded, images, protocol)
     slug = loaded.slug + ("" if args.dtype == "float32" else f"-{args.dtype}")
     record = results.Record.open(
         sweep.output_folder(args) / f"vision-imagenet-{slug}.json", header, {"id": range(len(images.targets))}
     )
-    versions = {name: results.provenance(None)["packages"].get(name) for name in ("torch", "torchvision", "timm")}
+    run = provenance.of_run(code_of(_score_model), test=args.split == "test" and not args.estimate,
+                            allow_modified=args.allow_modified)
+    versions = {name: run["packages"].get(name) for name in ("torch", "torchvision", "timm")}
     parts = Parts(record.path, {
-        "code": results.code_fingerprint(), **{name: header[name] for name in ("model", "weights", "data", "dtype")},
+        "code": run["code"], **{name: header[name] for name in ("model", "weights", "data", "dtype")},
         "preprocessing": header["preprocessing"], "model_args": header["model_args"], "packages": versions,
         "device": device.type, "shard": args.shard,
     })
@@ -407,10 +410,10 @@ def _score_model(
         if state.is_main_process:
             _announce(args, record, cells, unfinished, todo, state.num_processes)
             if args.split == "test" and todo and not args.estimate:
-                results.log_test(record, [cell.key for cell in unfinished])
+                provenance.log_test(record, [cell.key for cell in unfinished], run)
         assembler = None
         if state.is_main_process:
-            assembler = _Assembler(record, parts, unfinished, units, loaded.model)
+            assembler = _Assembler(record, run, parts, unfinished, units, loaded.model)
         mine = mine[:1] if args.estimate else mine
         _score_units(args, state, device, loaded, images, parts, mine, todo, assembler)
         if args.estimate:
@@ -494,7 +497,7 @@ def _score_units(
                     start = time.perf_counter()
                     part, broken = _score_unit(unit, batches, running, device, images, args)
                     seconds = time.perf_counter() - start
-                    where = {"device": results.device_name(device), "batch": args.batch_size}
+                    where = {"device": settings.device_name(device), "batch": args.batch_size}
                     parts.write(unit, part | {"seconds": round(seconds, 3)} | where)
                     for index, why in broken:
                         if index not in named:
@@ -544,10 +547,10 @@ class _Assembler:
     """Moves cells whose shards are all there from the parts into the record, in the order of the grid."""
 
     def __init__(
-        self, record: results.Record, parts: Parts, cells: Sequence[Cell], units: Mapping[str, list[Unit]],
-        model: nn.Module,
+        self, record: results.Record, run: Mapping[str, Any], parts: Parts, cells: Sequence[Cell],
+        units: Mapping[str, list[Unit]], model: nn.Module,
     ):
-        self.record, self.parts, self.units, self.waiting = record, parts, units, list(cells)
+        self.record, self.run, self.parts, self.units, self.waiting = record, run, parts, units, list(cells)
         self.costs = {cell.key: grid.cost(cell, model) for cell in cells}
 
     def collect(self, final: bool = False) -> None:
@@ -580,7 +583,7 @@ class _Assembler:
             "seconds": round(sum(part["seconds"] for part in found), 2),
             "devices": sorted({part["device"] for part in found}),
         }
-        self.record.add(cell.key, about, {name: results.pack(values) for name, values in outcomes.items()})
+        self.record.add(cell.key, about, {name: results.pack(values) for name, values in outcomes.items()}, self.run)
         shutil.rmtree(self.parts.cell_folder(cell))
 
 

@@ -56,8 +56,9 @@ import pitome_core as pc
 from pitome_core.experiments import settings
 from pitome_core.experiments.models import llava_answers
 from pitome_core.experiments.models.llava_answers import IMAGE, ORDERS
-from pitome_core.experiments.records import results
+from pitome_core.experiments.records import files, provenance, results
 from pitome_core.experiments.records.cells import Cell
+from pitome_core.experiments.records.fingerprint import code_of
 from pitome_core.experiments.records.statistics import Difference
 from pitome_core.experiments.runs import grid, shards, sweep
 from pitome_core.experiments.runs.shards import Refused, Unit
@@ -326,6 +327,7 @@ class _Run:
     questions: Questions
     prompts: tuple[str, ...]
     record: results.Record
+    run: Mapping[str, Any]
     parts: shards.Parts
     units: Mapping[str, Sequence[Unit]]
     costs: Mapping[str, Mapping[str, Any]]
@@ -337,13 +339,15 @@ def _score_model(
     """All that is missing of one model's record; how many questions were left out (on all but the main process: 0)."""
     from accelerate.utils import broadcast_object_list
 
-    results.exact_float32()
+    settings.exact_float32()
     cells = _cells(args)
     record = _open(args, loaded, questions)
     prompts = tuple(questions.benchmark.prompt(item.question) for item in questions.items)
     lengths = _lengths(loaded, prompts)
+    run = provenance.of_run(code_of(_score_model), test=args.split == "test" and not args.estimate,
+                            allow_modified=args.allow_modified)
     running = _Run(
-        args, state, device, loaded, questions, prompts, record, _parts(args, device, loaded, record),
+        args, state, device, loaded, questions, prompts, record, run, _parts(args, device, loaded, record, run),
         {cell.key: shards.split(cell, len(questions), args.shard) for cell in cells},
         {cell.key: vqa_grid.cost(cell, loaded.model, lengths) for cell in cells},
     )
@@ -358,7 +362,7 @@ def _score_model(
         if state.is_main_process:
             _announce(running, cells, waiting, todo)
             if args.split == "test" and todo and not args.estimate:
-                results.log_test(record, [cell.key for cell in waiting])
+                provenance.log_test(record, [cell.key for cell in waiting], run)
         mine = todo[state.process_index :: state.num_processes]
         _answer_units(running, mine[:1] if args.estimate else mine, todo, waiting)
         if args.estimate:
@@ -399,14 +403,15 @@ def _open(args: argparse.Namespace, loaded: Loaded, questions: Questions) -> res
     return results.Record.open(sweep.output_folder(args) / f"vqa-{name}-{slug}.json", header, items)
 
 
-def _parts(args: argparse.Namespace, device: torch.device, loaded: Loaded, record: results.Record) -> shards.Parts:
+def _parts(
+    args: argparse.Namespace, device: torch.device, loaded: Loaded, record: results.Record, run: Mapping[str, Any]
+) -> shards.Parts:
     """The shards of this run, named after all that can change an answer."""
-    packages = results.provenance(None)["packages"]
     return shards.Parts(record.path, {
-        "code": results.code_fingerprint(),
+        "code": run["code"],
         **{name: record.header[name] for name in ("model", "weights", "data", "dtype", "template", "max_answer")},
         "preprocessing": loaded.preprocessing, "device": device.type, "shard": args.shard,
-        "packages": {name: packages.get(name) for name in ("torch", "torchvision", "transformers")},
+        "packages": {name: run["packages"].get(name) for name in ("torch", "torchvision", "transformers")},
     })
 
 
@@ -473,7 +478,7 @@ def _answer_units(running: _Run, mine: Sequence[Unit], todo: Sequence[Unit], wai
                     part = _answer_unit(running, unit, loader)
                     seconds = time.perf_counter() - start
                     running.parts.write(unit, part | {"seconds": round(seconds, 3), "batch": args.batch_size,
-                                                      "device": results.device_name(running.device)})
+                                                      "device": settings.device_name(running.device)})
                     bar.update()
                     if not estimated:
                         estimated = True
@@ -553,7 +558,7 @@ def _take(running: _Run, cell: Cell) -> None:
         "seconds": round(sum(part["seconds"] for part in parts), 2),
         "devices": sorted({part["device"] for part in parts}),
     }
-    running.record.add(cell.key, about, {"score": scores})
+    running.record.add(cell.key, about, {"score": scores}, running.run)
     shutil.rmtree(running.parts.cell_folder(cell))
 
 
@@ -570,9 +575,9 @@ def _write_answers(running: _Run, cell: Cell, answers: Sequence[str | None], sco
         found = {"question_id": item.id, "question": item.question, "answer": answer}
         found["score"] = None if answer is None else round(score, results.DIGITS)
         lines.append(json.dumps(found, ensure_ascii=False) + "\n")
-    results.write_atomically(folder / f"{cell.key.replace('/', '+')}.jsonl", "".join(lines))
+    files.write_atomically(folder / f"{cell.key.replace('/', '+')}.jsonl", "".join(lines))
     if questions.left_out:
-        results.write_atomically(folder / "left_out.txt", "\n".join([*questions.left_out, ""]))
+        files.write_atomically(folder / "left_out.txt", "\n".join([*questions.left_out, ""]))
 
 
 def _report(running: _Run, cells: Sequence[Cell]) -> int:

@@ -38,7 +38,8 @@ from pitome_core.experiments import assets, settings
 from pitome_core.experiments.data import questions
 from pitome_core.experiments.data.pictures import PATCH
 from pitome_core.experiments.models import llava, llava_answers, low_rank, vit
-from pitome_core.experiments.records import results, weight_files
+from pitome_core.experiments.records import files, provenance, results
+from pitome_core.experiments.records.fingerprint import code_of
 from pitome_core.experiments.records.statistics import bootstrap_mean
 from pitome_core.experiments.runs.stages import Budget, Stage, run_stages
 
@@ -359,7 +360,7 @@ def train(recipe: Recipe, budget: Budget, log: Path | None = None) -> State:
             state.losses.append((state.step, loss))
             kind = "align" if state.step <= recipe.align_steps else "tune"
             about = {"step": state.step, "kind": kind, "loss": loss, "scenes_per_second": round(speed, 1)}
-            results.note(LOG, about | {"recipe": recipe.fingerprint}, log)
+            provenance.note(LOG, about | {"recipe": recipe.fingerprint}, code_of(train), log)
             print(f"  {kind} {state.step} of {recipe.total}: loss {loss:.4f}, {speed:.1f} scenes/s", flush=True)
             sums.zero_()
             first, reported = state.step, now
@@ -420,7 +421,7 @@ def sheet(weights: Path | None = None) -> dict[str, Any]:
     if not (path.is_file() and weights.is_file()):
         raise results.RecordError(f"no {weights.name} with {path.name}: run `make vqa-weights`")
     about = json.loads(path.read_text(encoding="utf-8"))
-    if about["weights"] != weight_files.digest(weights):
+    if about["weights"] != files.digest(weights):
         raise results.RecordError(f"{path.name} is about other weights than {weights.name}: run `make vqa-weights`")
     return about
 
@@ -431,16 +432,16 @@ def finish(state: State, recipe: Recipe, weights: Path, count: int = VALIDATED, 
     model = llava.llava(weights, settings.device())
     validation = validate(model, count)
     about = {
-        "weights": weight_files.digest(weights), "recipe": asdict(recipe), "questions": questions.VERSION,
+        "weights": files.digest(weights), "recipe": asdict(recipe), "questions": questions.VERSION,
         "steps": state.step, "scenes": state.step * recipe.batch, "validation": validation,
         "headline": headline(validation),
     }
-    provenance = results.provenance(recipe.seed)
-    kept = {name: provenance[name] for name in ("date", "code", "device", "packages", "command")}
+    origin = provenance.of_run(code_of(train), recipe.seed)
+    kept = {name: origin[name] for name in ("date", "code", "device", "packages", "command")}
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in
                        (about | {"losses": state.losses, "made": kept}).items())
-    results.write_atomically(sheet_path(weights), f"{{\n{lines}\n}}\n")
-    results.note(LOG, about, log)
+    files.write_atomically(sheet_path(weights), f"{{\n{lines}\n}}\n")
+    provenance.note(LOG, about, code_of(train), log)
     for kind, row in validation.items():
         print(f"  {kind:9s} {row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}], prior {row['prior']:.3f}",
               flush=True)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from pitome_core.experiments.cost import command
-from pitome_core.experiments.records import results
 
 pytest.importorskip("timm")
 pytestmark = pytest.mark.usefixtures("on_the_processor")
@@ -47,7 +46,7 @@ def test_a_setup_is_measured_once(cost, capsys, monkeypatch):
     assert cost() == 0
     assert cost.path.read_text() == text and "0 setups to measure, 2 measured before" in capsys.readouterr().out
 
-    monkeypatch.setattr(results, "code_fingerprint", lambda: "of tomorrow")
+    monkeypatch.setattr(command, "code_of", lambda *_: "of tomorrow")
     assert cost("--batch", "1") == 0
     record = cost.read()
     code = [record["runs"][cell["run"]]["code"] for cell in record["cells"].values()]

@@ -9,7 +9,7 @@ from pitome_core.experiments.baselines.lower_resolution import lower_resolution
 from pitome_core.experiments.data import questions
 from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import llava, llava_answers, vit
-from pitome_core.experiments.records import results, weight_files
+from pitome_core.experiments.records import files, results
 
 pytest.importorskip("transformers", minversion="5.23")
 pytestmark = pytest.mark.usefixtures("on_the_processor")
@@ -80,7 +80,7 @@ def test_updates_survive_storage(model, tmp_path):
         value.copy_((value + 0.02 * torch.randn(value.shape, generator=draw)).half().float())
     path = tmp_path / "weights" / "vqa.safetensors"
     llava.save(llava.ours(adapted), path)
-    assert path.stat().st_size < 6e6 and len(weight_files.digest(path)) == 12
+    assert path.stat().st_size < 6e6 and len(files.digest(path)) == 12
     loaded = llava.llava(path)
     after = adapted(**texts).logits
     assert (after - before).abs().max() > 0.1

@@ -1,14 +1,10 @@
-"""Records: nothing is lost on the way to the file and back, nothing is mixed up, and who made it can be read."""
+"""Records: nothing is lost on the way to the file and back, and nothing is mixed up."""
 
 from __future__ import annotations
 
-import importlib.machinery
 import json
 import os
-import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,22 +19,15 @@ HEADER = {"experiment": "vision", "task": "toy", "tier": "smoke", "split": "dev"
 ITEMS = {"id": ["a", "b", "c", "d"], "object": ["x", "x", "y", "y"], "photograph": ["p", "q", "p", "q"]}
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Provenance asks git and the packages: real where it is tested, a stand-in elsewhere."""
-    made = {"date": "2000-01-01", "code": "c", "commit": None, "device": "d", "command": "python", "seed": 0}
-    monkeypatch.setattr(results, "provenance", lambda seed=0: made | {"seed": seed})
-
-
-REAL = results.provenance
+RUN = {"date": "2000-01-01", "code": "c", "commit": None, "device": "d", "command": "python", "seed": 0}
 
 
 def record(tmp_path, clusters=(), **columns) -> Record:
     """A record with the cells of `columns`: cell name with _ for its signs -> outcome ``score``."""
-    found = Record.open(tmp_path / "toy.json", HEADER | {"clusters": list(clusters)}, ITEMS)
+    made = Record.open(tmp_path / "toy.json", HEADER | {"clusters": list(clusters)}, ITEMS)
     for key, values in columns.items():
-        found.add(key, {"share": 0.5}, {"score": values})
-    return found
+        made.add(key, {"share": 0.5}, {"score": values}, RUN)
+    return made
 
 
 # --- to the file and back
@@ -55,7 +44,7 @@ OUTCOMES = {
 
 def test_what_is_added_is_read_back(tmp_path):
     made = Record.open(tmp_path / "sub" / "toy.json", HEADER, ITEMS)
-    made.add("tome@0.9", {"keep": 0.9, "tokens": [256, 231]}, OUTCOMES, seed=3)
+    made.add("tome@0.9", {"keep": 0.9, "tokens": [256, 231]}, OUTCOMES, RUN | {"seed": 3})
     found = Record.load(made.path)
     assert (found.header, found.items, found.runs, found.cells) == (made.header, made.items, made.runs, made.cells)
     assert found.cells["tome@0.9"]["tokens"] == [256, 231] and found.runs[0]["seed"] == 3
@@ -89,7 +78,7 @@ def test_the_file_is_json_by_the_book_with_a_line_per_cell(tmp_path):
 def test_adding_a_cell_changes_no_other_line(tmp_path):
     made = record(tmp_path, one=[1, 2, 3, 4])
     before = {line.rstrip(",") for line in made.path.read_text().splitlines()}
-    made.add("two", {}, {"score": [1, 2, 3, 5]})
+    made.add("two", {}, {"score": [1, 2, 3, 5]}, RUN)
     after = {line.rstrip(",") for line in made.path.read_text().splitlines()}
     assert before < after and len(after - before) == 1
 
@@ -110,7 +99,7 @@ def test_packing_refuses_what_it_would_lose():
 def test_numbered_items_are_not_listed(tmp_path):
     long = {"id": list(range(5000)), "label": [i % 7 for i in range(5000)]}
     made = Record.open(tmp_path / "long.json", HEADER, long)
-    made.add("whole", {}, {"correct": results.pack(np.ones(5000))})
+    made.add("whole", {}, {"correct": results.pack(np.ones(5000))}, RUN)
     assert Record.load(made.path).items == long and len(made.path.read_text()) < 20_000
     assert Record.open(made.path, HEADER, long).cells == made.cells
     with pytest.raises(RecordError, match="other items"):
@@ -152,7 +141,7 @@ def test_a_crash_in_the_middle_leaves_the_old_file_whole(tmp_path, monkeypatch, 
 
         monkeypatch.setattr(os, "fdopen", Half)
     with pytest.raises(KeyboardInterrupt):
-        made.add("two", {}, {"score": [1, 2, 3, 5]})
+        made.add("two", {}, {"score": [1, 2, 3, 5]}, RUN)
     monkeypatch.undo()
     assert made.path.read_bytes() == before and files(tmp_path) == ["toy.json"]
 
@@ -167,9 +156,22 @@ def test_the_same_header_and_items_go_on(tmp_path):
     record(tmp_path, one=[1, 2, 3, 4], two=[4, 3, 2, 1])
     again = record(tmp_path)
     assert list(again.cells) == ["one", "two"] and "one" in again and "three" not in again and len(again) == 4
-    again.add("three", {}, {"score": [0, 0, 0, 1]})
+    again.add("three", {}, {"score": [0, 0, 0, 1]}, RUN)
     found = Record.load(again.path)
     assert [found.cells[key]["run"] for key in ("one", "two", "three")] == [0, 0, 1] and len(found.runs) == 2
+
+
+def test_a_cell_names_the_run_that_its_computation_began_in(tmp_path):
+    """Runs of one process that differ in their dates only are one; those of another process are never taken for it."""
+    made = record(tmp_path)
+    later = {"date": "2000-01-02"}
+    starts = {"a": RUN, "b": RUN | later, "c": RUN | later | {"code": "other"}, "d": RUN | {"modified": True}, "e": RUN}
+    for key, run in starts.items():
+        made.add(key, {}, {"score": [1, 2, 3, 4]}, run)
+    assert [made.cells[key]["run"] for key in starts] == [0, 0, 1, 2, 0]
+    assert made.runs == [RUN, RUN | later | {"code": "other"}, RUN | {"modified": True}]
+    again = record(tmp_path, f=[1, 2, 3, 4])
+    assert again.cells["f"]["run"] == 3 and again.runs[3] == RUN
 
 
 def test_opening_writes_nothing(tmp_path):
@@ -211,7 +213,7 @@ def test_an_outcome_of_another_length_is_refused(tmp_path):
     made = record(tmp_path, one=[1, 2, 3, 4])
     for outcome, length in (([1, 2, 3], 3), (results.pack([1, 0]), 2)):
         with pytest.raises(ValueError, match=f"outcome 'score' of two has {length} values for 4 items"):
-            made.add("two", {}, {"score": outcome})
+            made.add("two", {}, {"score": outcome}, RUN)
     assert list(Record.load(made.path).cells) == ["one"]
 
 
@@ -248,9 +250,10 @@ def seeded(tmp_path, clusters=()) -> tuple[Record, np.ndarray]:
     made = record(tmp_path, clusters, tome=[0.5, 0.5, 1.0, 0.0])
     for seed, values in enumerate(drawn):
         cell = Cell("random-merge", 0.9, seed=seed)
-        made.add(cell.key, cell.describe(), {"score": values} | ({"refit": values + 1} if seed == 0 else {}))
+        refit = {"refit": values + 1} if seed == 0 else {}
+        made.add(cell.key, cell.describe(), {"score": values} | refit, RUN)
     off = Cell("random-merge", 0.9, False, seed=0)
-    made.add(off.key, off.describe(), {"score": [9, 9, 9, 9]})
+    made.add(off.key, off.describe(), {"score": [9, 9, 9, 9]}, RUN)
     return made, drawn
 
 
@@ -335,138 +338,48 @@ def test_disagreement_needs_the_same_items():
         results.disagreement([1.0, 2.0], [1.0], 0.1)
 
 
-# --- the test log
-def test_each_scoring_adds_a_line_that_tells_new_from_again(tmp_path):
-    made, log = record(tmp_path, one=[1, 2, 3, 4]), tmp_path / "log" / "test_log.json"
-    results.log_test(made, ["one", "two", "three"], log)
-    first = log.read_text()
-    made.add("two", {}, {"score": [1, 2, 3, 4]})
-    results.log_test(made, ["one", "two", "three"], log)
-    entries = json.loads(log.read_text())
-    assert [(entry["new"], entry["again"], entry["items"]) for entry in entries] == [(2, 1, 4), (1, 2, 4)]
-    assert all(entry[name] == HEADER[name] for entry in entries for name in ("experiment", "task", "tier", "protocol"))
-    assert first.removesuffix("\n]\n") in log.read_text() and "test_log.json" in files(log.parent)
-
-
-# --- by whom, how
-def test_provenance_says_what_the_design_asks_for():
-    made = REAL(7)
-    assert {"date", "command", "commit", "modified", "code", "device", "threads", "packages", "seed"} <= set(made)
-    assert made["seed"] == 7 and made["packages"]["torch"] == torch.__version__.partition("+")[0]
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", made["date"])
-    assert re.fullmatch("[0-9a-f]{12}", made["code"]) and isinstance(made["device"], str)
-    assert made == json.loads(json.dumps(made))
-
-
-@pytest.mark.parametrize(
-    "argv, expected",
-    [
-        (["tools/x.py", "--keep", "0.9"], "tools/x.py --keep 0.9"),
-        (["/opt/some/where/x.py"], ".../x.py"),
-        (["x.py", "--data", "/opt/imagenet/val", "--output=/tmp/out", "~/a/b"],
-         "x.py --data .../val --output=.../out .../b"),
-        (["x.py", "--methods", "tome", "a/b", "two words"], "x.py --methods tome a/b 'two words'"),
-    ],
-)
-def test_a_command_names_no_folder_of_the_machine(monkeypatch, argv, expected):
-    monkeypatch.setattr(sys, "argv", argv)
-    monkeypatch.setitem(sys.modules, "__main__", type(sys)("__main__"))
-    assert REAL()["command"] == f"python {expected}"
-
-
-@pytest.mark.parametrize("spec, name", [("runs.__main__", "runs"), ("runs.vision", "runs.vision")])
-def test_a_module_is_called_by_its_name(monkeypatch, spec, name):
-    main = type(sys)("__main__")
-    main.__spec__ = importlib.machinery.ModuleSpec(spec, None)
-    monkeypatch.setitem(sys.modules, "__main__", main)
-    monkeypatch.setattr(sys, "argv", ["/opt/some/where/runs/__main__.py", "vision", "--output", "/opt/x"])
-    assert REAL()["command"] == f"python -m {name} vision --output .../x"
-
-
+# --- where records are
 @pytest.fixture
-def copied(tmp_path, monkeypatch):
-    """A small tree in the package's place: ``root/pitome_core/experiments/records/results.py`` and one more source."""
-    here = tmp_path / "root" / "pitome_core" / "experiments" / "records" / "results.py"
-    here.parent.mkdir(parents=True)
-    shutil.copy(results.HERE, here)
-    (here.parents[2] / "energy.py").write_text("x = 1\n")
-    monkeypatch.setattr(results, "HERE", here)
-    results.code_fingerprint.cache_clear()
-    yield tmp_path / "root"
-    results.code_fingerprint.cache_clear()
-
-
-def fingerprint() -> str:
-    results.code_fingerprint.cache_clear()
-    return results.code_fingerprint()
-
-
-def test_the_fingerprint_tells_sources_apart(copied):
-    source = copied / "pitome_core" / "energy.py"
-    seen = [fingerprint()]
-    (copied / "pitome_core" / "notes.txt").write_text("no source")
-    assert fingerprint() == seen[0]
-    source.write_text("x = 2\n")
-    seen.append(fingerprint())
-    source.rename(source.with_name("energies.py"))
-    seen.append(fingerprint())
-    source.write_text("")
-    seen.append(fingerprint())
-    assert len(set(seen)) == 4
-    source.unlink()
-    source.with_name("energies.py").rename(source)
-    source.write_text("x = 1\n")
-    assert fingerprint() == seen[0]
-
-
-def test_folders_of_a_clone_and_of_an_installed_package(copied, monkeypatch, tmp_path):
+def elsewhere(tmp_path, monkeypatch):
+    """The module lies in ``root/pitome_core/experiments/records``, and the working folder is another."""
+    monkeypatch.setattr(results, "HERE", tmp_path / "root" / "pitome_core" / "experiments" / "records" / "results.py")
+    results.HERE.parent.mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert results.folder() == copied / "pitome_core" / "experiments" / "recorded"
+    return tmp_path / "root"
+
+
+def test_folders_of_a_clone_and_of_an_installed_package(elsewhere, tmp_path):
+    assert results.clone() is None
+    assert results.folder() == elsewhere / "pitome_core" / "experiments" / "recorded"
     assert results.writable(committed=False) == tmp_path / "_build" / "results"
     assert results.writable(committed=True) == tmp_path / "results"  # never among the installed files
-    (copied / "pyproject.toml").touch()
-    assert results.folder() == results.writable(committed=True) == copied / "results"
-    assert results.writable(committed=False) == copied / "_build" / "results"
+    (elsewhere / "pyproject.toml").touch()
+    assert results.folder() == results.writable(committed=True) == elsewhere / "results"
+    assert results.writable(committed=False) == elsewhere / "_build" / "results" and results.clone() == elsewhere
 
 
-def git(root: Path, *arguments: str) -> None:
-    who = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
-    subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, env=os.environ | who)
-
-
-def test_modified_is_about_the_package(copied, monkeypatch):
-    """Writing records and notes does not make the code another one; a new source does."""
-    monkeypatch.delenv("PITOME_COMMIT", raising=False)
-    (copied / "pyproject.toml").touch()
-    assert (REAL()["commit"], REAL()["modified"]) == (None, None)
-    monkeypatch.setenv("PITOME_COMMIT", "abc")
-    assert (REAL()["commit"], REAL()["modified"]) == ("abc", None)
-    monkeypatch.delenv("PITOME_COMMIT")
-    git(copied, "init", "-q")
-    git(copied, "add", ".")
-    git(copied, "commit", "-qm", "first")
-    assert re.fullmatch("[0-9a-f]{40}", REAL()["commit"]) and REAL()["modified"] is False
-    (copied / "pyproject.toml").write_text("# other\n")
-    assert REAL()["modified"] is False
-    (copied / "pitome_core" / "new.py").touch()
-    assert REAL()["modified"] is True
-
-
-def test_the_repository_around_an_environment_is_not_ours(copied, monkeypatch):
-    """Installed below somebody's repository, the commit is unknown, not theirs."""
-    monkeypatch.delenv("PITOME_COMMIT", raising=False)
-    (copied / "pitome_core" / "x").touch()
-    git(copied, "init", "-q")
-    git(copied, "add", ".")
-    git(copied, "commit", "-qm", "theirs")
-    assert (REAL()["commit"], REAL()["modified"]) == (None, None)
-
-
-def test_committed_records_are_found_by_name(copied, tmp_path):
-    (copied / "pyproject.toml").touch()
+def test_committed_records_are_found_by_name(elsewhere, tmp_path):
+    (elsewhere / "pyproject.toml").touch()
     with pytest.raises(RecordError, match="no record .*results/embedded/toy.json"):
         results.load("toy")
     made = record(tmp_path, one=[1, 2, 3, 4])
-    (copied / "results" / "smoke").mkdir(parents=True)
-    shutil.copy(made.path, copied / "results" / "smoke" / "toy.json")
+    (elsewhere / "results" / "smoke").mkdir(parents=True)
+    shutil.copy(made.path, elsewhere / "results" / "smoke" / "toy.json")
     assert results.load("toy", "smoke").cells == made.cells
+
+
+COMMITTED = [path for path in sorted(results.folder().glob("*/*.json"))
+             if {"header", "items"} <= set(json.loads(path.read_text(encoding="utf-8")))]
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_committed_records_stay_readable(path):
+    """And writing one changes no byte of it."""
+    committed = Record.load(path)
+    assert len(committed) > 0 and committed.cells
+    for cell in committed.cells.values():
+        assert {"date", "commit", "code"} <= set(committed.runs[cell["run"]])
+    for key, cell in committed.cells.items():
+        numbers = [name for name, values in cell["outcomes"].items() if "texts" not in values]  # answers are words
+        assert all(len(committed.outcome(key, name)) == len(committed) for name in numbers)
+    assert committed._text() == path.read_text(encoding="utf-8")

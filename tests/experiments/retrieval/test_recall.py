@@ -97,7 +97,7 @@ def record(tmp_path):
     record = results.Record.open(tmp_path / "r.json", {"clusters": ["identity"]}, items)
     random = [Cell("random-prune", 0.9, seed=seed) for seed in (0, 1)]
     for cell in (Cell("whole"), Cell("tome", 0.9), *random):
-        record.add(cell.key, cell.describe(), {"rank": draw.integers(1, 15, 13)})
+        record.add(cell.key, cell.describe(), {"rank": draw.integers(1, 15, 13)}, {})
     return record
 
 
@@ -116,7 +116,7 @@ def test_intervals_are_on_rsum_itself(record):
     assert recall.table(record, "whole") == recall.summary(
         record.outcome("whole", "rank")[:4], record.outcome("whole", "rank")[4:])
     three = np.stack([record.outcome(key, "rank") for key in list(record.cells)[:3]], axis=1)  # (queries, models)
-    record.add("three", {"arm": "three"}, {"rank": three})
+    record.add("three", {"arm": "three"}, {"rank": three}, {})
     expected = np.mean([by_cell[key] for key in list(by_cell)[:3]])
     assert recall.rsum(record, "three")[0] == pytest.approx(expected) == recall.table(record, "three")["rsum"]
     with pytest.raises(KeyError, match="no outcome 'rank_retrained'"):

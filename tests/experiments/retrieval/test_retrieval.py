@@ -19,9 +19,10 @@ from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import dual_encoder
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
+from pitome_core.experiments.records.fingerprint import code_of
 from pitome_core.experiments.retrieval import command as retrieval
+from pitome_core.experiments.retrieval import features, recall
 from pitome_core.experiments.retrieval import grid as retrieval_grid
-from pitome_core.experiments.retrieval import recall
 from pitome_core.experiments.retrieval import tasks as retrieval_tasks
 from pitome_core.experiments.retrieval import training as retrieval_training
 from pitome_core.experiments.runs import grid, stages
@@ -62,7 +63,7 @@ def few(monkeypatch, folder, tmp_path):
     """Five pictures in every split; features and heads in folders of the test's own; a few pairs of heads there."""
     whole = pairs.pairs
     monkeypatch.setattr(pairs, "pairs", lambda split, source="openmoji", count=None: whole(split, source, count or FEW))
-    monkeypatch.setattr(retrieval_training, "features_folder", lambda: folder)
+    monkeypatch.setattr(features, "features_folder", lambda: folder)
     monkeypatch.setattr(retrieval_training, "heads_path", lambda seed, cell=None: tmp_path / "heads" / (
         f"{(cell or retrieval_training.WHOLE).key.replace('/', '-')}-head{seed}.safetensors"))
     pretend_collection(monkeypatch, "missing")
@@ -245,32 +246,32 @@ def test_the_reference_is_kernel_ridge():
 # ----------------------------------------------------------------------------------------------------------- features
 def test_features_are_computed_once(few, monkeypatch):
     """The second time from the cache; another cell, view or split, or other code, is another entry."""
-    first = retrieval_training.image_features(retrieval_training.WHOLE, "dev", ("white", 0))
-    text = retrieval_training.text_features(Cell("tome", 0.9), "dev")
+    first = features.image_features(retrieval_training.WHOLE, "dev", ("white", 0))
+    text = features.text_features(Cell("tome", 0.9), "dev")
     assert first.shape == (FEW, 2, 384) and text.shape == (len(pairs.pairs("dev").texts), 384)
-    monkeypatch.setattr(retrieval_training, "_model", lambda: pytest.fail("computed again"))
-    again = retrieval_training.image_features(Cell("tome", 0.9, towers="text"), "dev", ("white", 0))
+    monkeypatch.setattr(features, "_model", lambda: pytest.fail("computed again"))
+    again = features.image_features(Cell("tome", 0.9, towers="text"), "dev", ("white", 0))
     assert torch.equal(first, again), "merging in the text tower changes no picture"
-    assert torch.equal(retrieval_training.text_features(retrieval_training.WHOLE, "dev"), text)
+    assert torch.equal(features.text_features(retrieval_training.WHOLE, "dev"), text)
     for arguments in ((Cell("tome", 0.9), "dev", ("white", 0)), (retrieval_training.WHOLE, "train",
                       ("white", 0)), (retrieval_training.WHOLE, "dev", ("white", 1))):
         with pytest.raises(pytest.fail.Exception, match="computed again"):
-            retrieval_training.image_features(*arguments)
-    monkeypatch.setattr(retrieval_training, "merging_fingerprint", lambda: "other code")
+            features.image_features(*arguments)
+    monkeypatch.setattr(features, "code_of", lambda *_: "other code")
     with pytest.raises(pytest.fail.Exception, match="computed again"):
-        retrieval_training.text_features(retrieval_training.WHOLE, "dev")
+        features.text_features(retrieval_training.WHOLE, "dev")
 
 
 def test_a_view_is_drawn_once_for_all_cells(few, monkeypatch):
     """And what comes out is what each cell gives alone; what is in the cache is not computed again."""
     cells = [Cell("tome", 0.9), Cell("pitome", 0.8), Cell("pitome", 0.8, towers="both")]
-    alone = retrieval_training._encoded(cells[1:2], "dev", ("photographs", 3), 3)[cells[1]]
+    alone = features._encoded(cells[1:2], "dev", ("photographs", 3), 3)[cells[1]]
     drawn, views = [], pairs.views
     monkeypatch.setattr(pairs, "views", lambda *a: drawn.append(a[1]) or views(*a))
-    retrieval_training.compute_view(cells, "dev", ("photographs", 3), 3)
+    features.compute_view(cells, "dev", ("photographs", 3), 3)
     assert drawn == ["photographs"]
-    found = [retrieval_training.image_features(cell, "dev", ("photographs", 3), 3) for cell in cells]
-    retrieval_training.compute_view(cells, "dev", ("photographs", 3), 3)
+    found = [features.image_features(cell, "dev", ("photographs", 3), 3) for cell in cells]
+    features.compute_view(cells, "dev", ("photographs", 3), 3)
     assert drawn == ["photographs"] and not torch.allclose(found[0], found[1], atol=1e-3)
     assert torch.equal(found[1], alone) and torch.equal(found[1], found[2])
 
@@ -284,7 +285,7 @@ def test_every_pair_of_heads_is_a_stage(few, monkeypatch, capsys):
     assert retrieval_training.run(**arguments, minutes=0) == 9 and not log.exists()
     with pytest.raises(results.RecordError, match="no heads whole-head0.safetensors, .*make retrieval-weights"):
         retrieval_training.trained_heads()
-    drawn, compute = [], retrieval_training.compute_view
+    drawn, compute = [], features.compute_view
     with monkeypatch.context() as patch:
         # The time is over when the first view is drawn; what was drawn stays, and no head is trained.
         patch.setattr(retrieval_training, "compute_view", lambda *a: drawn.append(a[1:]) or compute(*a))
@@ -297,7 +298,7 @@ def test_every_pair_of_heads_is_a_stage(few, monkeypatch, capsys):
         f"{key}-head{seed}.safetensors" for key in ("whole", "tome@0.9", "tome@0.9-both") for seed in range(3)]
     for line in lines[1:]:
         assert len(line["dev"]) == 1 and line["stored"] == pytest.approx(max(line["dev"]), abs=30)
-        assert line["recipe"]["epochs"] == 3 and line["code"] == results.code_fingerprint()
+        assert line["recipe"]["epochs"] == 3 and line["code"] == code_of(retrieval_training)
     monkeypatch.setattr(retrieval_training, "train", lambda *_: pytest.fail("trained again"))
     assert retrieval_training.run(**arguments) == 0
     cells = (None, *retrieval_training.retrained_cells(["tome"], [0.9]))

@@ -97,7 +97,7 @@ def test_an_error_leaves_what_was_finished(tmp_path, clock):
 
 KILLED = """
 import pathlib, sys, time
-from pitome_core.experiments.records import results
+from pitome_core.experiments.records import files
 from pitome_core.experiments.runs.stages import Stage, run_stages
 
 folder = pathlib.Path(sys.argv[1])
@@ -107,7 +107,7 @@ def stage(name):
         (folder / "begun").open("a").write(name)
         if name == "b" and sys.argv[2] == "hang":
             time.sleep(60)
-        results.write_atomically(folder / name, name)
+        files.write_atomically(folder / name, name)
         return 0
     return Stage(name, (folder / name).is_file, run)
 

@@ -14,10 +14,10 @@ COSTS = ["embedded/cost.json", "embedded/cost-before.json", "gpu/cost.json"]
 
 def test_a_cell_is_there_under_its_circumstances_only(tmp_path):
     path = tmp_path / "folder" / "times.json"
-    first = Timings(path, "cost", "seconds", note="a noisy machine")
+    first = Timings(path, "cost", "seconds", "code", note="a noisy machine")
     first.add("a", {"rounds": 5})
     first.add("b", {"error": "it failed"})
-    again = Timings(path, "cost", "seconds")
+    again = Timings(path, "cost", "seconds", "code")
     assert "a" in again and "b" not in again and "c" not in again
     assert again.cells["a"] == {"rounds": 5, "run": first.now} and first.now["note"] == "a noisy machine"
     for name in CIRCUMSTANCES:
@@ -31,7 +31,7 @@ def test_runs_without_a_cell_are_dropped(tmp_path):
     """The others keep their number by date, and every cell its run."""
     path = tmp_path / "times.json"
     for date, keys in (("2026-01-03", "ab"), ("2026-01-01", "c"), ("2026-01-02", "ac")):
-        record = Timings(path, "cost", "seconds")
+        record = Timings(path, "cost", "seconds", "code")
         record.now["date"] = date
         for key in keys:
             record.add(key, {})
@@ -44,7 +44,7 @@ def test_runs_without_a_cell_are_dropped(tmp_path):
 def test_committed_costs_are_written_as_they_were_read(name):
     path = results.folder() / name
     units = json.loads(path.read_text())["units"]
-    assert Timings(path, "cost", units).text() == path.read_text()
+    assert Timings(path, "cost", units, "code").text() == path.read_text()
 
 
 def test_the_older_layout_of_text_times_is_read():
@@ -62,5 +62,5 @@ def test_another_file_is_not_overwritten(tmp_path, record):
     path = tmp_path / "other.json"
     path.write_text(json.dumps(record))
     with pytest.raises(results.RecordError, match="--output"):
-        Timings(path, "cost", "seconds")
+        Timings(path, "cost", "seconds", "code")
     assert load(tmp_path / "none.json", "cost") == {}

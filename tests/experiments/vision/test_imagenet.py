@@ -263,7 +263,7 @@ def test_an_estimate_keeps_its_shard(words, tmp_path, whole_run, capsys):
 
 def test_parts_of_other_runs_are_kept_apart(words, tmp_path, whole_run, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(results, "code_fingerprint", lambda: "other")
+        patch.setattr(imagenet, "code_of", lambda *_: "other")
         assert main(words("--estimate")) == 0
     (old,) = (tmp_path / "out").glob("*.parts/*/*/shard-*.json")
     kept = old.read_bytes()
@@ -449,7 +449,7 @@ def test_packed_outcomes_come_back():
 
 def test_numbered_items_are_not_listed(tmp_path):
     record = results.Record.open(tmp_path / "r.json", {}, {"id": range(50_000)})
-    record.add("whole", {}, {"correct": results.pack(np.ones(50_000))})
+    record.add("whole", {}, {"correct": results.pack(np.ones(50_000))}, {})
     assert record.path.stat().st_size < 15_000
     again = results.Record.open(tmp_path / "r.json", {}, {"id": range(50_000)})
     assert again.items == record.items and again.outcome("whole", "correct").sum() == 50_000

@@ -18,7 +18,7 @@ from pitome_core.experiments.baselines.lower_resolution import lower_resolution
 from pitome_core.experiments.data import photos, splits
 from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import vit
-from pitome_core.experiments.records import results
+from pitome_core.experiments.records import provenance, results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid, sweep
 from pitome_core.experiments.runs.image_task import ImageTask
@@ -137,9 +137,11 @@ def test_mixed_by_hand():
 @torch.no_grad()
 def test_maps_of_another_resolution_are_on_the_same_grid(few):
     small = lower_resolution(few.model, 168)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vision_tasks, "batches", lambda images, device: list(images.split(1)))
-        found = torch.cat(few.over(small, few.images, lambda x: vision_tasks.saliency_maps(small, few.judge.head, x)))
+    one_by_one = [
+        few.over(small, image, lambda x: vision_tasks.saliency_maps(small, few.judge.head, x))[0]
+        for image in few.images.split(1)
+    ]
+    found = torch.cat(one_by_one)
     shrunk = interpolate(few.images, size=(168, 168), mode="bilinear", antialias=True, align_corners=False)
     own = vit.SaliencyModel(small, few.judge.head)(shrunk)
     expected = avg_pool2d(interpolate(own, size=(224, 224), mode="bilinear", align_corners=False), 4)[:, 0]
@@ -412,7 +414,7 @@ def quick_tasks(monkeypatch, few):
 
     monkeypatch.setitem(vision_tasks.TASKS, "scenes", Counted)
     monkeypatch.setenv("PITOME_PROFILE", "smoke")
-    monkeypatch.setattr(results, "log_test", lambda *args: pytest.fail("dev was logged"))
+    monkeypatch.setattr(provenance, "log_test", lambda *args: pytest.fail("dev was logged"))
     return scored
 
 
@@ -446,7 +448,7 @@ def test_the_table_has_a_line_for_an_arm_with_seeds_and_second_columns(tmp_path)
     for number, cell in enumerate(cells):
         outcomes = {"correct": results.pack([1, 0, number % 2]), "layers": np.zeros((3, 2))}
         refit = {"correct_refit": [0, 1, 1]} if cell.seed in (None, 0) and cell.proportional is None else {}
-        record.add(cell.key, cell.describe() | {"share": 0.5}, outcomes | refit)
+        record.add(cell.key, cell.describe() | {"share": 0.5}, outcomes | refit, {})
     lines = vision.table(record, cells).splitlines()
     assert [line.split()[0] for line in lines] == ["cell", "whole", "random-prune@0.9", "tome@0.9", "tome@0.9/off"]
     mean = np.mean([record.outcome(f"random-prune@0.9/seed{i}", "correct") for i in range(5)])

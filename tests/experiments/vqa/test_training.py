@@ -14,7 +14,7 @@ from small_models import shorten_language_model
 
 from pitome_core.experiments.data import questions
 from pitome_core.experiments.models import llava, llava_answers
-from pitome_core.experiments.records import results, weight_files
+from pitome_core.experiments.records import files, results
 from pitome_core.experiments.runs import stages
 from pitome_core.experiments.vqa import training as vqa_training
 from pitome_core.experiments.vqa.training import Recipe
@@ -206,7 +206,7 @@ def test_stages_equal_one_run(elsewhere):
     assert left == [3, 2, 1, 0] and once.read_bytes() == stopped.read_bytes()
     assert list(elsewhere.glob("*.pt")) == []
     about = vqa_training.sheet(once)
-    assert about["weights"] == weight_files.digest(once) and about["scenes"] == QUICK.total * QUICK.batch
+    assert about["weights"] == files.digest(once) and about["scenes"] == QUICK.total * QUICK.batch
     assert about["headline"] == vqa_training.headline(about["validation"])
     assert sum(row["items"] for row in about["validation"].values()) == 9
     lines = [json.loads(line) for line in log.read_text().splitlines()]

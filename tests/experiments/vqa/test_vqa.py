@@ -11,7 +11,7 @@ import pitome_core as pc
 from pitome_core.experiments import __main__ as command
 from pitome_core.experiments.data import questions
 from pitome_core.experiments.models import llava
-from pitome_core.experiments.records import results, weight_files
+from pitome_core.experiments.records import files, results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid
 from pitome_core.experiments.vqa import command as vqa
@@ -153,7 +153,7 @@ def test_the_command_records_and_resumes(tmp_path, capsys, monkeypatch):
     record = results.Record.load(tmp_path / "vqa-grid-dev.json")
     orders = {f"tome@0.9{order}" for order in ("", "/released", "/raster-compact")}
     assert set(record.cells) == {"whole", "lower-resolution@112px"} | orders
-    assert record.header["weights"] == weight_files.digest(llava.weights_path())
+    assert record.header["weights"] == files.digest(llava.weights_path())
     assert record.header["stream"] == "validation"
     assert record.header["protocol"] == vqa.COMMAND.protocol and record.header["headline"] == ["exist", "single"]
     assert set(record.header["prior"]) == set(record.items["type"])

@@ -1,0 +1,28 @@
+"""Tables: what stands in them comes out again."""
+
+from __future__ import annotations
+
+import doctest
+
+from pitome_core.experiments.records import tables
+
+HEADER, ROWS = ["cell", "", "share"], [("whole", "", 1), ("tome@0.9", "ToMe", "0.730")]
+
+
+def test_markdown_has_a_line_per_row_and_a_rule_below_the_header():
+    header, rule, *lines = tables.markdown(HEADER, iter(ROWS)).splitlines()
+    assert (header, rule) == ("| cell | | share |", "|---|---|---|")
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines] == [
+        ["whole", "", "1"], ["tome@0.9", "ToMe", "0.730"]]
+    assert doctest.testmod(tables).failed == 0
+
+
+def test_plain_columns_are_aligned():
+    table = tables.plain(["cell", "share"], [("whole", "1.000"), ("tome@0.9", "0.7")], ["left", "right"])
+    assert table.splitlines() == [
+        "cell        share",
+        "whole       1.000",
+        "tome@0.9      0.7",
+    ]
+    left = tables.plain(["cell", "share"], [("whole", "1.000")]).splitlines()
+    assert left == ["cell    share", "whole   1.000"]
