@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tabulate import tabulate
-
+from pitome_core.experiments.records import tables
 from pitome_core.experiments.records.cells import WHOLE, Cell
 from pitome_core.experiments.records.results import Record
 
@@ -43,8 +42,7 @@ def table(
             line.append("" if rival is None else str(difference(key, rival)))
             line.append("" if key == WHOLE or WHOLE not in record else str(difference(key, WHOLE)))
         lines.append(line)
-    aligned = ["left", *["right"] * (len(header) - 1)]
-    return tabulate(lines, header, tablefmt="plain", disable_numparse=True, colalign=aligned)
+    return tables.plain(header, lines, ["left", *["right"] * (len(header) - 1)])
 
 
 def share(record: Record) -> dict[str, Column]:
