@@ -44,6 +44,7 @@ from pitome_core.experiments.cost.measure import measure
 from pitome_core.experiments.cost.setups import EVEN, STEPS, PrefillShape, Setup
 from pitome_core.experiments.cost.variants import Workshop, twin
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.fingerprint import code_of
 from pitome_core.experiments.runs import timings
 from pitome_core.experiments.settings import profile
 
@@ -123,7 +124,7 @@ ax.axvline(1, color="black", linewidth=0.8)
 finish(figure, ax, [name(cell) for cell in shown], "speed-up over the whole model")
 
 # %% tags=["hide-input"]
-ours = results.provenance(None)["code"]
+ours = code_of(measure, Workshop)
 runs = {json.dumps(cell["run"], sort_keys=True): cell["run"] for cell in recorded}
 lines = [f"- {run['device']}, {run['threads']} thread{'s' if run['threads'] > 1 else ''}, torch {run['packages']['torch']}, "
          f"{run['date'][:10]}, commit {(run['commit'] or '?')[:7]}{' and later changes' if run['modified'] else ''}"

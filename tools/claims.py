@@ -20,6 +20,9 @@ A ground, listed under `grounds`, is a model, data and a split (`test`; `dev`; `
 chosen on them; `none` for illustrations, which carry no verdict; `not needed` for exact counts and synthetic tokens).
 Model and split of a recorded difference must be those of its record.
 
+`uncommitted` lists codes of recorded runs (the field `code`) that no commit has, although the runs name a commit. Of
+such runs, and of runs with `modified: true`, the page says that they are of an uncommitted state of the code.
+
 A verdict has to fit its evidence. "Holds here": something is for the claim and nothing against it. "Mixed here":
 something is for it and something is not. "Does not hold here": nothing is for it. Where there is evidence from a test
 split or from all items, dev evidence alone makes nothing hold. For a table claim only evidence from its own models and
@@ -119,7 +122,7 @@ SCHEMA = _object({
     "grounds": {"type": "object", "additionalProperties": GROUND},
     "abstract": {"type": "object", "additionalProperties": TEXT, "minProperties": 1},
     "claims": {"type": "array", "items": CLAIM, "minItems": 1},
-})
+}, uncommitted={"type": "array", "items": {"type": "string", "pattern": "^[0-9a-f]{12}$"}, "uniqueItems": True})
 
 
 # --- where evidence points
@@ -237,10 +240,10 @@ def of_its_own(claim: dict, entry: dict) -> bool:
 
 
 def resolved(ledger: dict) -> list[dict]:
-    """The claims, with model, data and split written into each piece of evidence."""
-    grounds = ledger["grounds"]
+    """The claims. Model, data, split and the codes that no commit has are written into each piece of evidence."""
+    grounds, codes = ledger["grounds"], {"uncommitted": ledger.get("uncommitted", [])}
     return [
-        claim | {"evidence": [entry | grounds[entry["ground"]] for entry in claim["evidence"]]}
+        claim | {"evidence": [entry | grounds[entry["ground"]] | codes for entry in claim["evidence"]]}
         for claim in ledger["claims"]
     ]
 
@@ -412,7 +415,9 @@ def _result(entry: dict, root: Path) -> str:
     if exact:
         text += f"; right with one alone: {exact.only_first} and {exact.only_second}, McNemar's exact p = {exact.p:.2g}"
         text += "" if kinds == ["item"] else ", as if items were independent"
-    return f"{text}; recorded"
+    runs = [record.runs[cell["run"]] for key in (pointer["first"], pointer["second"]) for cell in _cells(record, key)]
+    uncommitted = any(run["modified"] or run["code"] in entry["uncommitted"] for run in runs)
+    return f"{text}; recorded{', of an uncommitted state of the code' if uncommitted else ''}"
 
 
 def _verdict(claim: dict) -> str:

@@ -123,6 +123,9 @@ claims:
 """
 
 
+RUN = {"code": "0123456789ab", "modified": False}
+
+
 def small_record() -> dict:
     generator = np.random.default_rng(0)
     base = generator.normal(size=ITEMS)
@@ -140,6 +143,7 @@ def small_record() -> dict:
     }
     for cell in cells.values():
         cell["tokens"] = [256, round(256 * cell["keep"])]
+        cell["run"] = 0
         cell["gmacs"] = {0.9: 3.4, 0.7: 3.5, 0.8: 2.6, 1.0: 6.1}[cell["keep"]]
         cell["outcomes"] = {name: np.asarray(values).tolist() for name, values in cell["outcomes"].items()}
     items = {
@@ -149,7 +153,7 @@ def small_record() -> dict:
     }
     del cells["silent"]["tokens"]
     header = {"model": "ViT-S", "split": "test", "tier": "embedded", "clusters": ["object", "photograph"]}
-    return {"format": FORMAT, "header": header, "items": items, "runs": [], "cells": cells}
+    return {"format": FORMAT, "header": header, "items": items, "runs": [RUN], "cells": cells}
 
 
 @pytest.fixture()
@@ -399,6 +403,22 @@ def test_another_record_gives_another_page(root):
     record["cells"]["a@0.9"]["outcomes"]["auc"][0] += 1
     (root / "results/record.json").write_text(json.dumps(record, indent=1))
     assert claims.page(ledger(), root) != before
+
+
+def test_what_no_commit_has_is_said(root):
+    """Of runs from a modified tree, and of codes that the ledger lists, although their runs name a commit."""
+    words, record, listed = "; recorded, of an uncommitted state of the code)", small_record(), ledger()
+    assert words not in claims.page(ledger(), root) and "; recorded)" in claims.page(ledger(), root)
+    listed["uncommitted"] = ["ffffffffffff"]
+    assert claims.problems(listed, root) == [] and words not in claims.page(listed, root)
+    listed["uncommitted"].append(RUN["code"])
+    assert claims.page(listed, root).count(words) == 2
+    for modified in (None, True):  # None: unknown, and not said
+        record["runs"][0]["modified"] = modified
+        (root / "results/record.json").write_text(json.dumps(record, indent=modified))
+        assert claims.page(ledger(), root).count(words) == (2 if modified else 0)
+    listed["uncommitted"] = ["no code"]
+    assert any("'no code' does not match" in text for text in claims.problems(listed, root))
 
 
 def test_published_numbers_keep_their_digits(root):

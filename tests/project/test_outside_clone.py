@@ -50,9 +50,10 @@ def elsewhere(wheel, tmp_path_factory) -> dict:
 def test_the_wheel_carries_the_package_and_its_licence(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     packaged = {name for name in names if name.startswith("pitome_core/")}
-    files = [path for ending in ("py", "csv") for path in (ROOT / "pitome_core").rglob(f"*.{ending}")]
+    files = [path for ending in ("py", "csv", "toml") for path in (ROOT / "pitome_core").rglob(f"*.{ending}")]
     assert {path.relative_to(ROOT).as_posix() for path in files} <= packaged
     assert "pitome_core/experiments/data/collection.csv" in packaged
+    assert "pitome_core/experiments/assets/table.toml" in packaged
     records = {path.relative_to(ROOT / "results").as_posix() for path in (ROOT / "results").glob("embedded/*.json")}
     assert records and {f"pitome_core/experiments/recorded/{name}" for name in records} <= packaged
     assert any(name.endswith("/LICENSE") for name in names)

@@ -112,6 +112,10 @@ class Cell:
     retrained: bool = False
     order: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.order == FIRST_ORDER:  # said or not said, it is the same cell
+            object.__setattr__(self, "order", None)
+
     @property
     def key(self) -> str:
         """How records call the cell.
@@ -127,7 +131,7 @@ class Cell:
         parts = {
             self.towers: self.towers != "vision", "all": self.every_layer, "off": self.proportional is False,
             "retrained": self.retrained, f"seed{self.seed}": self.seed is not None,
-            self.order: self.order not in (None, FIRST_ORDER),
+            self.order: self.order is not None,
         }
         return "/".join([name, *(part for part, is_said in parts.items() if is_said)])
 
@@ -160,7 +164,7 @@ class Cell:
     @property
     def is_plain(self) -> bool:
         """Whether the cell is the arm as it is: no switch, no other tower or layers, no other order, not retrained."""
-        return self == Cell(self.arm, self.keep, seed=self.seed, pixels=self.pixels)
+        return self.key == Cell(self.arm, self.keep, seed=self.seed, pixels=self.pixels).key
 
     def beside(self, rival: str) -> Cell | None:
         """The cell of another arm that this one may be compared with; None where there is none.

@@ -97,10 +97,10 @@ class Record:
         record = cls.load(path)
         changed = [name for name in {**header, **record.header} if header.get(name) != record.header.get(name)]
         if changed or items != record.items:
-            what = ", ".join(f"{n} {record.header.get(n)!r} there, {header.get(n)!r} now" for n in changed) or (
+            differences = ", ".join(f"{n} {record.header.get(n)!r} there, {header.get(n)!r} now" for n in changed) or (
                 f"{len(record)} items there, {lengths['id']} now" if len(record) != lengths["id"] else "other items"
             )
-            raise RecordError(f"{path} is of another run ({what}): move it away, or choose another --output")
+            raise RecordError(f"{path} is of another run ({differences}): move it away, or choose another --output")
         return record
 
     def __len__(self) -> int:
@@ -242,12 +242,12 @@ class Record:
 
     def _present(self, columns: list[np.ndarray], skip_missing: bool) -> tuple:
         """The columns and the clusters, at the items where no column misses a value."""
-        here = ~np.isnan(columns).any(axis=0)
-        if not skip_missing or here.all():
+        present = ~np.isnan(columns).any(axis=0)
+        if not skip_missing or present.all():
             return *columns, self.clusters
-        names = self.header.get("clusters") or []
-        kept = [np.asarray(self.items[name])[here] for name in names]
-        return *(column[here] for column in columns), None if not kept else kept[0] if len(kept) == 1 else tuple(kept)
+        labels = [np.asarray(self.items[name])[present] for name in self.header.get("clusters") or []]
+        clusters = None if not labels else labels[0] if len(labels) == 1 else tuple(labels)
+        return *(column[present] for column in columns), clusters
 
     def mcnemar(self, first: str, second: str, name: str) -> tuple[int, int, float]:
         """McNemar's exact test of two right-or-wrong outcomes: (only first right, only second right, p)."""
@@ -273,10 +273,10 @@ def disagreement(recorded: Sequence, live: Sequence, tolerance: float) -> tuple[
 
 
 def pack(values: Sequence[float]) -> dict[str, Any]:
-    """An outcome of zeros, ones and NaN in a sixth of a character per item: for test sets of tens of thousands.
+    """An outcome of zeros, ones and NaN as text of a sixth of a character per item, for tens of thousands of items.
 
-    ``bits`` is base64 of the values, eight to a byte, the first in the highest bit; ``missing`` lists where NaN stood.
-    `ValueError` for any other value.
+    ``bits`` is base64 of the values, eight to a byte, the first in the highest bit. ``missing`` lists the places of the
+    NaNs. Raises `ValueError` for any other value.
     """
     values = np.asarray(values, dtype=float)
     missing = np.flatnonzero(np.isnan(values))
@@ -287,7 +287,7 @@ def pack(values: Sequence[float]) -> dict[str, Any]:
 
 
 def unpack(packed: Mapping[str, Any]) -> np.ndarray:
-    """``(items,)`` float: what `pack` was given."""
+    """The values that `pack` was given, as floats: ``(items,)``."""
     stored = np.frombuffer(base64.b64decode(packed["bits"]), dtype=np.uint8)
     values = np.unpackbits(stored, count=packed["length"]).astype(float)
     values[packed["missing"]] = np.nan
@@ -295,7 +295,7 @@ def unpack(packed: Mapping[str, Any]) -> np.ndarray:
 
 
 def _shortened(column: list) -> list | dict[str, int]:
-    """A column as the file has it: items that are only numbered are not listed."""
+    """A column as it stands in the file: numbers 0, 1, 2, ... of more than 100 items are not listed."""
     return {"range": len(column)} if len(column) > 100 and column == list(range(len(column))) else column
 
 

@@ -1,4 +1,4 @@
-"""Intervals for differences, as the protocol asks for them."""
+"""Intervals for differences, as the protocol asks for them, and quartiles of timings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 RESAMPLES = 10_000
 # 80 % power at the two-sided 5 % level: the 97.5 % and the 80 % quantile of the normal distribution.
 DETECTABLE = 1.960 + 0.842
-_KEPT = 8_000_000  # weights of items in resamples that are kept for the next interval on the same items
+_CACHED = 8_000_000  # weights of items in resamples that are cached for the next interval on the same items
 _CHUNK = 2_000_000  # numbers that are drawn at a time, so that 50,000 items fit in memory
 
 
@@ -72,9 +72,9 @@ def bootstrap_mean(
 ) -> tuple[float, float, float]:
     """Mean of `values` with its 95 % percentile bootstrap interval: (mean, low, high).
 
-    `clusters`, one label per value, names what is resampled: all values of a photograph come and go together, because
-    they are not independent. None: every value by itself. A pair of label lists: see `paired_difference`. For a
-    paired comparison pass differences.
+    `clusters`, one label per value, names what is resampled: all values of a photograph are drawn together, because
+    they are not independent. None: every value is drawn by itself. A pair of label lists: see `paired_difference`. For
+    a paired comparison pass differences.
     """
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or len(values) == 0:
@@ -96,17 +96,18 @@ def paired_difference(
 
     `clusters` names what is resampled:
 
-    - None: every item by itself;
-    - one label per item: all items of a cluster come and go together;
+    - None: every item is drawn by itself;
+    - one label per item: all items of a cluster are drawn together;
     - a pair of label lists, for two kinds of clusters that cross (objects x photographs): the pigeonhole bootstrap
       (Owen 2007, Annals of Applied Statistics 1(2), 386-411). Both kinds are resampled independently, with replacement,
-      and an item weighs the product of the two counts. It errs on the wide side: noise of the single item enters the
-      variance up to threefold. A resample in which no item has any weight is left out.
+      and an item weighs the product of the two counts. The interval is rather too wide than too narrow, because the
+      noise of a single item enters the variance up to three times. A resample in which no item has any weight is left
+      out.
 
     The mean is over items, so a cluster counts as often as it has items. `detectable` is (1.960 + 0.842) times the
-    bootstrap standard error, the minimum detectable effect of Bloom (1995, Evaluation Review 19(5), 547-556), so it
-    knows about clusters too. It says what this test set can see, not what is there. With a single cluster nothing can
-    be said about others: interval and `detectable` are then NaN.
+    bootstrap standard error, the minimum detectable effect of Bloom (1995, Evaluation Review 19(5), 547-556). It takes
+    the clusters into account, because the standard error does. It says which differences this test set can detect, and
+    not which there are. From a single cluster nothing follows for others, so interval and `detectable` are NaN then.
     """
     first, second = _outcomes(first, "first"), _outcomes(second, "second")
     _same_length(first, second)
@@ -179,9 +180,9 @@ def _resampled_means(values: np.ndarray, factors: list[np.ndarray], resamples: i
     if len(factors) == 1:
         generator = np.random.default_rng(seed)
         sums, counts = np.bincount(factors[0], weights=values), np.bincount(factors[0])
-        kinds, often = np.unique(np.stack([sums, counts]), axis=1, return_counts=True)
-        if 4 * len(often) <= sizes[0]:  # right-or-wrong outcomes: only how often each kind is drawn matters
-            drawn = generator.multinomial(sizes[0], often / sizes[0], size=resamples)  # (resamples, kinds)
+        kinds, frequency = np.unique(np.stack([sums, counts]), axis=1, return_counts=True)
+        if 4 * len(frequency) <= sizes[0]:  # right-or-wrong outcomes: only how often each kind is drawn matters
+            drawn = generator.multinomial(sizes[0], frequency / sizes[0], size=resamples)  # (resamples, kinds)
             return (drawn @ kinds[0]) / (drawn @ kinds[1])
         drawn = (generator.integers(sizes[0], size=(rows, sizes[0])) for rows in chunks)
         return np.concatenate([sums[rows].sum(axis=1) / counts[rows].sum(axis=1) for rows in drawn])
@@ -195,15 +196,15 @@ def _resampled_means(values: np.ndarray, factors: list[np.ndarray], resamples: i
 def _crossed_weights(factors: tuple[bytes, ...], chunks: tuple[int, ...], seed: int) -> Iterable[np.ndarray]:
     """Weights of the items in each resample, ``(rows, items)`` for every chunk of rows.
 
-    A chapter asks for dozens of intervals on the same items: while they fit, the weights are kept.
+    A chapter asks for dozens of intervals on the same items, so the weights are cached if they are not too many.
     """
-    if len(factors[0]) // 8 * sum(chunks) <= _KEPT:
-        return _kept_weights(factors, chunks, seed)
+    if len(factors[0]) // 8 * sum(chunks) <= _CACHED:
+        return _cached_weights(factors, chunks, seed)
     return _draw_weights(factors, chunks, seed)
 
 
 @functools.lru_cache(maxsize=4)
-def _kept_weights(factors: tuple[bytes, ...], chunks: tuple[int, ...], seed: int) -> list[np.ndarray]:
+def _cached_weights(factors: tuple[bytes, ...], chunks: tuple[int, ...], seed: int) -> list[np.ndarray]:
     return list(_draw_weights(factors, chunks, seed))
 
 

@@ -63,7 +63,8 @@ def _without_heads(args: argparse.Namespace, name: str, chosen: list[Cell]) -> l
 
 COMMAND = Command(
     experiment=EXPERIMENT, protocol="retrieval-1", tasks=tasks.TASKS, cells=cells, summary=summary.table, paper=hub,
-    available=tasks.available, counted="pictures with their texts", configure_actions=partial(add_training, training=training, what="heads", score="rsum"),
+    available=tasks.available, counted="pictures with their texts",
+    configure_actions=partial(add_training, training=training, what="heads", score="rsum"),
     act=partial(train, training=training),
 )
 configure, main = COMMAND.configure, COMMAND.main

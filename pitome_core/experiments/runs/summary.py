@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
+from pitome_core.experiments.records import tables
 from pitome_core.experiments.records.cells import WHOLE, Cell
 from pitome_core.experiments.records.results import Record
 from pitome_core.experiments.records.statistics import Difference
@@ -45,8 +45,7 @@ def table(
             line.append("" if rival is None else str(difference(key, rival)))
             line.append("" if key == WHOLE or WHOLE not in record else str(difference(key, WHOLE)))
         lines.append(line)
-    aligned = ["left", *["right"] * (len(header) - 1)]
-    return tabulate(lines, header, tablefmt="plain", disable_numparse=True, colalign=aligned)
+    return tables.plain(header, lines, ["left", *["right"] * (len(header) - 1)])
 
 
 def share(record: Record) -> dict[str, Column]:

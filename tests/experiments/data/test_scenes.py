@@ -39,8 +39,8 @@ def offline(monkeypatch):
         raise AssertionError("not offline")
 
     monkeypatch.setattr("socket.socket", refuse)
-    monkeypatch.setattr(assets.subprocess, "run", refuse)
-    monkeypatch.setattr(assets.subprocess, "Popen", refuse)
+    monkeypatch.setattr("subprocess.run", refuse)
+    monkeypatch.setattr("subprocess.Popen", refuse)
 
 
 def named(name):

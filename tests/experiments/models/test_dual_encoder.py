@@ -124,12 +124,12 @@ def test_the_folder_is_made_once_and_verified(heads, made, monkeypatch, tmp_path
     source = json.loads((folder / assets.MANIFEST).read_text())["source"]
     copy = tmp_path / "copy"  # other processes may read the folder itself
     shutil.copytree(folder, copy, copy_function=_linked)
-    assert assets._check(copy, source) == "ready"
+    assert assets.store.check(copy, source) == "ready"
     inner = copy / "image" / "config.json"
     changed = inner.read_bytes().replace(b"224", b"238")
     inner.unlink()
     inner.write_bytes(changed)
-    assert assets._check(copy, source) == "damaged", "files in subfolders are verified too"
+    assert assets.store.check(copy, source) == "damaged", "files in subfolders are verified too"
 
 
 @pytest.mark.parametrize("pool", dual_encoder.POOLS)

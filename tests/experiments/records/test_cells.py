@@ -48,6 +48,17 @@ def test_keys(cell, key):
 
 def test_the_first_order_is_that_of_the_answers():
     assert FIRST_ORDER == ORDERS[0]
+    assert Cell("tome", 0.9, order=ORDERS[0]) == Cell("tome", 0.9) != Cell("tome", 0.9, order=ORDERS[1])
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_a_plain_cell_says_no_more_than_arm_and_strength(path):
+    """The curves of the book are made of the plain cells."""
+    record = results.Record.load(path)
+    cells = {key: Cell.of(about) for key, about in record.cells.items()}
+    assert {key for key, cell in cells.items() if cell.is_plain} == {
+        key for key, cell in cells.items() if "/" not in cell.without_seed.key
+    }
 
 
 @pytest.mark.parametrize("cell, rival", [

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -245,3 +246,15 @@ def test_a_clone_and_an_installed_package_have_the_same_code(tmp_path):
     table = next(installed.rglob("data/collection.csv"))
     table.write_text(table.read_text() + "\n")
     assert code_of(task, package=installed) != code_of(task)
+
+
+def test_a_new_version_of_the_drawings_is_other_code_for_what_reads_them(tmp_path):
+    copied = tmp_path / "pitome_core"
+    shutil.copytree(PACKAGE, copied)
+    table = copied / "experiments" / "assets" / "table.toml"
+    tasks = [f"pitome_core.experiments.{name}.tasks" for name in ("vision", "text", "retrieval", "vqa")]
+    before = {task: code_of(task, package=copied) for task in tasks}
+    known = tomllib.loads(table.read_text())["openmoji"]["sha256"]
+    table.write_text(table.read_text().replace(known, "0" * 64))
+    changed = [task.split(".")[2] for task in tasks if code_of(task, package=copied) != before[task]]
+    assert changed == ["vision", "retrieval", "vqa"]

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from pitome_core.experiments.records.statistics import Difference, bootstrap_mean, mcnemar, paired_difference
+from pitome_core.experiments.records.statistics import Difference, bootstrap_mean, mcnemar, paired_difference, quartiles
 
 
 def test_a_constant_has_no_width():
@@ -253,3 +253,8 @@ def test_mcnemar_is_for_right_or_wrong():
         mcnemar([1, 0, 1], [1, 0])
     with pytest.raises(ValueError, match="no finite numbers"):
         mcnemar([1, np.nan], [1, 0])
+
+
+def test_quartiles():
+    assert quartiles([4.0, 1.0, 2.0, 3.0, 5.0]) == [2.0, 3.0, 4.0]
+    assert quartiles([1 / 3], digits=3) == [0.333] * 3

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pitome_core.experiments.records import provenance, results
+from pitome_core.experiments.records.fingerprint import code_of
 from pitome_core.experiments.runs import grid, sweep
 
 ITEMS = 6
@@ -170,6 +171,42 @@ def test_a_test_set_is_logged_before_it_is_scored(tmp_path, logged):
     assert len(logged) == 3  # nothing was scored
     run(tmp_path, Fake(), split="test", again=True)
     assert logged[3] == (KEYS, KEYS)
+
+
+def test_a_cell_says_what_held_when_it_started(tmp_path, monkeypatch):
+    """The run of a cell is taken before its computation, by the code of the task."""
+    state = iter(range(100))
+    monkeypatch.setattr(provenance, "of_run", lambda code, **options: {"code": code, "number": next(state)})
+
+    class Slow(Fake):
+        def score(self, running, cell):
+            next(state)  # while a cell is scored, something else changes
+            return super().score(running, cell)
+
+    made = run(tmp_path, Slow(), CELLS[:3])
+    assert [made.runs[made.cells[key]["run"]]["number"] for key in KEYS[:3]] == [0, 2, 4]
+    assert {one["code"] for one in made.runs} == {code_of(Slow)}
+
+
+def test_a_test_set_needs_committed_code(tmp_path, monkeypatch, logged):
+    """Nothing is logged and nothing is scored; dev, an estimate and explicit permission go through."""
+    asked = []
+
+    def of_run(code, *, test, allow_modified):
+        asked.append((test, allow_modified))
+        if test and not allow_modified:
+            raise results.RecordError("commit first, or pass --allow-modified")
+        return {"code": code}
+
+    monkeypatch.setattr(provenance, "of_run", of_run)
+    task = Fake()
+    with pytest.raises(results.RecordError, match="--allow-modified"):
+        run(tmp_path, task, split="test")
+    assert task.scored == [] and task.prepared == 0 and logged == [] and list(tmp_path.iterdir()) == []
+    run(tmp_path, Fake(), split="test", estimate_only=True)
+    assert asked == [(True, False)]
+    assert list(run(tmp_path, Fake(), split="test", allow_modified=True).cells) == KEYS and len(logged) == 1
+    assert list(run(tmp_path / "dev", Fake()).cells) == KEYS and asked[-1] == (False, False)
 
 
 def test_dev_is_never_logged(tmp_path, logged):

@@ -23,7 +23,7 @@ NODE_SIZE = {1: 14, 2: 22, 3: 22}  # bytes, by format version
 def read(resources: bytes) -> dict[str, bytes]:
     """``{path without a leading slash: content}`` of a whole ``.rcc`` file, in the order of its tree.
 
-    Raises ``ValueError`` for what is no such file, is cut off, has a loop, or is packed with zstd.
+    Raises ``ValueError`` for bytes that are no such file, are cut off, hold a loop, or are packed with zstd.
     """
     try:
         magic, version, tree, contents, names = struct.unpack_from(">4s4I", resources)
@@ -35,14 +35,15 @@ def read(resources: bytes) -> dict[str, bytes]:
 
 
 def _walk(resources: bytes, node_size: int, tree: int, contents: int, names: int) -> dict[str, bytes]:
+    """The files of the tree. ``tree``, ``contents`` and ``names`` are the offsets of the three tables, in bytes."""
     files = {}
-    seen = set()
+    visited = set()
     waiting = [(0, "")]  # node, the folder that it is in
     while waiting:
         node, folder = waiting.pop()
-        if node in seen:  # or a damaged file could send us round and round
+        if node in visited:  # a damaged file; its loop would be walked for ever
             raise ValueError(f"node {node} is in the tree twice")
-        seen.add(node)
+        visited.add(node)
         name_at, flags, first, second = struct.unpack_from(">IHII", resources, tree + node * node_size)
         path = folder
         if node:  # the root has no name
@@ -61,6 +62,7 @@ def _walk(resources: bytes, node_size: int, tree: int, contents: int, names: int
 
 
 def _part(resources: bytes, start: int, size: int) -> bytes:
+    """``size`` bytes from ``start``; ``ValueError`` where the file ends before that."""
     if start + size > len(resources):
         raise ValueError(f"no whole Qt resource file: bytes {start} to {start + size} of {len(resources)} are missing")
     return resources[start : start + size]
