@@ -17,9 +17,11 @@ EXPERIMENTS = ("-m", "pitome_core.experiments")
 
 def command(words: Sequence[str], launcher: Sequence[str] = (), program: Sequence[str] = EXPERIMENTS) -> dict[str, Any]:
     """Arguments of `subprocess` for ``python -m pitome_core.experiments``, or another program, with these words."""
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     return dict(
         args=[sys.executable, *launcher, *program, *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parents[2], text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}, cwd=root, text=True,
     )
 
 

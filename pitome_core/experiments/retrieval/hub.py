@@ -10,7 +10,7 @@ A part holds embeddings, because ranks need the whole gallery. A cell has two pi
 towers of CLIP are causal and do not merge, so all cells share one piece of texts, which is computed once. Where a model
 has a BERT as text tower, cells merge in that tower and in both as well.
 
-BLIP and ALBEF stay outside. Their rankings are made in two steps: the contrastive towers give a short list, and a
+BLIP and ALBEF are left out. Their rankings are made in two steps: the contrastive towers give a short list, and a
 cross-encoder that reads image and text together scores it anew. open_clip has neither the models nor the second step,
 and in a cross-encoder the merged tokens are keys of the text's attention: that needs adapters, and checks, of its own.
 """
@@ -51,7 +51,7 @@ TOWERS = ("vision", "text")
 
 @dataclass(frozen=True)
 class DualEncoderModel:
-    """A model ready to be scored, in eval mode on its device, with what open_clip made for it.
+    """A model in eval mode on its device, with the preprocessing and the tokenizer that open_clip has for it.
 
     ``text_merges`` says whether the text tower is one whose tokens can be merged.
     """

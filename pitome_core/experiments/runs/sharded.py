@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -34,7 +34,7 @@ def run(
     args: argparse.Namespace, load_data: Callable[[argparse.Namespace], Data],
     load_task: Callable[[argparse.Namespace, torch.device, Data, str], ShardedTask],
 ) -> int:
-    """Score what was asked for in this process and those beside it.
+    """Score what was asked for, in this process and in the others that were launched with it.
 
     Args:
         args: what the command line gave; ``args.model`` lists the models.
@@ -72,20 +72,20 @@ class _Run:
     def __init__(self, task: ShardedTask, state: Any):
         self.task, self.state, self.args = task, state, task.args
         settings.exact_float32()  # under autocast too: plans are float32 there
-        self.origin = provenance.of_run(
-            code_of(type(task)), test=self.args.split == "test" and not self.args.estimate,
-            allow_modified=self.args.allow_modified,
-        )
         header = {
             "experiment": task.experiment, "task": task.name, "tier": settings.profile(), "split": task.split,
             "protocol": task.protocol, "clusters": list(task.clusters), "dtype": self.args.dtype, **task.about,
         }
         self.record = results.Record.open(task.path, header, task.items)
+        self.waiting = [cell for cell in task.cells if self.args.again or cell.key not in self.record]
+        self.scores_test = self.args.split == "test" and not self.args.estimate and bool(self.waiting)
+        self.origin = provenance.of_run(
+            code_of(type(task)), test=self.scores_test, allow_modified=self.args.allow_modified
+        )
         self.parts = shards.Parts(task.path, {
             "code": self.origin["code"], **header, **task.identity, "packages": self.origin["packages"],
             "device": task.device.type, "shard": self.args.shard,
         })
-        self.waiting = [cell for cell in task.cells if self.args.again or cell.key not in self.record]
         pieces = {piece.key: piece for cell in task.cells for piece in task.pieces(cell)}
         self.units = {key: shards.split(piece, task.size(piece), self.args.shard) for key, piece in pieces.items()}
 
@@ -100,7 +100,7 @@ class _Run:
                 stack.enter_context(shards.alone(self.parts.root))
                 self.parts.begin()
                 plan = [[(unit.piece.key, unit.shard) for unit in self._missing()]]
-            # One process looks and tells the others: by the time they had looked, it might have finished a shard.
+            # One process looks and tells the others: if each of them looked, they might find another state each.
             todo = [self.units[key][number] for key, number in broadcast_object_list(plan)[0]]
             if main:
                 self._announce(todo)
@@ -120,7 +120,8 @@ class _Run:
     def _report(self) -> int:
         """Say on stderr what was left out; 1 if anything was, else 0."""
         cells, left_out = self.record.cells, self.task.left_out
-        unreadable = list(dict.fromkeys(name for cell in self.task.cells for name in cells[cell.key][UNREADABLE]))
+        keys = [cell.key for cell in self.task.cells]
+        unreadable = list(dict.fromkeys(name for key in keys for name in cells[key].get(UNREADABLE, ())))
         if unreadable:
             print(f"{len(unreadable)} of {self.task.what} could not be read and are left out: "
                   f"{_shortened(unreadable)}. Mend them and pass --again", file=sys.stderr)
@@ -153,7 +154,7 @@ class _Run:
               f"{processes} process{'es' if processes > 1 else ''}", flush=True)
         if task.left_out:
             print(f"{len(task.left_out)} records left out: {_shortened(task.left_out)}", file=sys.stderr)
-        if self.args.split == "test" and todo and not self.args.estimate:
+        if self.scores_test and todo:
             provenance.log_test(self.record, [cell.key for cell in self.waiting], self.origin)
 
     def _score_units(self, mine: Sequence[Unit], todo: Sequence[Unit]) -> None:
@@ -161,31 +162,32 @@ class _Run:
         if not mine:
             return
         task, main = self.task, self.state.is_main_process
-        batches, named, estimated = task.batches(mine), set(), not main
+        batches, named = task.batches(mine), set()
         with tqdm(mine, unit="shard", file=sys.stdout, disable=None if main else True, mininterval=1) as bar:
             for piece, units in itertools.groupby(mine, key=lambda unit: unit.piece):
                 bar.set_description(piece.key)
                 with task.applied(piece) as running:
                     for unit in units:
-                        start = time.perf_counter()
-                        with torch.inference_mode():
-                            part = dict(task.score(running, unit, batches))
-                        seconds = time.perf_counter() - start
-                        self.parts.write(unit, part | {
-                            "seconds": round(seconds, 3), "device": settings.device_name(task.device),
-                            "batch": self.args.batch_size,
-                        })
-                        for name, line in part.get(UNREADABLE, {}).items():
-                            if name not in named:
-                                bar.write(line, file=sys.stderr)
-                        named.update(part.get(UNREADABLE, {}))
-                        bar.update()
-                        if not estimated:
-                            estimated = True
+                        seconds, unreadable = self._score_unit(running, unit, batches)
+                        for line in (line for name, line in unreadable.items() if name not in named):
+                            bar.write(line, file=sys.stderr)
+                        named |= unreadable.keys()
+                        if main and unit is mine[0]:
                             bar.write(f"  estimate: {self._minutes(unit, seconds, todo):.1f} min; the first of "
                                       f"{len(todo)} shards took {seconds:.1f} s, with start")
+                        bar.update()
                 if main and not self.args.estimate:
                     self._collect()
+
+    def _score_unit(self, running: Any, unit: Unit, batches: Iterator) -> tuple[float, dict[str, str]]:
+        """Write the part of one unit; the seconds that it took, and what could not be read."""
+        start = time.perf_counter()
+        with torch.inference_mode():
+            part = dict(self.task.score(running, unit, batches))
+        seconds = time.perf_counter() - start
+        device = settings.device_name(self.task.device)
+        self.parts.write(unit, part | {"seconds": round(seconds, 3), "device": device, "batch": self.args.batch_size})
+        return seconds, part.get(UNREADABLE, {})
 
     def _minutes(self, first: Unit, seconds: float, todo: Sequence[Unit]) -> float:
         """Minutes for the units ``todo`` in all processes, if time goes with work as it did in the first unit."""

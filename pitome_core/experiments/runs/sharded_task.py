@@ -28,7 +28,7 @@ A data set with its model and its metric is a class. Here a model says whether n
         def table(self, record):  # what is printed at the end
             return summary.table(record, self.cells, summary.share(record))
 
-A module beside it says how data and model are loaded, and is the paper tier of a command (`command_line.Command`):
+Its module also loads data and model, and is the paper tier of a command (`command_line.Command`):
 
     def configure(options):
         group = options.add_argument_group("paper tier", "Numbers, scored whole.")
@@ -118,7 +118,7 @@ class ShardedTask(abc.ABC):
 
     @abc.abstractmethod
     def assemble(self, cell: Cell, parts: Sequence[Sequence[Mapping]]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """What the record says of the cell beside its cost, and its outcomes, as `Record.add` takes them.
+        """What the record says of the cell in addition to its cost, and its outcomes, as `Record.add` takes them.
 
         ``parts[i]`` are the parts of piece ``i``, shard by shard, with ``seconds``, ``device`` and ``batch``.
         """

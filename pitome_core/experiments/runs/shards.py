@@ -99,7 +99,7 @@ def split(piece: Cell, count: int, size: int) -> list[Unit]:
 
 
 def processes() -> tuple[Any, torch.device]:
-    """Accelerate's account of the processes beside this one, and the device of this one."""
+    """What accelerate says of all processes that were launched together, and the device of this one."""
     try:
         from accelerate import PartialState
         from accelerate.utils import parse_flag_from_env
@@ -175,7 +175,7 @@ class Parts:
         shutil.rmtree(self._folder_of(piece), ignore_errors=True)
 
     def begin(self) -> None:
-        """Write down what this folder is of, and name on stderr the parts of other runs that lie beside it."""
+        """Write down what this folder is of, and name on stderr the parts of other runs of the record."""
         files.write_atomically(self.folder / "run.json", json.dumps(self.identity, indent=1) + "\n")
         for other in sorted(path for path in self.root.iterdir() if path.is_dir() and path != self.folder):
             try:

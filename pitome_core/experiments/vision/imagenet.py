@@ -206,16 +206,16 @@ def _no_classifier(known: Published, called: str) -> str:
 
 def _model_args(words: Sequence[str]) -> dict[str, Any]:
     """``["global_pool=avg", "depth=3"]`` -> ``{"global_pool": "avg", "depth": 3}``."""
-    found = {}
+    arguments = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
             raise Refused(f"--model-args takes NAME=VALUE, got {word!r}")
         try:
-            found[name] = ast.literal_eval(value)
+            arguments[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            found[name] = value
-    return found
+            arguments[name] = value
+    return arguments
 
 
 # --- scoring

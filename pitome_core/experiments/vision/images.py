@@ -30,10 +30,10 @@ class Images:
     def filename(self, index: int) -> str:
         """How messages and records call an image: its path below the folder, or its name in the hub data set."""
         try:
-            found = self.reader.filename(index)
+            name = self.reader.filename(index)
         except Exception:  # what is wrong with a row of a hub data set may be its name
-            found = None
-        return Path(found).as_posix() if found else f"{self.name}[{index}]"
+            name = None
+        return Path(name).as_posix() if name else f"{self.name}[{index}]"
 
 
 def load_images(where: str | None, class_map: Path | None = None) -> Images:
@@ -75,18 +75,17 @@ def _folder_reader(folder: Path, class_map: Path | None) -> Any:
 
     if not folder.is_dir():
         raise Refused(f"no folder {folder}: pass one with a folder of images per class, or hub:NAME[:SPLIT]")
-    extensions = ", ".join(get_img_extensions())
-    empty = Refused(
-        f"0 images ({extensions}) in the folders below {folder}: --data needs one folder of images per class, as in "
-        "val/n01440764/ILSVRC2012_val_00000293.JPEG"
-    )
-    # The reader itself leaves out, without a word, what its map does not name.
-    found = find_images_and_targets(str(folder), sort=False)[1]
-    if not found or "" in found:
-        raise empty
+    # timm's reader leaves out images whose class the map lacks, and says nothing of it. So the classes are read here.
+    classes = find_images_and_targets(str(folder), sort=False)[1]
+    if not classes or "" in classes:
+        raise Refused(
+            f"0 images ({', '.join(get_img_extensions())}) in the folders below {folder}: --data needs one folder of "
+            "images per class, as in val/n01440764/ILSVRC2012_val_00000293.JPEG"
+        )
     reader = create_reader("", root=str(folder), class_map=_absolute(class_map))
-    if unknown := sorted(set(found) - set(reader.class_to_idx)):
-        raise Refused(f"{len(unknown)} of {len(found)} folders are not in {class_map}, such as {unknown[0]}: add them")
+    if unknown := sorted(set(classes) - set(reader.class_to_idx)):
+        raise Refused(f"{len(unknown)} of {len(classes)} folders are not in {class_map}, such as {unknown[0]}: add "
+                      "them")
     return reader
 
 

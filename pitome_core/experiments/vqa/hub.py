@@ -8,19 +8,19 @@ A record that is malformed, or whose picture is missing, stops the run with its 
 ``--skip-malformed`` it is left out, named and counted. The same holds for a picture that cannot be decoded, which shows
 only when its turn comes: finished shards are kept.
 
-A part holds the answers as they were given. The record has the score of every question, and beside it lies
-``<record>.answers/<cell>.jsonl`` with question, answer and score in words, and ``left_out.txt`` with the records that
-were left out.
+A part holds the answers as they were given. The record has the score of every question. The folder
+``<record>.answers`` has a file ``<cell>.jsonl`` with question, answer and score in words, and ``left_out.txt`` with the
+records that were left out.
 
-The vision tower and the projector stay in float32 whatever ``--dtype`` says: plans hang on small differences. Pictures
-are padded to a square as LLaVA-1.5 was trained; the processor on the hub crops them (``--square crop``). Neither the
-system sentence of the conversation nor, for TextVQA, words that an OCR system read stand in the prompt.
+The vision tower and the projector stay in float32 whatever ``--dtype`` says, because small differences change plans.
+Pictures are padded to a square as LLaVA-1.5 was trained; the processor on the hub crops them (``--square crop``).
+Neither the system sentence of the conversation nor, for TextVQA, words that an OCR system read stand in the prompt.
 
 Files: VQAv2 has ``v2_OpenEnded_mscoco_val2014_questions.json`` and ``v2_mscoco_val2014_annotations.json`` with COCO's
 ``val2014``; GQA ``testdev_balanced_questions.json`` with ``images``; TextVQA ``TextVQA_0.5.1_val.json`` with
 ``train_images``. VQAv2's answers for test-dev, on which LLaVA's own figure is, are not public.
 
-On several GPUs, with the released variant beside the paper's, in the order of the released code beside ours:
+On several GPUs, with the paper's and the released variant, each in our order and in that of the released code:
 
     accelerate launch -m pitome_core.experiments vqa --profile paper --data vqav2 \\
         --questions v2_OpenEnded_mscoco_val2014_questions.json --annotations v2_mscoco_val2014_annotations.json \\
@@ -277,7 +277,7 @@ class BenchmarkAnswers(ShardedTask):
         return f"{where} ({why.partition(':')[0]})", f"{where} ({why})"  # the whole reason names folders
 
     def assemble(self, cell: Cell, parts: Sequence[Sequence[Mapping]]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Scores; the answers go into the file beside the record."""
+        """Accuracy and scores. The answers go into `answers_folder`."""
         answers = joined(parts[0], "answers")
         given = [i for i, answer in enumerate(answers) if answer is not None]
         scores = np.full(len(answers), np.nan)
