@@ -1,8 +1,12 @@
-"""Tiny official files of VQAv2, GQA and TextVQA, in their real formats."""
+"""Tiny official files of VQAv2, GQA, TextVQA and SST-2, in their real formats."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 IMAGES = (262144, 393225)
+TEXTS = ["the film is very good .", "a long and dull film , not good", "witty", "it is bad but short . " * 6]
+LABELS = [1, 0, 1, 0]
 
 
 def vqav2_questions() -> dict:
@@ -38,3 +42,13 @@ def textvqa() -> dict:
              "answers": ["dakota"] * 8 + ["nous les gosses", "dakota digital"]}
             for n in range(3)]  # fmt: skip
     return {"dataset_type": "val", "dataset_name": "textvqa", "dataset_version": "0.5.1", "data": rows}
+
+
+def sst2(folder: Path) -> Path:
+    """GLUE's SST-2 as ``dev.tsv`` in the folder: a header, sentences, some with unbalanced quotes, and labels."""
+    folder.mkdir(exist_ok=True)
+    lines = ["sentence\tlabel"]
+    for text, label in zip(TEXTS, LABELS, strict=True):
+        lines.append(f'{"`` " if len(lines) > 1 else ""}{text.strip()} "\t{label}')
+    (folder / "dev.tsv").write_text("\n".join(lines) + "\n")
+    return folder / "dev.tsv"
