@@ -65,7 +65,7 @@ def test_photograph_errors(monkeypatch, tmp_path):
         photos.photographs(["unicorn"])
     with pytest.raises(TypeError, match="pass a list"):
         photos.photographs("chelsea")
-    monkeypatch.setattr(assets, "path", lambda name: tmp_path)
+    monkeypatch.setattr(assets, "fetch", lambda name: tmp_path)
     with pytest.raises(assets.AssetError, match="scikit-learn has no china.jpg.*requirements.lock"):
         photos.photographs(["china"])
 
