@@ -16,7 +16,6 @@ from pitome_core.experiments.records.cells import LOWER, WHOLE, Cell, checked, s
 from pitome_core.experiments.runs import grid
 from pitome_core.families.common import linear
 
-TOWERS = ("vision", "text", "both")
 # In a text every item has its own length: no transform fits, and nothing reads a map of attention.
 TEXT_ARMS = ("pitome", "energy-sorted", "tome", "tofu", "diffrate", "random-merge", "random-prune")
 TEXT_SEEDS = 2

@@ -4,7 +4,7 @@ Towers stay as they are, so their features are computed once, view by view, and 
 stage (`stages`) is one pair of heads. The first stage of a kind of merging computes the features, and what it computed
 stays in the cache if it stops. Heads learn with the contrastive loss of CLIP. The text head does not start at random:
 it starts where it gives the sentence encoder's own similarities (its principal components), so that words which no
-training picture has are not lost. Recipe and epoch are the best on dev; ``retrieval-training.jsonl`` lists what was
+training picture has are not lost. HeadRecipe and epoch are the best on dev; ``retrieval-training.jsonl`` lists what was
 tried.
 """
 
@@ -42,7 +42,7 @@ WHOLE = Cell(grid.WHOLE)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class HeadRecipe:
     """How heads are trained.
 
     ``views`` are the pictures of every object; ``text_rate`` 0 leaves the text head as it starts. ``drop`` is the share
@@ -72,38 +72,38 @@ class Recipe:
 INSTALLED = (("white", 0), ("photographs", 0), ("photographs", 1), ("photographs", 2))  # no optional asset
 # What is tried on dev for the recipe: seed 0, without merging.
 CANDIDATES = {
-    "token": Recipe(),
-    "avg": Recipe(pool="avg"),
-    "token-frozen-text": Recipe(text_rate=0.0),
-    "token-slow": Recipe(rate=3e-4),
-    "token-drop-0.3": Recipe(drop=0.3),
-    "avg-drop-0.3": Recipe(pool="avg", drop=0.3),
-    "token-fast-text": Recipe(text_rate=1e-3),
-    "token-fast-text-long": Recipe(text_rate=1e-3, epochs=400),
-    "token-fast-text-drop-0.3": Recipe(text_rate=1e-3, drop=0.3),
-    "token-fast-text-drop-0.5": Recipe(text_rate=1e-3, drop=0.5),
-    "token-fast-text-decay-0.5": Recipe(text_rate=1e-3, decay=0.5),
-    "decay-1": Recipe(text_rate=1e-3, decay=1.0),
-    "decay-2": Recipe(text_rate=1e-3, decay=2.0),
-    "decay-5": Recipe(text_rate=1e-3, decay=5.0),
-    "decay-2-no-drop": Recipe(text_rate=1e-3, decay=2.0, drop=0.0),
-    "decay-2-text-3e-3": Recipe(text_rate=3e-3, decay=2.0),
-    "decay-2-slow": Recipe(rate=3e-4, text_rate=1e-3, decay=2.0),
-    "decay-2-batch-985": Recipe(text_rate=1e-3, decay=2.0, batch=985),
-    "decay-2-short": Recipe(text_rate=1e-3, decay=2.0, epochs=100),
-    "decay-2-avg": Recipe(text_rate=1e-3, decay=2.0, pool="avg"),
-    "decay-1-long": Recipe(text_rate=1e-3, decay=1.0, epochs=400),
-    "decay-2-long": Recipe(text_rate=1e-3, decay=2.0, epochs=400),
-    "decay-2-batch-128": Recipe(text_rate=1e-3, decay=2.0, batch=128),
-    "decay-2-fast": Recipe(rate=3e-3, text_rate=1e-3, decay=2.0),
-    "decay-2-installed": Recipe(text_rate=1e-3, decay=2.0, views=INSTALLED),
+    "token": HeadRecipe(),
+    "avg": HeadRecipe(pool="avg"),
+    "token-frozen-text": HeadRecipe(text_rate=0.0),
+    "token-slow": HeadRecipe(rate=3e-4),
+    "token-drop-0.3": HeadRecipe(drop=0.3),
+    "avg-drop-0.3": HeadRecipe(pool="avg", drop=0.3),
+    "token-fast-text": HeadRecipe(text_rate=1e-3),
+    "token-fast-text-long": HeadRecipe(text_rate=1e-3, epochs=400),
+    "token-fast-text-drop-0.3": HeadRecipe(text_rate=1e-3, drop=0.3),
+    "token-fast-text-drop-0.5": HeadRecipe(text_rate=1e-3, drop=0.5),
+    "token-fast-text-decay-0.5": HeadRecipe(text_rate=1e-3, decay=0.5),
+    "decay-1": HeadRecipe(text_rate=1e-3, decay=1.0),
+    "decay-2": HeadRecipe(text_rate=1e-3, decay=2.0),
+    "decay-5": HeadRecipe(text_rate=1e-3, decay=5.0),
+    "decay-2-no-drop": HeadRecipe(text_rate=1e-3, decay=2.0, drop=0.0),
+    "decay-2-text-3e-3": HeadRecipe(text_rate=3e-3, decay=2.0),
+    "decay-2-slow": HeadRecipe(rate=3e-4, text_rate=1e-3, decay=2.0),
+    "decay-2-batch-985": HeadRecipe(text_rate=1e-3, decay=2.0, batch=985),
+    "decay-2-short": HeadRecipe(text_rate=1e-3, decay=2.0, epochs=100),
+    "decay-2-avg": HeadRecipe(text_rate=1e-3, decay=2.0, pool="avg"),
+    "decay-1-long": HeadRecipe(text_rate=1e-3, decay=1.0, epochs=400),
+    "decay-2-long": HeadRecipe(text_rate=1e-3, decay=2.0, epochs=400),
+    "decay-2-batch-128": HeadRecipe(text_rate=1e-3, decay=2.0, batch=128),
+    "decay-2-fast": HeadRecipe(rate=3e-3, text_rate=1e-3, decay=2.0),
+    "decay-2-installed": HeadRecipe(text_rate=1e-3, decay=2.0, views=INSTALLED),
 }
 CHOSEN = "decay-2"
 # Kernel ridge: width of the kernel (times 1 / number of features) and strength of the penalty; the best on dev.
 GAMMAS, PENALTIES = (0.03, 0.1, 0.3, 1.0), (1e-3, 0.01, 0.1)
 
 
-def obtainable(recipe: Recipe) -> Recipe:
+def obtainable(recipe: HeadRecipe) -> HeadRecipe:
     """The recipe, with views on installed photographs alone where the collection is not in the cache."""
     if assets.state(photos.GCOMPRIS) == "ready" or all(background != "collection" for background, _ in recipe.views):
         return recipe
@@ -144,7 +144,7 @@ def begin(heads: Heads, texts: Tensor) -> None:
 
 
 def train(
-    examples: Examples, dev: Examples, seed: int, recipe: Recipe, evaluate_every: int = 5
+    examples: Examples, dev: Examples, seed: int, recipe: HeadRecipe, evaluate_every: int = 5
 ) -> tuple[Heads, list[float]]:
     """Heads of the best epoch, and rsum on dev (mean over its views) at every ``evaluate_every``-th epoch.
 
@@ -296,7 +296,8 @@ def retrained_cells(methods: Sequence[str] | None = None, keeps: Sequence[float]
 
 
 def run(
-    methods: Sequence[str] | None = None, keeps: Sequence[float] | None = None, *, recipe: Recipe = CANDIDATES[CHOSEN],
+    methods: Sequence[str] | None = None, keeps: Sequence[float] | None = None, *,
+    recipe: HeadRecipe = CANDIDATES[CHOSEN],
     minutes: float = math.inf, again: bool = False, estimate_only: bool = False, log: Path | None = None,
 ) -> int:
     """Train the heads that are missing. Returns how many still are; ``minutes`` and the rest as `run_stages`.
@@ -321,7 +322,7 @@ def run(
 
 
 def _train(
-    seed: int, cell: Cell, wanted: Sequence[Cell], recipe: Recipe, log: Path | None, budget: Budget
+    seed: int, cell: Cell, wanted: Sequence[Cell], recipe: HeadRecipe, log: Path | None, budget: Budget
 ) -> int:
     """The stage of one pair of heads; first it computes the features that the cache lacks, of all ``wanted`` cells.
 
@@ -346,7 +347,7 @@ def _train(
     return 0
 
 
-def note(name: str, scores: Sequence[float], stored: float | None, recipe: Recipe, log: Path | None = None) -> None:
+def note(name: str, scores: Sequence[float], stored: float | None, recipe: HeadRecipe, log: Path | None = None) -> None:
     """Add a line about heads to ``retrieval-training.jsonl`` (`provenance.note`)."""
     about = {"heads": name, "dev": [round(s, 2) for s in scores], "stored": stored, "recipe": asdict(recipe)}
     provenance.note(LOG, about, code_of(train), log)
@@ -354,7 +355,7 @@ def note(name: str, scores: Sequence[float], stored: float | None, recipe: Recip
 
 def explore(names: Sequence[str] = tuple(CANDIDATES)) -> None:
     """rsum on dev of candidate recipes (seed 0, no merging), all on the same views of dev; keeps no heads."""
-    dev = Examples.read("dev", obtainable(Recipe()).dev_views)
+    dev = Examples.read("dev", obtainable(HeadRecipe()).dev_views)
     for name in names:
         start, recipe = time.monotonic(), obtainable(CANDIDATES[name])
         _, scores = train(Examples.read("train", recipe.views), dev, 0, recipe)

@@ -72,7 +72,7 @@ class Command:
         tasks: name -> ``(split)``, or ``(split, count)`` if `counted`, -> a task of the embedded tier (`sweep.Task`).
         cells: ``(args, name of the task)`` -> the cells to score. It is asked before the task is made.
         summary: ``(record, cells)`` -> the table that is printed.
-        paper: the module of the paper tier, with `configure(options)` and `run(args, protocol)`.
+        paper: the module of the paper tier, with `configure(options)` and `run(args)`.
         arms: what ``--methods`` may name.
         keep: what a keep ratio is, for the help.
         available: whether a task can run here: its optional assets are in the cache.

@@ -35,7 +35,7 @@ SOURCE = "movies"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ClassifierRecipe:
     """How a classifier is fine-tuned. Rates rise from 0 for a share ``warm_up`` of the steps, then fall to 0 on a line.
 
     ``rank`` 0 trains all weights of the layers: for comparison, never shipped.
@@ -55,12 +55,12 @@ class Recipe:
 
 # What is tried on dev for the recipe: seed 0, without merging.
 CANDIDATES = {
-    "all-5e-5": Recipe(rank=0, rate=5e-5),
-    "rank8-5e-4": Recipe(rate=5e-4),
-    "rank8-1e-3": Recipe(),
-    "rank8-2e-3": Recipe(rate=2e-3),
-    "rank8-1e-3-5-epochs": Recipe(epochs=5),
-    "rank8-2e-3-5-epochs": Recipe(rate=2e-3, epochs=5),
+    "all-5e-5": ClassifierRecipe(rank=0, rate=5e-5),
+    "rank8-5e-4": ClassifierRecipe(rate=5e-4),
+    "rank8-1e-3": ClassifierRecipe(),
+    "rank8-2e-3": ClassifierRecipe(rate=2e-3),
+    "rank8-1e-3-5-epochs": ClassifierRecipe(epochs=5),
+    "rank8-2e-3-5-epochs": ClassifierRecipe(rate=2e-3, epochs=5),
 }
 CHOSEN = "rank8-1e-3"
 PENALTIES = (0.1, 1.0, 10.0, 100.0)  # inverse strengths of the frozen head's L2 penalty; the best on dev is taken
@@ -94,7 +94,7 @@ def batches(lengths: Sequence[int], size: int, generator: torch.Generator) -> It
 
 
 def fine_tune(
-    train: Labelled, dev: Labelled, seed: int, cell: Cell | None = None, recipe: Recipe = CANDIDATES[CHOSEN]
+    train: Labelled, dev: Labelled, seed: int, cell: Cell | None = None, recipe: ClassifierRecipe = CANDIDATES[CHOSEN]
 ) -> tuple[dict[str, Tensor], Tensor, Tensor, list[float]]:
     """Low-rank updates (empty with rank 0), head weight and bias of the best epoch, and dev accuracy per epoch.
 
@@ -186,7 +186,8 @@ def to_train(
 
 
 def run(
-    methods: Sequence[str] | None = None, keeps: Sequence[float] | None = None, *, recipe: Recipe = CANDIDATES[CHOSEN],
+    methods: Sequence[str] | None = None, keeps: Sequence[float] | None = None, *,
+    recipe: ClassifierRecipe = CANDIDATES[CHOSEN],
     minutes: float = math.inf, again: bool = False, estimate_only: bool = False, log: Path | None = None,
 ) -> int:
     """Train the classifiers that are missing. Returns how many still are; ``minutes`` and the rest as `run_stages`.
@@ -201,7 +202,7 @@ def run(
 
 
 def _train(
-    seed: int | None, cell: Cell | None, path: Path, recipe: Recipe, log: Path | None, budget: Budget
+    seed: int | None, cell: Cell | None, path: Path, recipe: ClassifierRecipe, log: Path | None, budget: Budget
 ) -> int:
     """The stage of one classifier."""
     train, dev = Labelled.read("train"), Labelled.read("dev")
@@ -218,7 +219,9 @@ def _train(
     return 0
 
 
-def note(path: Path, scores: Sequence[float], stored: float | None, recipe: Recipe, log: Path | None = None) -> None:
+def note(
+    path: Path, scores: Sequence[float], stored: float | None, recipe: ClassifierRecipe, log: Path | None = None
+) -> None:
     """Add a line about a classifier to ``text-training.jsonl`` (`provenance.note`)."""
     about = {"weights": path.name, "dev": [round(s, 5) for s in scores], "stored": stored, "recipe": asdict(recipe)}
     provenance.note("text-training", about, code_of(fine_tune), log)

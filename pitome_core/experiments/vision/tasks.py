@@ -204,7 +204,7 @@ class Collection(Photographs):
         self.items["kind"] = [photos.COLLECTION[name].kind for name in self.items["id"]]
 
 
-class Heads(ImageTask):
+class LinearHeads(ImageTask):
     """Classification with a linear head on frozen features.
 
     Outcomes per item: ``correct`` with the head fitted on the whole model (off the shelf), and, at the keep ratios
@@ -266,7 +266,7 @@ class Heads(ImageTask):
         return outcomes
 
 
-class Digits(Heads):
+class Digits(LinearHeads):
     """MNIST-5k: 28 x 28 digits, enlarged to 112 px (64 patches); the split is by hash of the row."""
 
     name = "digits"
@@ -286,7 +286,7 @@ class Digits(Heads):
         self.items = {"id": [f"{i:04d}" for i in rows], "label": labels[rows].tolist()}
 
 
-class Groups(Heads):
+class Groups(LinearHeads):
     """Which of Unicode's groups is the emoji from? Large on a photograph; identities of train are not in test.
 
     The six photographs are the same on both sides: what is asked is about objects, and objects are resampled. With

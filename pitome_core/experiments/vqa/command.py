@@ -66,7 +66,7 @@ def configure_actions(options: Options) -> None:
                          help="with --train: stop after that time; the same command goes on from there. A validation "
                          "follows the last step and takes ten minutes on a CPU")
     options.add_argument("--steps", type=int, metavar="N", help="with --train: another recipe, with N steps of tuning "
-                         f"(default: {training.Recipe.steps})")
+                         f"(default: {training.LlavaRecipe.steps})")
     options.add_argument("--early", action="store_true",
                          help="with --train and --minutes: make weights of what is there when time is over")
 
@@ -74,7 +74,7 @@ def configure_actions(options: Options) -> None:
 def act(args: argparse.Namespace) -> bool:
     """Train, if that was asked for."""
     if args.train:
-        recipe = training.Recipe() if args.steps is None else replace(training.Recipe(), steps=args.steps)
+        recipe = training.LlavaRecipe() if args.steps is None else replace(training.LlavaRecipe(), steps=args.steps)
         training.run(recipe, minutes=args.minutes, again=args.again, early=args.early, estimate_only=args.estimate)
     return args.train
 

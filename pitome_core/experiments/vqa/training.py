@@ -3,9 +3,9 @@
 The tower stays as it is. *Align*: the projector learns to give a patch on an object the word embedding of the object's
 name. *Tune*: projector and updates learn to answer questions. Scenes are drawn during training, and none comes twice.
 The three questions of a scene stand behind one picture. No question attends to another one (`block_mask`), so the loss
-is that of questions asked alone. In every step a random share of the image tokens, up to `Recipe.dropped`, is left out,
-and the others keep their positions. So the model learns to read fewer tokens than patches, and no method of merging is
-favoured.
+is that of questions asked alone. In every step a random share of the image tokens, up to `LlavaRecipe.dropped`, is left
+out, and the others keep their positions. So the model learns to read fewer tokens than patches, and no method of
+merging is favoured.
 
 Training is the same on CPU and CUDA, except that on CUDA the language model runs in bfloat16 and pictures are drawn by
 worker processes. All random choices follow from seed and step, so a training that goes on from its checkpoint, kept in
@@ -59,7 +59,7 @@ CHECKPOINT_VERSION = 2  # raise it when training changes: checkpoints of other v
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LlavaRecipe:
     """How the weights are made.
 
     Rates are the highest ones. Each of the two kinds of step has a schedule of its own: the rate rises from 0 for a
@@ -157,7 +157,7 @@ def batch_of(numbers: Sequence[int]) -> dict[str, Tensor]:
     }
 
 
-def batches(recipe: Recipe, first: int, device: torch.device) -> Iterator[list[dict[str, Tensor]]]:
+def batches(recipe: LlavaRecipe, first: int, device: torch.device) -> Iterator[list[dict[str, Tensor]]]:
     """The batches of steps ``first`` to the last on the device, each in the parts that it is worked through in."""
     size = recipe.batch if device.type == "cuda" else min(MICRO, recipe.batch)
     if recipe.batch % size:
@@ -181,7 +181,7 @@ def tower_features(model: nn.Module, pixels: Tensor) -> Tensor:
     return states[model.config.vision_feature_layer][:, 1:]
 
 
-def kept_tokens(recipe: Recipe, step: int, scenes: int, patches: int) -> Tensor:
+def kept_tokens(recipe: LlavaRecipe, step: int, scenes: int, patches: int) -> Tensor:
     """`(scenes, k)` long, ascending: the image tokens that stay in a step. Follows from seed and step alone."""
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence([recipe.seed, step]).generate_state(1)[0]))
     share = 1 - recipe.dropped * torch.rand((), generator=generator).item()
@@ -246,7 +246,7 @@ def align_loss(model: nn.Module, features: Tensor, batch: dict[str, Tensor], tab
 
 @dataclass
 class State:
-    """A training under way: ``step`` of `Recipe.total` is the next."""
+    """A training under way: ``step`` of `LlavaRecipe.total` is the next."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -255,7 +255,7 @@ class State:
     losses: list[tuple[int, float]]
 
 
-def begin(recipe: Recipe, device: torch.device) -> State:
+def begin(recipe: LlavaRecipe, device: torch.device) -> State:
     """The model with fresh updates, at step 0."""
     model = llava.assemble(recipe.seed, device)
     llava.adapt(model, recipe.seed, recipe.rank)
@@ -264,7 +264,7 @@ def begin(recipe: Recipe, device: torch.device) -> State:
 
 
 def optimization(
-    model: nn.Module, recipe: Recipe, step: int
+    model: nn.Module, recipe: LlavaRecipe, step: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Optimiser and schedule for the kind of ``step``, at its beginning.
 
@@ -282,7 +282,7 @@ def optimization(
     return optimizer, get_cosine_schedule_with_warmup(optimizer, round(recipe.warm_up * steps), steps)
 
 
-def advance(state: State, parts: Sequence[dict[str, Tensor]], recipe: Recipe, table: Tensor) -> Tensor:
+def advance(state: State, parts: Sequence[dict[str, Tensor]], recipe: LlavaRecipe, table: Tensor) -> Tensor:
     """One step on the parts of a batch; its loss (a mean over scenes or over the answers' tokens), on the device."""
     model, step = state.model, state.step
     aligning = step < recipe.align_steps
@@ -310,12 +310,12 @@ def advance(state: State, parts: Sequence[dict[str, Tensor]], recipe: Recipe, ta
     return total
 
 
-def checkpoint_path(recipe: Recipe) -> Path:
+def checkpoint_path(recipe: LlavaRecipe) -> Path:
     """The file from which a training goes on."""
     return settings.cache_dir() / "vqa-training" / f"{recipe.fingerprint}.pt"
 
 
-def save_checkpoint(state: State, recipe: Recipe) -> None:
+def save_checkpoint(state: State, recipe: LlavaRecipe) -> None:
     """Write weights, optimiser, schedule, step and losses: all or nothing. Random choices follow from the step."""
     path = checkpoint_path(recipe)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -325,7 +325,7 @@ def save_checkpoint(state: State, recipe: Recipe) -> None:
     new.replace(path)
 
 
-def resume(recipe: Recipe, device: torch.device) -> State:
+def resume(recipe: LlavaRecipe, device: torch.device) -> State:
     """The training as its checkpoint has it, or at its beginning."""
     state, path = begin(recipe, device), checkpoint_path(recipe)
     if not path.is_file():
@@ -342,7 +342,7 @@ def resume(recipe: Recipe, device: torch.device) -> State:
     return state
 
 
-def train(recipe: Recipe, budget: Budget, log: Path | None = None) -> State:
+def train(recipe: LlavaRecipe, budget: Budget, log: Path | None = None) -> State:
     """Go on until the last step or until the budget is over, and leave a checkpoint."""
     device = settings.device()
     state = resume(recipe, device)
@@ -426,7 +426,7 @@ def sheet(weights: Path | None = None) -> dict[str, Any]:
     return about
 
 
-def finish(state: State, recipe: Recipe, weights: Path, count: int = VALIDATED, log: Path | None = None) -> None:
+def finish(state: State, recipe: LlavaRecipe, weights: Path, count: int = VALIDATED, log: Path | None = None) -> None:
     """Store the weights, then load and validate them as they will be used, and write the sheet."""
     llava.save(llava.ours(state.model), weights)
     model = llava.llava(weights, settings.device())
@@ -448,7 +448,7 @@ def finish(state: State, recipe: Recipe, weights: Path, count: int = VALIDATED, 
 
 
 def run(
-    recipe: Recipe = Recipe(),
+    recipe: LlavaRecipe = LlavaRecipe(),
     *, minutes: float = math.inf, again: bool = False, early: bool = False, estimate_only: bool = False,
     weights: Path | None = None, count: int = VALIDATED, log: Path | None = None,
 ) -> int:
@@ -470,7 +470,7 @@ def run(
     return left
 
 
-def _train(recipe: Recipe, weights: Path, count: int, log: Path | None, budget: Budget) -> int:
+def _train(recipe: LlavaRecipe, weights: Path, count: int, log: Path | None, budget: Budget) -> int:
     """The one stage, which has a checkpoint: returns how many steps are left."""
     state = train(recipe, budget, log)
     if left := recipe.total - state.step:

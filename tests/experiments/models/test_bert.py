@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from sentence_embedding import embed
 
 import pitome_core as pc
 from pitome_core.experiments import assets, settings
@@ -47,7 +48,7 @@ def merged(encoder, name):
 def test_parity_with_the_model_as_transformers_loads_it(encoder, tokenizer):
     plain = transformers.BertModel.from_pretrained(assets.fetch(bert.ASSET), local_files_only=True).eval()
     words = transformers.BertTokenizerFast(str(assets.fetch(bert.ASSET) / "vocab.txt"), do_lower_case=True)
-    embedded, lengths = bert.embed(encoder, tokenizer, TEXTS, normalize=False)
+    embedded, lengths = embed(encoder, tokenizer, TEXTS, normalize=False)
     assert embedded.shape == (len(TEXTS), 384) and embedded.dtype == torch.float32
     for i, text in enumerate(TEXTS):
         ids = torch.tensor([words(text)["input_ids"]])
@@ -55,13 +56,13 @@ def test_parity_with_the_model_as_transformers_loads_it(encoder, tokenizer):
         with torch.no_grad():
             expected = plain(input_ids=ids).last_hidden_state[0].mean(0)
         assert (embedded[i] - expected).abs().max() < 5e-6, text  # measured 1e-6
-    unit, _ = bert.embed(encoder, tokenizer, TEXTS)
+    unit, _ = embed(encoder, tokenizer, TEXTS)
     assert torch.allclose(unit, torch.nn.functional.normalize(embedded, dim=1), atol=1e-6)
 
 
 def test_similarities_that_sentence_transformers_publishes(encoder, tokenizer):
     """The first example in the documentation of sentence-transformers, to the four digits printed there."""
-    embedded, _ = bert.embed(encoder, tokenizer, TEXTS[:3])
+    embedded, _ = embed(encoder, tokenizer, TEXTS[:3])
     similarity = embedded @ embedded.T
     expected = torch.tensor([[1.0, 0.6660, 0.1046], [0.6660, 1.0, 0.1411], [0.1046, 0.1411, 1.0]])
     assert (similarity - expected).abs().max() < 1e-4
@@ -70,36 +71,36 @@ def test_similarities_that_sentence_transformers_publishes(encoder, tokenizer):
 @pytest.mark.parametrize("name", ["whole", *MERGED])
 def test_the_other_texts_of_a_batch_change_nothing(encoder, tokenizer, name):
     with merged(encoder, name) as model:
-        alone = torch.cat([bert.embed(model, tokenizer, [text])[0] for text in TEXTS])
+        alone = torch.cat([embed(model, tokenizer, [text])[0] for text in TEXTS])
         for batch_size in (2, 3, 32):
-            together, _ = bert.embed(model, tokenizer, TEXTS, batch_size=batch_size)
+            together, _ = embed(model, tokenizer, TEXTS, batch_size=batch_size)
             assert (together - alone).abs().max() < 1e-5, batch_size  # measured 4e-7
         order = [5, 1, 7, 0, 3, 6, 4, 2, 6]
-        shuffled, lengths = bert.embed(model, tokenizer, [TEXTS[i] for i in order], batch_size=4)
+        shuffled, lengths = embed(model, tokenizer, [TEXTS[i] for i in order], batch_size=4)
         assert (shuffled - alone[order]).abs().max() < 1e-5
         assert lengths.tolist() == bert.token_counts(tokenizer, [TEXTS[i] for i in order])
 
 
 @pytest.mark.parametrize("name", MERGED)
 def test_merging_changes_the_embedding_a_little_and_is_taken_back(encoder, tokenizer, name):
-    whole, _ = bert.embed(encoder, tokenizer, TEXTS)
+    whole, _ = embed(encoder, tokenizer, TEXTS)
     with merged(encoder, name) as model:
-        similarity = (bert.embed(model, tokenizer, TEXTS)[0] * whole).sum(1)
+        similarity = (embed(model, tokenizer, TEXTS)[0] * whole).sum(1)
     # "good" and the empty text have nothing that could merge.
     assert (similarity[3:5] > 1 - 1e-6).all()
     assert (similarity[5:] < 1 - 1e-4).all() and (similarity > 0.5).all()
-    assert torch.equal(bert.embed(encoder, tokenizer, TEXTS)[0], whole)
+    assert torch.equal(embed(encoder, tokenizer, TEXTS)[0], whole)
 
 
 def test_with_every_token_kept_nothing_changes(encoder, tokenizer):
-    whole, _ = bert.embed(encoder, tokenizer, TEXTS)
+    whole, _ = embed(encoder, tokenizer, TEXTS)
     with pc.patched(encoder, "pitome", keep=1.0) as model:
-        assert (bert.embed(model, tokenizer, TEXTS)[0] - whole).abs().max() < 1e-6
+        assert (embed(model, tokenizer, TEXTS)[0] - whole).abs().max() < 1e-6
 
 
 def test_the_mean_over_restored_tokens_is_weighted_by_size(encoder, tokenizer):
     text = [TEXTS[6]]
-    restored, _ = bert.embed(pc.apply(encoder, "tome", keep=0.8), tokenizer, text, normalize=False)
+    restored, _ = embed(pc.apply(encoder, "tome", keep=0.8), tokenizer, text, normalize=False)
     try:
         pc.apply(encoder, "tome", keep=0.8, restore=False)
         ids = torch.tensor(tokenizer(text)["input_ids"])
@@ -109,7 +110,7 @@ def test_the_mean_over_restored_tokens_is_weighted_by_size(encoder, tokenizer):
         assert size.sum() == ids.shape[1] and len(states) < ids.shape[1]
         assert ((states * size[:, None]).sum(0) / size.sum() - restored[0]).abs().max() < 1e-5
         with pytest.raises(ValueError, match=r"mask of shape \(1, .*restore=True"):
-            bert.embed(encoder, tokenizer, text)
+            embed(encoder, tokenizer, text)
     finally:
         pc.remove(encoder)
 
@@ -117,10 +118,10 @@ def test_the_mean_over_restored_tokens_is_weighted_by_size(encoder, tokenizer):
 def test_long_texts_are_cut(encoder, tokenizer):
     long = "word " * 600
     assert bert.token_counts(tokenizer, [long, "", "good"]) == [602, 2, 3]
-    embedded, lengths = bert.embed(encoder, tokenizer, [long, "word " * 254, "word " * 10])
+    embedded, lengths = embed(encoder, tokenizer, [long, "word " * 254, "word " * 10])
     assert lengths.tolist() == [256, 256, 12]
     assert torch.allclose(embedded[0], embedded[1], atol=1e-6)
-    _, lengths = bert.embed(encoder, tokenizer, [long], max_tokens=64)
+    _, lengths = embed(encoder, tokenizer, [long], max_tokens=64)
     assert lengths.tolist() == [64]
 
 
@@ -128,7 +129,7 @@ def test_loading_is_quiet_and_leaves_the_random_state_alone(capfd):
     torch.manual_seed(3)
     before = torch.get_rng_state()
     model = bert.sentence_encoder("cpu")
-    bert.embed(model, bert.sentence_tokenizer(), TEXTS)
+    embed(model, bert.sentence_tokenizer(), TEXTS)
     assert torch.equal(before, torch.get_rng_state())
     assert capfd.readouterr() == ("", "")
     assert not model.training and model.pooler is None
@@ -160,9 +161,9 @@ def test_mean_pool():
 
 def test_embed_errors(encoder, tokenizer):
     with pytest.raises(ValueError, match="no texts: embed needs at least one"):
-        bert.embed(encoder, tokenizer, [])
+        embed(encoder, tokenizer, [])
     with pytest.raises(TypeError, match="pass a list"):
-        bert.embed(encoder, tokenizer, "good")
+        embed(encoder, tokenizer, "good")
 
 
 def test_without_transformers_the_error_names_the_remedy(monkeypatch):

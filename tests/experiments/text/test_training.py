@@ -23,7 +23,7 @@ def test_fine_tuning_learns_and_its_file_is_what_was_learned(tmp_path):
     chosen = [s for s in chosen if s.label][:8] + [s for s in chosen if s.label == 0][:8]
     few = text_training.Labelled(bert.encode([s.text for s in chosen]), np.array([s.label for s in chosen]))
     cell = Cell("pitome", 0.8, retrained=True)
-    recipe = text_training.Recipe(epochs=4, batch=8, rate=3e-3, head_rate=1e-2)
+    recipe = text_training.ClassifierRecipe(epochs=4, batch=8, rate=3e-3, head_rate=1e-2)
     updates, weight, bias, scores = text_training.fine_tune(few, few, 0, cell, recipe)
     assert len(scores) == 4 and max(scores) > 0.9
     path = tmp_path / "one.safetensors"
@@ -34,7 +34,7 @@ def test_fine_tuning_learns_and_its_file_is_what_was_learned(tmp_path):
 
 def test_everything_follows_from_the_seed_and_rank_0_has_no_updates():
     few = text_training.Labelled([[101, 2204, 102], [101, 2919, 102]], np.array([1, 0]))
-    recipe = text_training.Recipe(epochs=2, batch=1)
+    recipe = text_training.ClassifierRecipe(epochs=2, batch=1)
     torch.manual_seed(5)
     state = torch.get_rng_state()
     (first, *_), (second, *_), (other, *_) = (
@@ -43,7 +43,8 @@ def test_everything_follows_from_the_seed_and_rank_0_has_no_updates():
     assert all(torch.equal(value, second[name]) for name, value in first.items()) and len(first) == 72
     assert not torch.equal(first["layer.0.output.dense.down"], other["layer.0.output.dense.down"])
     assert first["layer.0.output.dense.up"].abs().max() > 0
-    updates, *_ = text_training.fine_tune(few, few, 0, recipe=text_training.Recipe(rank=0, rate=1e-5, epochs=1))
+    recipe = text_training.ClassifierRecipe(rank=0, rate=1e-5, epochs=1)
+    updates, *_ = text_training.fine_tune(few, few, 0, recipe=recipe)
     assert updates == {}
 
 
@@ -66,7 +67,7 @@ def test_every_classifier_is_a_stage(monkeypatch, tmp_path, capsys):
     tune = text_training.fine_tune
     monkeypatch.setattr(text_training, "fine_tune", lambda *a: trained.append(a[2:4]) or tune(*a))
     log = tmp_path / "log.jsonl"
-    options = dict(recipe=text_training.Recipe(epochs=1), log=log)
+    options = dict(recipe=text_training.ClassifierRecipe(epochs=1), log=log)
     assert text_training.run(["tome"], [0.8], minutes=0, **options) == 2 and not trained
     assert text_training.run(["tome"], [0.8], **options) == 0
     assert trained == [(seed, Cell("tome", 0.8, retrained=True)) for seed in (0, 1)]

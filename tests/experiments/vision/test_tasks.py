@@ -160,7 +160,7 @@ def test_the_whole_map_is_the_models(few):
     assert covered.abs().max() < 0.02  # masks for maps and for patches cover the same share of the picture
 
 
-class Plain(vision_tasks.Heads):
+class Plain(vision_tasks.LinearHeads):
     """Heads without data."""
 
     def __init__(self, side: int = 112):
@@ -347,7 +347,7 @@ def test_emoji_of_train_are_not_in_test(monkeypatch):
 # --- heads
 
 
-class Toy(vision_tasks.Heads):
+class Toy(vision_tasks.LinearHeads):
     """A head on features that are given: those of the merged model are shifted."""
 
     name, clusters, penalty = "toy", ("id",), 1.0

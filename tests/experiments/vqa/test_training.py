@@ -17,11 +17,11 @@ from pitome_core.experiments.models import llava, llava_answers
 from pitome_core.experiments.records import files, results
 from pitome_core.experiments.runs import stages
 from pitome_core.experiments.vqa import training as vqa_training
-from pitome_core.experiments.vqa.training import Recipe
+from pitome_core.experiments.vqa.training import LlavaRecipe
 
 pytest.importorskip("transformers", minversion="5.23")
 CPU = torch.device("cpu")
-QUICK = Recipe(batch=2, align_steps=2, steps=2)
+QUICK = LlavaRecipe(batch=2, align_steps=2, steps=2)
 NUMBERS = (2, 4, 5, 11)  # of scenes in the stream `train`
 
 
@@ -93,7 +93,7 @@ def test_the_mask_is_a_rule_for_pairs():
 
 
 def test_left_out_tokens_follow_from_seed_and_step():
-    recipe = Recipe(dropped=0.4)
+    recipe = LlavaRecipe(dropped=0.4)
     rows = [vqa_training.kept_tokens(recipe, step, 3, 144) for step in range(40)]
     shares = [row.shape[1] / 144 for row in rows]
     assert min(shares) < 0.7 and max(shares) > 0.9 and all(0.59 <= share <= 1 for share in shares)
@@ -142,7 +142,7 @@ def test_parts_of_a_batch_add_up():
 
 def test_it_learns():
     """Both kinds of step bring the loss of the same scenes down; only what is ours changes, first the projector."""
-    recipe = Recipe(batch=2, align_steps=8, steps=8, rate=1e-2, projector_rate=2e-3, warm_up=0.1)
+    recipe = LlavaRecipe(batch=2, align_steps=8, steps=8, rate=1e-2, projector_rate=2e-3, warm_up=0.1)
     state = vqa_training.begin(recipe, CPU)
     table, parts = vqa_training.name_embeddings(state.model), [vqa_training.batch_of(NUMBERS[:2])]
     fixed = {name: value.clone() for name, value in state.model.state_dict().items()}
@@ -158,7 +158,7 @@ def test_it_learns():
 
 
 def test_rates_rise_and_fall_twice():
-    recipe = Recipe(align_steps=50, steps=200, warm_up=0.1, align_rate=3.0, rate=2.0, projector_rate=1.0)
+    recipe = LlavaRecipe(align_steps=50, steps=200, warm_up=0.1, align_rate=3.0, rate=2.0, projector_rate=1.0)
     model = llava.assemble()
     llava.adapt(model, 0)
     for step, count, warm, peaks in ((0, 50, 5, [3.0]), (50, 200, 20, [1.0, 2.0])):
@@ -251,6 +251,6 @@ def test_a_type_is_in_the_headline_where_it_beats_its_prior():
 
 
 def test_recipes_have_fingerprints():
-    assert Recipe().fingerprint == Recipe().fingerprint != replace(Recipe(), steps=9).fingerprint
+    assert LlavaRecipe().fingerprint == LlavaRecipe().fingerprint != replace(LlavaRecipe(), steps=9).fingerprint
     with pytest.raises(ValueError, match="batch 12 is no multiple of 8"):
-        next(vqa_training.batches(replace(Recipe(), batch=12), 0, CPU))
+        next(vqa_training.batches(replace(LlavaRecipe(), batch=12), 0, CPU))

@@ -33,8 +33,8 @@ def small_language_model(tmp_path_factory):
         patch.setattr(llava, "weights_path", lambda: path)
         patch.setattr(vqa_training, "KNOWN", 90)
         patch.setattr(vqa_training, "headline", lambda rows: ["exist", "single"])
-        state = vqa_training.begin(vqa_training.Recipe(batch=1), torch.device("cpu"))
-        vqa_training.finish(state, vqa_training.Recipe(batch=1), path, count=9, log=path.with_name("log"))
+        state = vqa_training.begin(vqa_training.LlavaRecipe(batch=1), torch.device("cpu"))
+        vqa_training.finish(state, vqa_training.LlavaRecipe(batch=1), path, count=9, log=path.with_name("log"))
         yield
 
 
@@ -184,4 +184,4 @@ def test_training_is_asked_for(monkeypatch):
     monkeypatch.setattr(vqa_training, "run", lambda recipe, **more: calls.append((recipe, more)))
     assert command.main(["vqa", "--train", "--minutes", "3", "--steps", "7", "--early"]) == 0
     ((recipe, more),) = calls
-    assert recipe == vqa_training.Recipe(steps=7) and more["minutes"] == 3 and more["early"] and not more["again"]
+    assert recipe == vqa_training.LlavaRecipe(steps=7) and more["minutes"] == 3 and more["early"] and not more["again"]
