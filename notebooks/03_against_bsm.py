@@ -44,6 +44,7 @@ from pitome_core.experiments.data.pictures import to_display
 from pitome_core.experiments.models import vit
 from pitome_core.experiments.models.layer_keys import layer_keys
 from pitome_core.experiments.records.statistics import bootstrap_mean
+from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.settings import profile
 
 plots.use_style()
@@ -204,15 +205,14 @@ for name, (method, options) in splits.items():
     spread[name] = np.mean([distance(v, versions[0]) for v in versions[1:]], axis=0)
 
 # %% tags=["hide-input"]
-rows = [
-    f"| {name} | {moved[name].mean():.4f} | {spread[name].mean():.4f} | "
-    f"{spread[name].mean() / moved[name].mean():.0%} |"
-    for name in splits
-]
+rows = []
+for name in splits:
+    merged, permuted = moved[name].mean(), spread[name].mean()
+    rows.append([name, f"{merged:.4f}", f"{permuted:.4f}", f"{permuted / merged:.0%}"])
 assert spread["PiToMe"].mean() < 0.1 * spread["ToMe"].mean()
 assert moved["PiToMe"].mean() > moved["ToMe"].mean()
-head = "| method | moved by merging | spread over permutations | ratio |\n|---|---|---|---|\n"
-display(Markdown(head + "\n".join(rows)))
+header = ["method", "moved by merging", "spread over permutations", "ratio"]
+display(Markdown(markdown(header, rows)))
 
 # %% [markdown]
 # The entries are cosine distances of class tokens, averaged over six scenes. ToMe's answer depends on the order of the
@@ -415,16 +415,15 @@ first, second = pc.plan(tokens, 25, **no_energy), pc.plan(tokens, 25, "tome")
 assert torch.equal(first.assignment, second.assignment)
 
 # %% tags=["hide-input"]
-lines = ["| order | protection | edges | | mixed object patches | AUC minus ToMe's |", "|---|---|---|---|---|---|"]
+rows = []
 for key, (quality, mix) in corners.items():
     order, protection, edges = key
     mean, low, high = bootstrap_mean(quality - scores["ToMe"], scene.photographs)
     mix, less, more = bootstrap_mean(mix, scene.photographs)
-    lines.append(
-        f"| {order} | {'on' if protection else 'off'} | {edges} | {CORNERS.get(key, '')} | "
-        f"{mix:.0%} [{less:.0%}, {more:.0%}] | {mean:+.3f} [{low:+.3f}, {high:+.3f}] |"
-    )
-display(Markdown("\n".join(lines)))
+    rows.append([order, "on" if protection else "off", edges, CORNERS.get(key, ""),
+                 f"{mix:.0%} [{less:.0%}, {more:.0%}]", f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"])
+header = ["order", "protection", "edges", "", "mixed object patches", "AUC minus ToMe's"]
+display(Markdown(markdown(header, rows)))
 
 # %% [markdown]
 # What does one switch change, averaged over the four settings of the other two?
@@ -446,13 +445,12 @@ switches = {
     "protection: on, not off": (1, True, False),
     "edges: the best, not all": (2, "best", "all"),
 }
-lines = ["| switch | mixed object patches | AUC |", "|---|---|---|"]
+rows = []
 for words, levels in switches.items():
     mix, less, more = effect(*levels, outcome=1)
     mean, low, high = effect(*levels, outcome=0)
-    lines.append(f"| {words} | {mix:+.0%} [{less:+.0%}, {more:+.0%}] | "
-                 f"{mean:+.3f} [{low:+.3f}, {high:+.3f}] |")
-display(Markdown("\n".join(lines)))
+    rows.append([words, f"{mix:+.0%} [{less:+.0%}, {more:+.0%}]", f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"])
+display(Markdown(markdown(["switch", "mixed object patches", "AUC"], rows)))
 assert effect(2, "best", "all", outcome=1)[0] < 0
 
 # %% [markdown]

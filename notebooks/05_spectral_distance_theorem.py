@@ -38,6 +38,7 @@ import pitome_core as pc
 import pitome_core.experiments.baselines  # registers the control
 from pitome_core.experiments import plots
 from pitome_core.experiments.data.clusters import ORDERS, clusters, wrong_merges
+from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.settings import profile
 from pitome_core.spectral import coarsen, inside_shares, lift, spectrum, token_graph
 
@@ -424,11 +425,7 @@ searched = [trial(draw, smallest=1 + i % 2) for i in range(1500 if quick else 60
 
 # %% tags=["hide-input"]
 conditions = ["tight and apart", "energies do not overlap", "two tokens each"]
-lines = [
-    "| conditions | cases that meet them | of these without a counter-example |",
-    "|---|---|---|",
-]
-counted = {}
+counted, rows = {}, []
 for dropped in (None, *conditions):
     cases = [
         t
@@ -438,8 +435,9 @@ for dropped in (None, *conditions):
     ]
     counted[dropped] = len(cases), sum(t["holds"] for t in cases)
     name = "all three" if dropped is None else f"all but *{dropped}*"
-    lines.append(f"| {name} | {len(cases)} | {counted[dropped][1]} |")
-display(Markdown("\n".join(lines)))
+    rows.append([name, *counted[dropped]])
+header = ["conditions", "cases that meet them", "of these without a counter-example"]
+display(Markdown(markdown(header, rows)))
 assert counted[None][0] > 50 and counted[None][0] == counted[None][1]
 assert all(counted[c][1] < counted[c][0] for c in conditions)
 

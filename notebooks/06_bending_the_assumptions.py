@@ -43,6 +43,7 @@ from pitome_core.experiments.models import vit
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.statistics import bootstrap_mean, paired_difference
+from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.settings import profile
 from pitome_core.experiments.spectra.layers import Layers
 from pitome_core.spectral import coarsen, inside_shares, lift, spectrum, token_graph
@@ -391,14 +392,13 @@ def compared(found, name, outcome, digits):
     return f"{own.mean():.{digits}f}; {gap.format(digits)}", gap
 
 
-gaps = {}
-lines = ["| method | " + " | ".join(f"{n} ({len(found)})" for n, found in records.items()) + " |", "|---|---|---|---|---|"]
+gaps, rows = {}, []
 for name in ARMS:
     told = {source: compared(found, name, "sd", 4) for source, found in records.items()}
     gaps |= {(source, name): gap for source, (_, gap) in told.items() if gap}
-    lines.append(f"| {name} | " + " | ".join(words for words, _ in told.values()) + " |")
+    rows.append([name, *(words for words, _ in told.values())])
 display(Markdown("Distance on the normalized Laplacian, mean over layers; then the difference to ToMe's with its 95 % interval:"))
-display(Markdown("\n".join(lines)))
+display(Markdown(markdown(["method", *(f"{n} ({len(found)})" for n, found in records.items())], rows)))
 assert all(gap.low > 0 for (_, name), gap in gaps.items() if name == "PiToMe")
 
 # %% tags=["hide-input"]
@@ -444,15 +444,14 @@ def correlation(found, predictor, keys):
 PREDICTORS = {
     "sd": "distance, normalized", "sd_combinatorial": "distance, combinatorial", "scatter": "scatter of unit keys inside groups",
 }
-rows = ["| predictor of the loss | collection, all cells | " + " | ".join(records) + " |", "|---|---|---|---|---|---|"]
-agreed = {}
+agreed, rows = {}, []
 for outcome, words in PREDICTORS.items():
     agreed[outcome] = [correlation(record, outcome, list(record.cells))]
     agreed[outcome] += [correlation(r, outcome, [k for k in r.cells if "random" not in k]) for r in records.values()]
-    rows.append(f"| {words} | " + " | ".join(f"{m:+.2f} [{a:+.2f}, {b:+.2f}]" for m, a, b in agreed[outcome]) + " |")
+    rows.append([words, *(f"{m:+.2f} [{a:+.2f}, {b:+.2f}]" for m, a, b in agreed[outcome])])
 display(Markdown("Spearman's correlation with the loss of patch (word) similarity, over cells within item and layer; random "
                  "merging takes part in the first column only:"))
-display(Markdown("\n".join(rows)))
+display(Markdown(markdown(["predictor of the loss", "collection, all cells", *records], rows)))
 assert agreed["sd"][0][1] > 0.5
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Loss of patch similarity (1 - cosine to the whole model's last patch tokens) against the spectral distance: one point per photograph of the collection, layer and method, one merge of 25 tokens each. Darker: later layers. *Recorded.*", "name": "fig-bending-predicts"}, "image": {"alt": "A cloud of points that rises from the lower left to the upper right on logarithmic axes; methods form overlapping clouds, random merging at the top right, ATC at the lower left."}}
@@ -478,11 +477,10 @@ def across(found, predictor):
     return items, layers
 
 
-rows = ["| predictor of the loss | over photographs | over layers |", "|---|---|---|"]
 over = {outcome: across(record, outcome) for outcome in PREDICTORS}
-rows += [f"| {words} | {over[o][0]:+.2f} | {over[o][1]:+.2f} |" for o, words in PREDICTORS.items()]
+rows = [[words, *(f"{value:+.2f}" for value in over[o])] for o, words in PREDICTORS.items()]
 display(Markdown("Within one method: over photographs (same layer), and over layers (same photograph), on the collection:"))
-display(Markdown("\n".join(rows)))
+display(Markdown(markdown(["predictor of the loss", "over photographs", "over layers"], rows)))
 assert over["sd"][1] > over["scatter"][1]
 
 # %% [markdown]
@@ -551,17 +549,16 @@ sets = {
     "tied: equal clusters": (equal, 5, 0.5),
     "tied: a photograph three times": (keys.repeat(1, 3, 1), 77, 0.375),
 }
-rows = ["| tokens | PiToMe: pairs | change of SD | ToMe: pairs | change of SD |"]
-rows.append("|---|---|---|---|---|")
-tested = {}
+tested, rows = {}, []
 for words, (x, k, margin) in sets.items():
     tested[words] = [
         agreement(x, k, m, o)
         for m, o in (("pitome", {"margin": margin}), ("tome", {}))
     ]
-    said = " | ".join(f"{j:.2f} | {c:.4f}" for j, c in tested[words])
-    rows.append(f"| {words} | {said} |")
-display(Markdown("\n".join(rows)))
+    said = [(f"{j:.2f}", f"{c:.4f}") for j, c in tested[words]]
+    rows.append([words, *said[0], *said[1]])
+header = ["tokens", "PiToMe: pairs", "change of SD", "ToMe: pairs", "change of SD"]
+display(Markdown(markdown(header, rows)))
 assert tested["noisy clusters"][0][0] == 1 and tested["a photograph"][0][0] > 0.99
 assert max(found[0][0] for words, found in tested.items() if "tied" in words) < 0.9
 

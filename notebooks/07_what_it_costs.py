@@ -45,6 +45,7 @@ from pitome_core.experiments.cost.setups import EVEN, STEPS, PrefillShape, Setup
 from pitome_core.experiments.cost.variants import Workshop, twin
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.fingerprint import code_of
+from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.runs import timings
 from pitome_core.experiments.settings import profile
 
@@ -283,11 +284,11 @@ profiled = [(new, old) for old in older for new in pick(plain, **{name: old[name
             if "operators" in new["variants"]["pitome"]]
 for new, old in profiled:
     now, then = grouped(new), grouped(old)
-    lines = [f"| {name(new)}: milliseconds in the steps of a forward | before | now |", "|---|---|---|"]
-    lines += [f"| {words} | {then[words]:.1f} | {now[words]:.1f} |" for words in then]
-    lines.append(f"| *all* | {sum(then.values()):.1f} | {sum(now.values()):.1f} |")
+    rows = [[words, f"{then[words]:.1f}", f"{now[words]:.1f}"] for words in then]
+    rows.append(["*all*", f"{sum(then.values()):.1f}", f"{sum(now.values()):.1f}"])
+    table = markdown([f"{name(new)}: milliseconds in the steps of a forward", "before", "now"], rows)
     was, present = (cell["variants"]["pitome"] for cell in (old, new))
-    display(Markdown("\n".join(lines) + f"\n\nWith the clock on the whole model: speed-up {was['speedup'][1]:.2f} before, {present['speedup'][1]:.2f} now; "
+    display(Markdown(table + f"\n\nWith the clock on the whole model: speed-up {was['speedup'][1]:.2f} before, {present['speedup'][1]:.2f} now; "
                      f"steps {was['step_share']:.1%} of the forward before, {present['step_share']:.1%} now; of the free merge's speed-up "
                      f"{was['of_free']:.2f} and {present['of_free']:.2f}. Other sessions and few rounds: of these only the share of the steps is beyond noise. "
                      f"Before: commit {old['run']['commit'][:7]}."))
@@ -363,8 +364,7 @@ def misses(cell):
     return cell["variants"]["pitome"]["of_free"] < target(cell)
 
 
-lines = ["| cell | keep | implied | free merge | ToMe | PiToMe | of free (target) | steps (target) |", "|---" * 8 + "|"]
-heavy = []
+heavy, rows = [], []
 for cell in plain:
     told, most = cell["variants"], 0.08 if cell["dtype"] != "float32" else 0.03
     reached, inside = told["pitome"]["of_free"], told["pitome"]["step_share"] / told["pitome"]["speedup"][1]
@@ -372,12 +372,13 @@ for cell in plain:
     over = applies and inside > most
     heavy += [cell] * over
     speeds = [f"{told['pitome']['implied']:.2f}", *(f"{told[v]['speedup'][1]:.2f}" for v in ("free", "tome", "pitome"))]
-    lines.append(f"| {brief(cell)} | {cell['keep']:g} | {' | '.join(speeds)} | {mark}{reached:.3f}{mark} ({target(cell):.2f}) | "
-                 f"{'**' if over else ''}{inside:.1%}{'**' if over else ''}{f' ({most:.0%})' if applies else ''} |")
+    rows.append([brief(cell), f"{cell['keep']:g}", *speeds, f"{mark}{reached:.3f}{mark} ({target(cell):.2f})",
+                 f"{'**' if over else ''}{inside:.1%}{'**' if over else ''}{f' ({most:.0%})' if applies else ''}"])
+header = ["cell", "keep", "implied", "free merge", "ToMe", "PiToMe", "of free (target)", "steps (target)"]
 short = [cell for cell in plain if misses(cell)]
 meant = [cell for cell in plain if cell["size"] in (224, 384) and any(kind in cell["model"] for kind in ("small_patch16", "base_patch16_224"))]
 rounds = [cell["rounds"] for cell in plain]
-display(Markdown("\n".join(lines) + f"\n\n*Steps*: their share of the whole model's time. Bold: missed. Each cell is {min(rounds)} to {max(rounds)} rounds, so that differences of up to 0.04 say nothing where they are few. {len(short)} of {len(plain)} cells are below their share of the free merge, {sum(map(misses, meant))} of the "
+display(Markdown(markdown(header, rows) + f"\n\n*Steps*: their share of the whole model's time. Bold: missed. Each cell is {min(rounds)} to {max(rounds)} rounds, so that differences of up to 0.04 say nothing where they are few. {len(short)} of {len(plain)} cells are below their share of the free merge, {sum(map(misses, meant))} of the "
                  f"{len(meant)} that the targets were set for; of these at 224 px {sum(c in meant for c in heavy)} are above the share of the steps. In those {len(meant)} PiToMe is at least "
                  f"{min(c['variants']['pitome']['speedup'][1] for c in meant):.2f} times as fast as the whole model."))
 
@@ -437,13 +438,15 @@ display(Markdown(
 pairs = [(changed, base) for changed in towers if changed["mode"] in ("step", "compile") or changed["every"] > 1
          for base in pick(plain, **{f: changed[f] for f in ("model", "batch", "dtype", "keep", "size")})]
 MANNER = {"step": "compiled steps", "compile": "the whole model compiled"}
-lines = ["| cell | instead | free merge | ToMe | PiToMe: usual | PiToMe: changed | of free: usual | changed |", "|---" * 8 + "|"]
+rows = []
 for changed, base in pairs:
     told, usually = changed["variants"], base["variants"]["pitome"]
+    speeds = [side["speedup"][1] for side in (told["free"], told["tome"], usually, told["pitome"])]
+    numbers = [*speeds, usually["of_free"], told["pitome"]["of_free"]]
     manner = MANNER.get(changed["mode"], f"every {changed['every']} layers")
-    lines.append(f"| {brief(changed)} | {manner} | {told['free']['speedup'][1]:.2f} | {told['tome']['speedup'][1]:.2f} | {usually['speedup'][1]:.2f} | "
-                 f"{told['pitome']['speedup'][1]:.2f} | {usually['of_free']:.2f} | {told['pitome']['of_free']:.2f} |")
-display(Markdown("\n".join(lines) + "\n\nSpeed-ups over the whole model of the same cell, the free merge with the changed token counts. *Recorded on a CPU.* "
+    rows.append([brief(changed), manner, *(f"{value:.2f}" for value in numbers)])
+display(Markdown(markdown(["cell", "instead", "free merge", "ToMe", "PiToMe: usual", "PiToMe: changed", "of free: usual", "changed"], rows)
+                 + "\n\nSpeed-ups over the whole model of the same cell, the free merge with the changed token counts. *Recorded on a CPU.* "
                  + ("" if any(c["mode"] == "compile" for c in towers) else "The whole model through the compiler: **not run**.") if pairs else "**Not run.**"))
 
 # %% [markdown]
@@ -547,8 +550,7 @@ rules = [
     ("a language model behind a merged tower", "Prefill gets most of what the counts imply; decoding does not get shorter by it.",
      typical([c for c in gpu if "merged" in c["variants"]], "merged")),
 ]
-lines = ["| if you have | expect | measured speed-up, keep 0.9 |", "|---|---|---|"]
-display(Markdown("\n".join(lines + [f"| {case} | {rule} | {number} |" for case, rule, number in rules])))
+display(Markdown(markdown(["if you have", "expect", "measured speed-up, keep 0.9"], rules)))
 
 # %% [markdown]
 # ## Larger models, on paper

@@ -45,6 +45,7 @@ from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell, seeds_of
 from pitome_core.experiments.records.published import TABLE_5
 from pitome_core.experiments.records.statistics import bootstrap_mean, paired_difference
+from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.runs import grid
 from pitome_core.experiments.settings import profile
 from pitome_core.experiments.vision import tasks
@@ -88,13 +89,13 @@ to_whole = native.difference(ours, "whole", "auc")
 
 # %% tags=["hide-input"]
 share = native.cells[ours]["share"]
-lines = [f"| keep 0.9, {share:.0%} of the multiply-accumulates | AUC | could have been detected | NSS |", "|---|---|---|---|"]
-for label, other, found in (("ToMe", rival, to_tome), ("the whole model", "whole", to_whole)):
-    lines.append(f"| PiToMe minus {label} | {found} | {found.detectable:.3f} | {native.difference(ours, other, 'nss').format(2)} |")
+header = [f"keep 0.9, {share:.0%} of the multiply-accumulates", "AUC", "could have been detected", "NSS"]
+rows = [[f"PiToMe minus {label}", found, f"{found.detectable:.3f}", native.difference(ours, other, "nss").format(2)]
+        for label, other, found in (("ToMe", rival, to_tome), ("the whole model", "whole", to_whole))]
 gap = native.mean_over_seeds(ours, "auc") - native.mean_over_seeds(rival, "auc")
 by = [bootstrap_mean(gap, native.items[column])[1:] for column in ("object", "photograph")]
 display(Markdown(
-    "\n".join(lines) + f"\n\nNo difference was found; one as large as in the third column would have been found in four cases "
+    markdown(header, rows) + f"\n\nNo difference was found; one as large as in the third column would have been found in four cases "
     f"of five. The scenes stand on six photographs only, and that is where the uncertainty comes from: resampling objects "
     f"alone, the interval to ToMe would be [{by[0][0]:+.3f}, {by[0][1]:+.3f}], photographs alone "
     f"[{by[1][0]:+.3f}, {by[1][1]:+.3f}]."
@@ -179,12 +180,12 @@ assert stamps.difference(ours, rival, "auc").side == -1
 # The second measure, NSS, sees more on the 103 photographs:
 
 # %% tags=["hide-input"]
-lines = ["| NSS minus ToMe's, keep 0.9 | 6 photographs | 103 photographs | cut-outs |", "|---|---|---|---|"]
+rows = []
 for key in ("whole", ours, "pitome-released-deit@0.9", "pitome-released-mae@0.9", "pitome-hidden@0.9", "energy-sorted@0.9",
             "dct@0.9", smaller, pooled):
     cells = [record.difference(key, rival, "nss").format(2) for record in sets.values()]
-    lines.append(f"| {LABELS[native.about(key)['arm']]} | " + " | ".join(cells) + " |")
-display(Markdown("\n".join(lines)))
+    rows.append([LABELS[native.about(key)["arm"]], *cells])
+display(Markdown(markdown(["NSS minus ToMe's, keep 0.9", "6 photographs", "103 photographs", "cut-outs"], rows)))
 
 # %% [markdown]
 # There the presets of the released code and PiToMe on hidden states lie above ToMe; for the paper's row no difference was
@@ -207,11 +208,11 @@ plt.show()
 # background. Here it is counted on the scenes with 103 photographs.
 
 # %% tags=["hide-input"]
-lines = ["| object patches in mixed tokens, 103 photographs | keep 0.95 | 0.9 | 0.85 | 0.8 |", "|---|---|---|---|---|"]
+rows = []
 for arm in ("pitome", "pitome-released-deit", "pitome-released-mae", "pitome-hidden", "energy-sorted", "tome", "atc", "random-merge"):
     cells = [wide.estimate(f"{arm}@{keep:g}", "mixed") for keep in grid.KEEPS]
-    lines.append(f"| {grid.LABELS[arm]} | " + " | ".join(f"{m:.0%} [{low:.0%}, {high:.0%}]" for m, low, high in cells) + " |")
-display(Markdown("\n".join(lines)))
+    rows.append([grid.LABELS[arm], *(f"{m:.0%} [{low:.0%}, {high:.0%}]" for m, low, high in cells)])
+display(Markdown(markdown(["object patches in mixed tokens, 103 photographs", "keep 0.95", "0.9", "0.85", "0.8"], rows)))
 assert all(wide.difference(f"pitome@{keep:g}", f"tome@{keep:g}", "mixed").side == 1 for keep in grid.KEEPS)
 
 # %% [markdown]
@@ -239,17 +240,15 @@ plt.show()
 
 # %% tags=["hide-input"]
 seven = results.load("vision-photographs")
-lines = [
-    "| likeness of the map, keep 0.9 | 7 photographs | minus ToMe's | 103 photographs | minus ToMe's |",
-    "|---|---|---|---|---|",
-]
+header = ["likeness of the map, keep 0.9", "7 photographs", "minus ToMe's", "103 photographs", "minus ToMe's"]
+rows = []
 for arm in ("tome", "pitome", "pitome-released-deit", "pitome-hidden", "energy-sorted", "atc", "dct", "random-merge"):
     row = [grid.LABELS[arm]]
     for record in (seven, features):
         row.append(f"{record.mean_over_seeds(f'{arm}@0.9', 'likeness').mean():.3f}")
-        row.append("" if arm == "tome" else str(record.difference(f"{arm}@0.9", rival, "likeness")))
-    lines.append("| " + " | ".join(row) + " |")
-display(Markdown("\n".join(lines)))
+        row.append("" if arm == "tome" else record.difference(f"{arm}@0.9", rival, "likeness"))
+    rows.append(row)
+display(Markdown(markdown(header, rows)))
 assert all(record.difference(ours, rival, "likeness").side == -1 for record in (seven, features))
 
 # %% [markdown]
@@ -361,11 +360,11 @@ def protection(options, layers=(0, 3, 6, 9)):
 guarded = {"keys": protection({}), "hidden": protection({"metric": "hidden"})}
 
 # %% tags=["hide-input"]
-lines = ["| metric | layer 0 | layer 3 | layer 6 | layer 9 |", "|---|---|---|---|---|"]
+rows = []
 for name, values in guarded.items():
     cells = [bootstrap_mean(column) for column in values.T]
-    lines.append(f"| {name} | " + " | ".join(f"{m:.2f} [{low:.2f}, {high:.2f}]" for m, low, high in cells) + " |")
-display(Markdown("\n".join(lines)))
+    rows.append([name, *(f"{m:.2f} [{low:.2f}, {high:.2f}]" for m, low, high in cells)])
+display(Markdown(markdown(["metric", "layer 0", "layer 3", "layer 6", "layer 9"], rows)))
 
 # %% [markdown]
 # 1 means: the protected tokens are a random sample. Above 1, the object is protected more than the rest. Intervals resample
@@ -505,12 +504,12 @@ plt.show()
 # A merged token stands for several patches; proportional attention counts it so. What is it worth?
 
 # %% tags=["hide-input"]
-lines = ["| at keep 0.9, on minus off | AUC, scenes | AUC, 103 photographs | digits | emoji groups |", "|---|---|---|---|---|"]
+rows = []
 for arm in [name for name, arm in grid.ARMS.items() if arm.also_off]:
     cells = [Cell(arm, 0.9, proportional, seeds_of(arm)[0]).key for proportional in (None, False)]
-    row = [str(r.difference(*cells, o)) for r, o in ((native, "auc"), (wide, "auc"), (digits, "correct"), (emoji, "correct"))]
-    lines.append(f"| {grid.LABELS[arm]} | " + " | ".join(row) + " |")
-display(Markdown("\n".join(lines)))
+    row = [r.difference(*cells, o) for r, o in ((native, "auc"), (wide, "auc"), (digits, "correct"), (emoji, "correct"))]
+    rows.append([grid.LABELS[arm], *row])
+display(Markdown(markdown(["at keep 0.9, on minus off", "AUC, scenes", "AUC, 103 photographs", "digits", "emoji groups"], rows)))
 
 # %% [markdown]
 # On digits it helps most arms by several points, and hurts MCTF, EViT and random merging. On emoji groups no difference was

@@ -50,6 +50,7 @@ from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell, seeds_of
 from pitome_core.experiments.records.published import TABLE_6
 from pitome_core.experiments.records.statistics import bootstrap_mean
+from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.runs import timings
 from pitome_core.experiments.settings import profile
 from pitome_core.experiments.text import classifiers as models
@@ -98,11 +99,11 @@ def p_values(record, first, second):
 
 
 share = movies.cells[ours]["share"]
-lines = [f"| keep 0.8 in three layers, {share:.0%} of the multiply-accumulates | accuracy | could have been detected | p |",
-         "|---|---|---|---|"]
+header = [f"keep 0.8 in three layers, {share:.0%} of the multiply-accumulates", "accuracy", "could have been detected", "p"]
+rows = []
 for label, other, found in (("ToMe", rival, to_tome), ("the whole model", "whole", to_whole)):
-    lines.append(f"| PiToMe minus {label} | {found} | {found.detectable:.3f} | {p_values(movies, ours, other)} |")
-display(Markdown("\n".join(lines)))
+    rows.append([f"PiToMe minus {label}", found, f"{found.detectable:.3f}", p_values(movies, ours, other)])
+display(Markdown(markdown(header, rows)))
 
 # %% [markdown]
 # p: McNemar's exact test, for each of the three classifiers. Intervals resample sentences; the classifiers are taken as they
@@ -189,15 +190,16 @@ display(Markdown(
 # %% tags=["hide-input"]
 strengths = [(movies, keep) for keep in grid.KEEPS] + [(long, 0.8), (long, 0.6)]
 titles = [f"{keep:g}" if record is movies else f"docs {keep:g}" for record, keep in strengths]
-lines = ["| accuracy, sentences at keep | " + " | ".join(titles) + " |", "|---" * (1 + len(titles)) + "|"]
+rows = []
 for arm in ARMS:
     cells = [record.mean_over_seeds(f"{arm}@{keep:g}", "correct").mean() for record, keep in strengths]
-    lines.append(f"| {grid.LABELS[arm]} | " + " | ".join(f"{value:.1%}" for value in cells) + " |")
+    rows.append([grid.LABELS[arm], *(f"{value:.1%}" for value in cells)])
 costs = [record.cells[f"tome@{keep:g}"]["share"] for record, keep in strengths]
-lines.append("| *cost (ToMe)* | " + " | ".join(f"{value:.0%}" for value in costs) + " |")
+rows.append(["*cost (ToMe)*", *(f"{value:.0%}" for value in costs)])
 half, fewer = movies.difference("random-merge@0.5", "tome@0.5", "correct"), long.difference("pitome@0.6", "tome@0.6", "correct")
 display(Markdown(
-    "\n".join(lines) + f"\n\nWith fewer tokens all get worse, and apart: on sentences at keep 0.5 ToFu, DiffRate and random "
+    markdown(["accuracy, sentences at keep", *titles], rows)
+    + f"\n\nWith fewer tokens all get worse, and apart: on sentences at keep 0.5 ToFu, DiffRate and random "
     f"pruning lie well below ToMe, and random merging can no longer be told from it ({half}). **On documents at keep 0.6 PiToMe "
     f"is below ToMe** ({fewer}), energy-sorted matching too ({long.difference('energy-sorted@0.6', 'tome@0.6', 'correct')}), and "
     f"ToFu's merging above ({long.difference('tofu-merge@0.6', 'tome@0.6', 'correct')})."
@@ -245,14 +247,15 @@ plt.show()
 
 # %% tags=["hide-input"]
 run, batch = (timed[lengths[0]][name] for name in ("run", "batch"))
-lines = ["| tokens | counts imply (ToMe) | random merging | ToMe | PiToMe | PiToMe (released) |", "|---|---|---|---|---|---|"]
+header = ["tokens", "counts imply (ToMe)", "random merging", "ToMe", "PiToMe", "PiToMe (released)"]
+rows = []
 for n in lengths:
     cell = timed[n]["variants"]
     keys = ("random-merge@0.8/seed0", rival, ours, released)
-    shown = " | ".join("{1:.2f} [{0:.2f}, {2:.2f}]".format(*cell[key]["speedup"]) for key in keys)
-    lines.append(f"| {n} | {cell[rival]['implied']:.2f} | {shown} |")
+    speeds = ["{1:.2f} [{0:.2f}, {2:.2f}]".format(*cell[key]["speedup"]) for key in keys]
+    rows.append([n, f"{cell[rival]['implied']:.2f}", *speeds])
 threads = f"{run['threads']} thread{'' if run['threads'] == 1 else 's'}"
-display(Markdown("\n".join(lines) + f"\n\nSpeed-up: median [quartiles], batch {batch}, keep 0.8 in the first three "
+display(Markdown(markdown(header, rows) + f"\n\nSpeed-up: median [quartiles], batch {batch}, keep 0.8 in the first three "
                  f"layers, float32, {run['device']}, {threads}, torch {run['packages']['torch']}."))
 ends = [timed[n]["variants"][ours] for n in (lengths[0], lengths[1], lengths[-1])]
 assert all(timed[n]["variants"][ours]["speedup"][0] > 1 for n in lengths)
@@ -377,15 +380,15 @@ cells["random-merge"] = Cell("random-merge", 0.8, seed=0)
 spared = {arm: joined(cell, rows[: 20 if quick else 120]) for arm, cell in cells.items()}
 
 # %% tags=["hide-input"]
-lines = ["| rated words that share a token, keep 0.8 | minus other words | minus ToMe's | minus other content words | minus ToMe's |",
-         "|---" * 5 + "|"]
+header = ["rated words that share a token, keep 0.8", "minus other words", "minus ToMe's", "minus other content words", "minus ToMe's"]
+table = []
 for arm, values in spared.items():
     row = [ARMS[arm].label]
     for column in (0, 1):
         gap = values[:, column] - spared["tome"][:, column]
         row += [interval(values[:, column]), "" if arm == "tome" else interval(gap)]
-    lines.append("| " + " | ".join(row) + " |")
-display(Markdown("\n".join(lines) + f"\n\n{len(spared['tome'])} sentences, live; 95 % bootstrap intervals over sentences. "
+    table.append(row)
+display(Markdown(markdown(header, table) + f"\n\n{len(spared['tome'])} sentences, live; 95 % bootstrap intervals over sentences. "
                  "Negative: rated words are spared. PiToMe seems to spare them more than ToMe does; the ends of these "
                  "intervals lie close to zero."))
 
@@ -401,17 +404,16 @@ def column(record, arm, kind):
     """Accuracy, and its difference to ToMe and to the whole model, in one of the three columns."""
     tail, name = ("/retrained", "correct") if kind == "retrained" else ("", "frozen" if kind == "frozen" else "correct")
     key, tome = f"{arm}@0.8{tail}", f"{rival}{tail}"
-    against = "" if arm == "tome" else str(record.difference(key, tome, name))
-    return f"{record.mean_over_seeds(key, name).mean():.1%} | {against} | {record.difference(key, 'whole', name)}"
+    against = "" if arm == "tome" else record.difference(key, tome, name)
+    return f"{record.mean_over_seeds(key, name).mean():.1%}", against, record.difference(key, "whole", name)
 
 
 def columns(record, title):
-    lines = [f"| {title}, keep 0.8 | column | accuracy | minus ToMe's | minus the whole model's |", "|---" * 5 + "|"]
-    for kind in ("off the shelf", "retrained", "frozen"):
-        for arm in grid.RETRAINED:
-            lines.append(f"| {grid.LABELS[arm]} | {kind} | {column(record, arm, kind)} |")
+    header = [f"{title}, keep 0.8", "column", "accuracy", "minus ToMe's", "minus the whole model's"]
+    rows = [[grid.LABELS[arm], kind, *column(record, arm, kind)]
+            for kind in ("off the shelf", "retrained", "frozen") for arm in grid.RETRAINED]
     tuned, frozen = (record.outcome("whole", name).mean() for name in ("correct", "frozen"))
-    return "\n".join(lines) + f"\n\nWhole model: {tuned:.1%} fine-tuned, {frozen:.1%} frozen."
+    return markdown(header, rows) + f"\n\nWhole model: {tuned:.1%} fine-tuned, {frozen:.1%} frozen."
 
 
 display(Markdown(columns(movies, "sentences")))
@@ -446,19 +448,18 @@ assert again[ours][0].side == again[released][0].side == -1
 
 # %% tags=["hide-input"]
 names = {"amazon": "product reviews", "tweets": "tweets", "news": "opinion pages"}
-lines = ["| accuracy at keep 0.8, off the shelf | " + " | ".join(f"{names[n]} ({len(r)})" for n, r in others.items()) + " |",
-         "|---" * 4 + "|",
-         "| always the more frequent label | "
-         + " | ".join(f"{max(np.mean(r.items['label']), 1 - np.mean(r.items['label'])):.1%}" for r in others.values()) + " |",
-         "| whole model | " + " | ".join(f"{r.outcome('whole', 'correct').mean():.1%}" for r in others.values()) + " |",
-         "| ToMe | " + " | ".join(f"{r.outcome(rival, 'correct').mean():.1%}" for r in others.values()) + " |"]
+header = ["accuracy at keep 0.8, off the shelf", *(f"{names[n]} ({len(r)})" for n, r in others.items())]
+shares = [np.mean(r.items["label"]) for r in others.values()]
+rows = [["always the more frequent label", *(f"{max(share, 1 - share):.1%}" for share in shares)],
+        ["whole model", *(f"{r.outcome('whole', 'correct').mean():.1%}" for r in others.values())],
+        ["ToMe", *(f"{r.outcome(rival, 'correct').mean():.1%}" for r in others.values())]]
 for arm in ARMS:
     if arm != "tome":
         cells = [r.difference(f"{arm}@0.8", rival, "correct") for r in others.values()]
-        lines.append(f"| {ARMS[arm].label}, minus ToMe | " + " | ".join(map(str, cells)) + " |")
+        rows.append([f"{ARMS[arm].label}, minus ToMe", *cells])
 cells = [f"{r.difference(ours, rival, 'correct').detectable:.3f}" for r in others.values()]
-lines.append("| *could have been detected, PiToMe minus ToMe* | " + " | ".join(cells) + " |")
-display(Markdown("\n".join(lines)))
+rows.append(["*could have been detected, PiToMe minus ToMe*", *cells])
+display(Markdown(markdown(header, rows)))
 
 # %% [markdown]
 # Intervals resample sentences, reviews or articles, so that several sentences of one review count as one. Does the order hold?
@@ -521,14 +522,10 @@ def switched(arm, **switch):
 
 
 cost = movies.cells["tome@0.8/all"]["share"]
-lines = [f"| keep 0.8, sentences | merging in all six layers ({cost:.0%} of the cost) | proportional attention off |",
-         "|---|---|---|"]
-for arm in ARMS:
-    if arm != grid.RELEASED:
-        lines.append(f"| {ARMS[arm].label} | {switched(arm, every_layer=True)} | {switched(arm, proportional=False)} |")
-lines.append(f"| *PiToMe minus ToMe, so switched* | {movies.difference(f'{ours}/all', f'{rival}/all', 'correct')} | "
-             f"{movies.difference(f'{ours}/off', f'{rival}/off', 'correct')} |")
-display(Markdown("\n".join(lines)))
+header = ["keep 0.8, sentences", f"merging in all six layers ({cost:.0%} of the cost)", "proportional attention off"]
+table = [[ARMS[arm].label, switched(arm, every_layer=True), switched(arm, proportional=False)] for arm in ARMS if arm != grid.RELEASED]
+both = [movies.difference(f"{ours}/{tail}", f"{rival}/{tail}", "correct") for tail in ("all", "off")]
+display(Markdown(markdown(header, [*table, ["*PiToMe minus ToMe, so switched*", *both]])))
 
 # %% [markdown]
 # Merging in all six layers costs half a point or less, but for energy-sorted matching and random pruning. Without proportional
@@ -568,14 +565,15 @@ plt.show()
 # %% tags=["hide-input"]
 log = (results.folder() / "embedded" / "text-training.jsonl").read_text(encoding="utf-8").splitlines()
 log = [json.loads(line) for line in log]
-lines = ["| recipe | rank | rate | epochs | dev accuracy after each epoch |", "|---" * 5 + "|"]
+rows = []
 for line in log:
     if line["weights"].startswith("explore-"):
         recipe, scores = line["recipe"], " ".join(f"{score:.1%}" for score in line["dev"])
         rank = recipe["rank"] or "all weights"
-        lines.append(f"| {line['weights'].removeprefix('explore-')} | {rank} | {recipe['rate']:g} | {recipe['epochs']} | {scores} |")
+        rows.append([line["weights"].removeprefix("explore-"), rank, f"{recipe['rate']:g}", recipe["epochs"], scores])
+header = ["recipe", "rank", "rate", "epochs", "dev accuracy after each epoch"]
 tried = results.load("text-movies-dev")
-display(Markdown("\n".join(lines) + f"\n\nThe best of those with low-rank updates was taken, rank8-1e-3; training all weights did "
+display(Markdown(markdown(header, rows) + f"\n\nThe best of those with low-rank updates was taken, rank8-1e-3; training all weights did "
                  f"better and was passed over, because three such encoders are too large to ship. Before test was scored, {len(tried.cells)} cells were looked at on {len(tried)} dev "
                  f"sentences, to see that the code does what it should; no arm was added or dropped after that."))
 

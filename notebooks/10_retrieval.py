@@ -50,6 +50,7 @@ from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell, seeds_of
 from pitome_core.experiments.records.published import TABLE_2
 from pitome_core.experiments.records.statistics import Difference, paired_difference
+from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.retrieval import recall, training
 from pitome_core.experiments.retrieval.grid import RETRAINED, TEXT_ARMS, applied
 from pitome_core.experiments.runs.grid import ARMS, LABELS
@@ -117,9 +118,8 @@ def chance(record):
 # %% tags=["hide-input"]
 log = (results.folder() / "embedded" / "retrieval-training.jsonl").read_text(encoding="utf-8").splitlines()
 log = [json.loads(line) for line in log]
-lines = ["| test set, whole model | queries | text R@1 / 5 / 10 | image R@1 / 5 / 10 | rsum | kernel ridge | heads minus ridge | chance |",
-         "|---" * 8 + "|"]
-beaten = {}
+header = ["test set, whole model", "queries", "text R@1 / 5 / 10", "image R@1 / 5 / 10", "rsum", "kernel ridge", "heads minus ridge", "chance"]
+beaten, rows = {}, []
 for name, record in records.items():
     found, total = recall.table(record, "whole"), recall.rsum(record, "whole")
     way = [" / ".join(f"{found[f'{kind}_r{k}']:.0f}" for k in recall.AT) for kind in (recall.IMAGE, recall.TEXT)]
@@ -129,9 +129,8 @@ for name, record in records.items():
         found_ = beaten[name]
         ridge = f"{recall.rsum(record, 'whole', 'rank_ridge')[0]:.0f}"
         gap = f"{found_.format(1)}; detectable {found_.detectable:.0f}"
-    lines.append(f"| {TITLES[name]} | {len(record)} | {way[0]} | {way[1]} | {total[0]:.0f} [{total[1]:.0f}, {total[2]:.0f}] | "
-                 f"{ridge} | {gap} | {chance(record):.0f} |")
-display(Markdown("\n".join(lines)))
+    rows.append([TITLES[name], len(record), *way, f"{total[0]:.0f} [{total[1]:.0f}, {total[2]:.0f}]", ridge, gap, f"{chance(record):.0f}"])
+display(Markdown(markdown(header, rows)))
 
 # %% [markdown]
 # (*Text R@k*: a picture looks for its text. *Image R@k*: a text looks for its picture.) This is a weak encoder beside
@@ -175,10 +174,10 @@ to_whole = recall.difference(main, ours, "whole")
 
 # %% tags=["hide-input"]
 share = main.about(ours)["share"]
-lines = [f"| keep 0.9 in twelve layers, {share:.0%} of the multiply-accumulates | rsum | could have been detected |", "|---|---|---|"]
-for label, found in (("ToMe", to_tome), ("the whole model", to_whole)):
-    lines.append(f"| PiToMe minus {label} | {found.format(1)} | {found.detectable:.1f} |")
-display(Markdown("\n".join(lines)))
+header = [f"keep 0.9 in twelve layers, {share:.0%} of the multiply-accumulates", "rsum", "could have been detected"]
+rows = [[f"PiToMe minus {label}", found.format(1), f"{found.detectable:.1f}"]
+        for label, found in (("ToMe", to_tome), ("the whole model", to_whole))]
+display(Markdown(markdown(header, rows)))
 assert to_tome.side == to_whole.side == -1
 
 # %% tags=["hide-input"]
@@ -399,13 +398,14 @@ def first_page(key, outcome="rank"):
     return np.mean(gone), np.mean(come), was.mean()
 
 
-lines = ["| text queries, keep 0.9 | picture leaves the first five | picture enters them |", "|---|---|---|"]
+rows = []
 for arm in ("pitome", "energy-sorted", "tome", "random-prune", "random-merge"):
     gone, come, had = first_page(f"{arm}@0.9")
-    lines.append(f"| {LABELS[arm]} | {gone:.1%} | {come:.1%} |")
+    rows.append([LABELS[arm], f"{gone:.1%}", f"{come:.1%}"])
 gone, come, had = first_page(ours)
 kept = first_page(rival)
-display(Markdown("\n".join(lines) + f"\n\nOn the whole model {had:.1%} of text queries have their picture in the first five. With PiToMe "
+header = ["text queries, keep 0.9", "picture leaves the first five", "picture enters them"]
+display(Markdown(markdown(header, rows) + f"\n\nOn the whole model {had:.1%} of text queries have their picture in the first five. With PiToMe "
                  f"{gone / had:.0%} of these lose it, with ToMe {kept[0] / had:.0%}; some of the others gain one."))
 
 # %% [markdown]
@@ -420,8 +420,7 @@ def top(key, head=0, k=5):
 
 
 # %% tags=["hide-input"]
-lines = [f"| {many} pictures look for texts, keep 0.9 | of the five texts shown, the same | first text the same |", "|---|---|---|"]
-same = {}
+same, rows = {}, []
 for key in (ours, rival):
     shared, first = [], []
     for head in range(3):
@@ -429,8 +428,9 @@ for key in (ours, rival):
         shared += [len(set(a) & set(b)) for a, b in pair]
         first += [a[0] == b[0] for a, b in pair]
     same[key] = np.mean(shared), np.mean(first)
-    lines.append(f"| {main.about(key)['label']} | {same[key][0]:.1f} | {same[key][1]:.0%} |")
-display(Markdown("\n".join(lines) + "\n\n*Live*, drawings on two photographs, three heads. The index of texts is the same in all rows, as only "
+    rows.append([main.about(key)["label"], f"{same[key][0]:.1f}", f"{same[key][1]:.0%}"])
+header = [f"{many} pictures look for texts, keep 0.9", "of the five texts shown, the same", "first text the same"]
+display(Markdown(markdown(header, rows) + "\n\n*Live*, drawings on two photographs, three heads. The index of texts is the same in all rows, as only "
                  "pictures merge. Whether pictures encoded with and without merging can stand in one index was not tested."))
 
 # %% [markdown]
@@ -496,17 +496,16 @@ def column(record, arm, towers_, keep, kind):
     cell = Cell(arm, keep, seed=seeds_of(arm)[0], towers=towers_)  # of an arm with seeds, heads were trained with one
     key, tome, name = cell.key, cell.beside("tome").key, "rank" if kind == "off the shelf" else "rank_retrained"
     against = "" if arm == "tome" else recall.difference(record, key, tome, name).format(1)
-    return f"{recall.rsum(record, key, name)[0]:.0f} | {against} | {recall.difference(record, key, 'whole', name, 'rank').format(1)}"
+    return f"{recall.rsum(record, key, name)[0]:.0f}", against, recall.difference(record, key, "whole", name, "rank").format(1)
 
 
 def columns(record, towers_="vision"):
-    lines = [f"| {TITLES[record.header['task']]} | keep | heads | rsum | minus ToMe's | minus the whole model's |", "|---" * 6 + "|"]
+    rows = []
     for arm, ratios in RETRAINED[towers_].items():
         for keep in ratios:
             label = LABELS[arm] + (" (one seed)" if ARMS[arm].seeds > 1 else "")
-            lines += [f"| {label} | {keep:g} | {kind} | {column(record, arm, towers_, keep, kind)} |"
-                      for kind in ("off the shelf", "retrained")]
-    return "\n".join(lines)
+            rows += [[label, f"{keep:g}", kind, *column(record, arm, towers_, keep, kind)] for kind in ("off the shelf", "retrained")]
+    return markdown([TITLES[record.header["task"]], "keep", "heads", "rsum", "minus ToMe's", "minus the whole model's"], rows)
 
 
 display(Markdown(columns(main)))
@@ -545,17 +544,18 @@ display(Markdown(columns(white)))
 # an image. Merging its tokens is still a test of what merging does to meaning.
 
 # %% tags=["hide-input"]
-lines = ["| twenty photographs, rsum minus the whole model's | text tower, keep 0.8 | text tower, keep 0.6 | both towers, keep 0.9 | both, 0.8 |",
-         "|---" * 5 + "|"]
+header = ["twenty photographs, rsum minus the whole model's", "text tower, keep 0.8", "text tower, keep 0.6", "both towers, keep 0.9", "both, 0.8"]
+rows = []
 for arm in TEXT_ARMS:
     cells_ = [f"{arm}@0.8/text", f"{arm}@0.6/text", f"{arm}@0.9/both", f"{arm}@0.8/both"]
-    lines.append(f"| {LABELS[arm]} | " + " | ".join(recall.difference(main, key, "whole").format(1) for key in cells_) + " |")
+    rows.append([LABELS[arm], *(recall.difference(main, key, "whole").format(1) for key in cells_)])
 shares = [main.about(f"tome@{tail}")["share"] for tail in ("0.8/text", "0.6/text", "0.9/both", "0.8/both")]
-lines.append("| *cost (ToMe)* | " + " | ".join(f"{share:.1%}" for share in shares) + " |")
+rows.append(["*cost (ToMe)*", *(f"{share:.1%}" for share in shares)])
 in_text = [recall.difference(main, f"pitome@{keep}/text", f"tome@{keep}/text") for keep in ("0.8", "0.6")]
 in_both = [recall.difference(main, f"pitome@{keep}/both", f"tome@{keep}/both") for keep in ("0.9", "0.8")]
 blind = [recall.difference(main, f"pitome@{keep}/text", f"random-prune@{keep}/text") for keep in ("0.8", "0.6")]
-display(Markdown("\n".join(lines) + f"\n\nIn the text tower alone, PiToMe against ToMe: {in_words(in_text[0])} at 0.8, {in_words(in_text[1])} at "
+display(Markdown(markdown(header, rows)
+                 + f"\n\nIn the text tower alone, PiToMe against ToMe: {in_words(in_text[0])} at 0.8, {in_words(in_text[1])} at "
                  f"0.6; against random pruning: {in_words(blind[0])} at 0.8, {in_words(blind[1])} at 0.6. In both towers the difference to ToMe "
                  f"is close to that of the image tower ({in_both[0].format(1)}, {in_both[1].format(1)})."))
 assert in_text[0].side == in_text[1].side == 0 and in_both[0].side == -1
@@ -569,16 +569,15 @@ display(Markdown(columns(main, "both")))
 # Does the order of the methods hold where the heads have seen nothing alike?
 
 # %% tags=["hide-input"]
-lines = ["| rsum at keep 0.9, off the shelf | " + " | ".join(f"{TITLES[n]}" for n in records) + " |", "|---" * (1 + len(records)) + "|",
-         "| whole model | " + " | ".join(f"{recall.rsum(r, 'whole')[0]:.0f}" for r in records.values()) + " |",
-         "| ToMe | " + " | ".join(f"{recall.rsum(r, rival)[0]:.0f}" for r in records.values()) + " |"]
+rows = [["whole model", *(f"{recall.rsum(r, 'whole')[0]:.0f}" for r in records.values())],
+        ["ToMe", *(f"{recall.rsum(r, rival)[0]:.0f}" for r in records.values())]]
 for arm in ("pitome", "pitome-released-deit", "pitome-released-mae", "energy-sorted", "crossget", "atc", "tofu", "mctf", "diffrate",
             "random-prune", "random-merge"):
     gaps = [recall.difference(r, f"{arm}@0.9", rival).format(1) for r in records.values()]
-    lines.append(f"| {LABELS[arm]}, minus ToMe | " + " | ".join(gaps) + " |")
+    rows.append([f"{LABELS[arm]}, minus ToMe", *gaps])
 cells_ = [f"{recall.difference(r, ours, rival).detectable:.1f}" for r in records.values()]
-lines.append("| *could have been detected, PiToMe minus ToMe* | " + " | ".join(cells_) + " |")
-display(Markdown("\n".join(lines)))
+rows.append(["*could have been detected, PiToMe minus ToMe*", *cells_])
+display(Markdown(markdown(["rsum at keep 0.9, off the shelf", *(TITLES[n] for n in records)], rows)))
 
 # %% [markdown]
 # The order does not hold throughout: MCTF is level with ToMe on the twenty photographs and far below it on white and on cut-outs.
@@ -613,17 +612,18 @@ plt.show()
 # The recipe for the heads was chosen on dev, with one seed and without merging; every merging setting takes it over.
 
 # %% tags=["hide-input"]
-lines = ["| recipe | reads | rate, text rate | decay | dropped | epochs | batch | rsum on dev, best | at the end |", "|---" * 9 + "|"]
+header = ["recipe", "reads", "rate, text rate", "decay", "dropped", "epochs", "batch", "rsum on dev, best", "at the end"]
+rows = []
 late = next(line for line in log if line["heads"] == "explore-decay-2-installed")
 tried = [line for line in log if line["heads"].startswith("explore-") and line is not late]
 for line in sorted(tried, key=lambda one: -max(one["dev"])):
     r = line["recipe"]
     reads = "class token" if r["pool"] == "token" else "mean patch"
-    lines.append(f"| {line['heads'].removeprefix('explore-')} | {reads} | {r['rate']:g}, {r['text_rate']:g} | {r['decay']:g} | "
-                 f"{r['drop']:g} | {r['epochs']} | {r['batch']} | {max(line['dev']):.1f} | {line['dev'][-1]:.1f} |")
+    rows.append([line["heads"].removeprefix("explore-"), reads, f"{r['rate']:g}, {r['text_rate']:g}", f"{r['decay']:g}", f"{r['drop']:g}",
+                 r["epochs"], r["batch"], f"{max(line['dev']):.1f}", f"{line['dev'][-1]:.1f}"])
 ridge = next(line["dev"] for line in log if line["heads"] == "ridge")
 stored = ", ".join(f"{line['stored']:.0f}" for line in log if line["heads"] in ("head0.safetensors", "head1.safetensors", "head2.safetensors"))
-display(Markdown("\n".join(lines) + f"\n\nMean rsum over white, photographs and collection, of every fifth epoch. Kernel ridge: {ridge:.1f} "
+display(Markdown(markdown(header, rows) + f"\n\nMean rsum over white, photographs and collection, of every fifth epoch. Kernel ridge: {ridge:.1f} "
                  f"on the same. Taken: *decay-2*; *decay-1* is level with it at its best epoch and lower at the end. Its three seeds have "
                  f"{stored}, so that the seed it was chosen with is the best of them. One more recipe was run after test had been scored, to see "
                  f"what the collection's photographs are worth in training: *decay-2* on installed photographs alone has "

@@ -52,6 +52,7 @@ from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.published import TABLE_3
 from pitome_core.experiments.records.statistics import bootstrap_mean, paired_difference
+from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.settings import profile
 from pitome_core.experiments.vqa import grid, tasks, training
 from pitome_core.experiments.vqa.grid import LABELS
@@ -83,12 +84,12 @@ plt.show()
 sheet = training.sheet()
 whole_types, prior = tasks.by_type(main, "whole"), main.header["prior"]
 types = np.array(main.items["type"])
-lines = ["| type | questions | whole model | blind prior | on validation |", "|---" * 5 + "|"]
+rows = []
 for kind in questions.TYPES:
     here, on_dev = types == kind, sheet["validation"][kind]
     mean, low, high = bootstrap_mean(main.outcome("whole", "correct")[here], np.array(main.items["scene"])[here])
-    lines.append(f"| {kind} | {here.sum()} | {mean:.3f} [{low:.3f}, {high:.3f}] | {prior[kind]:.3f} | "
-                 f"{on_dev['accuracy']:.3f} [{on_dev['low']:.3f}, {on_dev['high']:.3f}] |")
+    rows.append([kind, here.sum(), f"{mean:.3f} [{low:.3f}, {high:.3f}]", f"{prior[kind]:.3f}",
+                 f"{on_dev['accuracy']:.3f} [{on_dev['low']:.3f}, {on_dev['high']:.3f}]"])
 overall = tasks.accuracy(main, "whole")
 place = np.array(main.items["scene"])
 layouts = [questions.scene("test", number) for number in range(max(place) + 1)]
@@ -113,7 +114,8 @@ size = np.array([len(layout.placed) for layout in layouts])[place]
 listed = {n: unpaired(apart & (types == "list") & (size == n), ~apart & (types == "list") & (size == n)) for n in (2, 3)}
 guess = np.mean([prior[kind] for kind in types])
 display(Markdown(
-    "\n".join(lines) + f"\n\nAll nine types beat their prior on validation, where that was decided, so all are in the headline: "
+    markdown(["type", "questions", "whole model", "blind prior", "on validation"], rows)
+    + f"\n\nAll nine types beat their prior on validation, where that was decided, so all are in the headline: "
     f"*micro* {overall['micro']:.3f}, *macro* {overall['macro']:.3f}, blind prior over all {guess:.3f}. Hard are lists, positions and "
     f"counts. Each stream has photographs of its own, the test stream just two (a cat, a rocket), validation two others; nothing here "
     f"generalises over photographs. Where two classes meet that never met in training, in scenes of four drawings, the accuracy differs by "
@@ -148,18 +150,19 @@ to_whole = tasks.difference(main, ours, "whole")
 
 # %% tags=["hide-input"]
 share = main.cells[ours]["share"]
-lines = [f"| keep 0.9, {share:.0%} of the multiply-accumulates, {main.cells[ours]['image_tokens']} tokens | accuracy | could have been "
-         "detected | only the first right, only the second | McNemar's p |", "|---" * 5 + "|"]
+header = [f"keep 0.9, {share:.0%} of the multiply-accumulates, {main.cells[ours]['image_tokens']} tokens", "accuracy",
+          "could have been detected", "only the first right, only the second", "McNemar's p"]
+rows = []
 for label, other, found in (("ToMe", rival, to_tome), ("the whole model", "whole", to_whole),
                             ("random merging", random_merge, tasks.difference(main, ours, random_merge))):
     first, second, p = tasks.only_one_right(main, ours, other)
-    lines.append(f"| PiToMe minus {label} | {found} | {found.detectable:.3f} | {first}, {second} | {'< 0.001' if p < 0.001 else f'{p:.2g}'} |")
+    rows.append([f"PiToMe minus {label}", found, f"{found.detectable:.3f}", f"{first}, {second}", "< 0.001" if p < 0.001 else f"{p:.2g}"])
 lost, lost_tome = -to_whole.mean, -tasks.difference(main, rival, "whole").mean
 half = len(full)
 told = [np.array(tasks.said(main, ours)[:half]), np.array(tasks.said(full, ours))]
 turned = int((main.outcome(ours, "correct")[:half] != full.outcome(ours, "correct")).sum())
 display(Markdown(
-    "\n".join(lines) + f"\n\n(McNemar's test takes questions as independent; three share a scene. The interval does not.) An advantage of "
+    markdown(header, rows) + f"\n\n(McNemar's test takes questions as independent; three share a scene. The interval does not.) An advantage of "
     f"PiToMe over ToMe of more than {max(100 * to_tome.high, 0):.1f} answers in a hundred does not fit the interval, a disadvantage of up to "
     f"{-100 * to_tome.low:.1f} does. PiToMe's cell was scored on a CPU and the others on a GPU, because the memory of the graphics card had run "
     f"out; of the first {half:,} questions, answered on both, {int((told[0] != told[1]).sum())} answers differ, and {turned} of them change from "
@@ -359,18 +362,18 @@ ax.legend(fontsize=8.5)
 plt.show()
 
 # %% tags=["hide-input"]
-lines = ["| 2,000 questions, keep 0.9 | raster-compact minus raster-centroid | released minus raster-compact | released minus raster-centroid |",
-         "|---" * 4 + "|"]
+header = ["2,000 questions, keep 0.9", "raster-compact minus raster-centroid", "released minus raster-compact", "released minus raster-centroid"]
+rows = []
 for arm in grid.ORDERED:
     base, compact, released = f"{arm}@0.9", f"{arm}@0.9/raster-compact", f"{arm}@0.9/released"
-    lines.append(f"| {LABELS[arm]} | {tasks.difference(full, compact, base)} | {tasks.difference(full, released, compact)} | "
-                 f"{tasks.difference(full, released, base)} |")
+    gaps = ((compact, base), (released, compact), (released, base))
+    rows.append([LABELS[arm], *(tasks.difference(full, *gap) for gap in gaps)])
 kinds = ("position", "relation", "list", "total", "exist", "single")
-lines += ["", "| PiToMe, accuracy by type | " + " | ".join(kinds) + " |", "|---" * (1 + len(kinds)) + "|"]
+by_type = []
 for order in orders:
     found = tasks.by_type(full, ours + ("" if order == orders[0] else f"/{order}"))
-    lines.append(f"| {order} | " + " | ".join(f"{found[kind]:.2f}" for kind in kinds) + " |")
-lines.append("| *blind prior* | " + " | ".join(f"{full.header['prior'][kind]:.2f}" for kind in kinds) + " |")
+    by_type.append([order, *(f"{found[kind]:.2f}" for kind in kinds)])
+by_type.append(["*blind prior*", *(f"{full.header['prior'][kind]:.2f}" for kind in kinds)])
 def parts(arm):
     """Answers in a hundred that are lost: together, by the positions, by the order."""
     base, compact, released = f"{arm}@0.9", f"{arm}@0.9/raster-compact", f"{arm}@0.9/released"
@@ -387,7 +390,8 @@ worth = {arm: parts(arm) for arm in ("pitome", "tome")}
 where = [given for given, kind in zip(tasks.said(full, f"{ours}/released"), full.items["type"], strict=True) if kind == "position"]
 (corner, times), *_ = Counter(where).most_common()
 display(Markdown(
-    "\n".join(lines) + f"\n\n**For this model, order and positions matter more than the choice between PiToMe and ToMe**: together "
+    markdown(header, rows) + "\n\n" + markdown(["PiToMe, accuracy by type", *kinds], by_type)
+    + f"\n\n**For this model, order and positions matter more than the choice between PiToMe and ToMe**: together "
     f"{worth['pitome'][0]:.0f} and {worth['tome'][0]:.0f} answers in a hundred, of which {worth['pitome'][1]:.0f} and "
     f"{worth['tome'][1]:.0f} go with the positions and {worth['pitome'][2]:.0f} and {worth['tome'][2]:.0f} with the order. Without "
     f"positions on the grid, *position* with PiToMe is {of_type(f'{ours}/raster-compact', 'position')} against a prior of "
@@ -439,15 +443,16 @@ for size, rounds in ((1, 2 if quick else 7), (2 if quick else 8, 1 if quick else
             with grid.applied(cell, model) as running:
                 found[cell.key].append(stages(running, batch, words))
     figures[size] = {key: np.median(rows, axis=0) for key, rows in found.items()}
-lines = ["| pictures at a time | | tower | reading | three more tokens | together | speed-up |", "|---" * 7 + "|"]
+table = []
 for size, rows in figures.items():
     for key, parts in rows.items():
         gain = rows["whole"].sum() / parts.sum()
-        lines.append(f"| {size} | {main.about(key)['label']}{'' if key == 'whole' else ', keep 0.9'} | "
-                     + " | ".join(f"{1000 * part:.0f} ms" for part in (*parts, parts.sum())) + f" | {gain:.2f} |")
+        label = main.about(key)["label"] + ("" if key == "whole" else ", keep 0.9")
+        table.append([size, label, *(f"{1000 * part:.0f} ms" for part in (*parts, parts.sum())), f"{gain:.2f}"])
 cost = {key: main.cells[key] for key in ("whole", ours)}
 implied = {part: cost["whole"][part] / cost[ours][part] for part in ("gmacs_tower", "gmacs_prefill", "gmacs")}
-display(Markdown("\n".join(lines) + f"\n\n*Live*, {torch.get_num_threads()} threads, medians of a few rounds: an illustration, no benchmark. The "
+display(Markdown(markdown(["pictures at a time", "", "tower", "reading", "three more tokens", "together", "speed-up"], table)
+                 + f"\n\n*Live*, {torch.get_num_threads()} threads, medians of a few rounds: an illustration, no benchmark. The "
                  f"counts imply {implied['gmacs_tower']:.2f} for the tower, {implied['gmacs_prefill']:.2f} for the reading and "
                  f"{implied['gmacs']:.2f} for both. Of the whole model's multiply-accumulates up to the first token, reading takes "
                  f"{cost['whole']['gmacs_prefill'] / cost['whole']['gmacs']:.0%}. Later tokens are read one at a time and gain little."))
