@@ -77,8 +77,8 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 def log_test(record: Record, cells: Sequence[str], run: Mapping[str, Any], log: Path | None = None) -> None:
     """Note in ``results/test_log.json`` that cells of a test set are about to be scored. Call it before, not after.
 
-    `run` is what `of_run` said, with ``test=True``. A run that is killed and started again makes two entries; ``new``
-    counts the cells that the record lacked each time, ``again`` those that it had.
+    `run` is what `of_run` returned, with ``test=True``. A run that is killed and started again makes two entries. In
+    each, ``new`` counts the cells that the record lacked, and ``again`` those that it had.
     """
     log = log or results.writable(committed=True) / "test_log.json"
     about = {name: record.header.get(name) for name in ("experiment", "task", "tier", "protocol", "model")}

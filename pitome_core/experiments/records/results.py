@@ -118,7 +118,7 @@ class Record:
             key: of the cell.
             cell: what the record says about it.
             outcomes: arrays whose first axis is the items, or what `pack` made of one.
-            run: what `provenance.of_run` said when the computation of the cell started. Runs of one process that
+            run: what `provenance.of_run` returned when the computation of the cell started. Runs of one process that
                 differ in their dates only are one entry of `runs`.
 
         Raises:
