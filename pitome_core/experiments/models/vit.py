@@ -71,6 +71,7 @@ class SaliencyHead(nn.Module):
         self.final = nn.Conv2d(widths[-1], 1, kernel_size=1)
 
     def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """``(B, 384, h, w)`` patch features and ``size = (H, W)`` in pixels -> ``(B, 1, H, W)`` probabilities."""
         logits = self.final(self.stages(features))  # (B, 1, 8h, 8w)
         return nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False).sigmoid()
 
@@ -89,6 +90,10 @@ class SaliencyModel(nn.Module):
         self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` preprocessed images -> ``(B, 1, H, W)`` saliency in 0..1.
+
+        Raises ``ValueError`` if the backbone does not return one token per patch.
+        """
         height, width = images.shape[-2:]
         rows, columns = height // PATCH, width // PATCH
         tokens = self.backbone.forward_features(images)  # (B, prefix + N, C)
