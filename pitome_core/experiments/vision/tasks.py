@@ -81,7 +81,7 @@ def mixed(assignment: Tensor, cover: Tensor) -> Tensor:
 
 
 class Scenes(ImageTask):
-    """Objects with exact masks on photographs: does the merged model still find them?
+    """Objects with exact masks on photographs: whether the merged model still finds them.
 
     Outcomes per scene: ``auc`` and ``nss`` of the map against the mask (accuracy), ``likeness``, the correlation of the
     map with the whole model's (fidelity), and ``mixed``, the share of object patches that end in one token with
@@ -111,10 +111,12 @@ class Scenes(ImageTask):
         }
 
     def prepare(self) -> None:
+        """Compute the maps of the whole model."""
         maps = self.over(self.model, self.images, lambda x: saliency_maps(self.model, self.judge.head, x))
         self.whole = torch.cat(maps)
 
     def score(self, running: nn.Module, cell: Cell) -> dict[str, Any]:
+        """``auc``, ``nss``, ``likeness`` and ``mixed``, ``(n,)`` each, under `running`."""
         method = grid.method_of(cell)
         groups = method is not None and method.partition
         with pc.record(running) if groups else nullcontext() as trace:
@@ -131,7 +133,7 @@ class Scenes(ImageTask):
 
 
 class Photographs(ImageTask):
-    """Photographs, no labels: how far is the merged model from the whole one?
+    """Photographs without labels: how far the merged model is from the whole one.
 
     Outcomes per photograph: ``likeness`` of the saliency map; ``class_cosine`` and ``patch_cosine``, one value for each
     layer, the cosine of class token and of un-merged patch tokens to the whole model's (mean over patches). The whole
@@ -179,10 +181,12 @@ class Photographs(ImageTask):
         return {name: torch.cat(values).numpy() for name, values in found.items()}
 
     def prepare(self) -> None:
+        """Compute maps and tokens of the whole model, and what its layers offer to merging."""
         self.whole = self.over(self.model, self.images, lambda x: self._read(self.model, x))
         self.keys = self._keys()
 
     def score(self, running: nn.Module, cell: Cell) -> dict[str, Any]:
+        """``likeness (n,)``, ``class_cosine`` and ``patch_cosine (n, L)``; of the whole model also `_keys`."""
         found = self.over(running, self.images, lambda x: self._read(running, x))
         outcomes: dict[str, list] = {"likeness": [], "class_cosine": [], "patch_cosine": []}
         for (maps, classes, patches), (m, c, p) in zip(found, self.whole, strict=True):
@@ -219,6 +223,7 @@ class Heads(ImageTask):
 
     @property
     def about(self) -> dict[str, Any]:
+        """Header entries: among them the number of training items and the penalty."""
         return super().about | {"train": len(self.train_labels), "penalty": self.penalty}
 
     def features(self, running: nn.Module, images: Tensor) -> np.ndarray:
@@ -243,18 +248,21 @@ class Heads(ImageTask):
         return head.fit(features, self.train_labels)
 
     def refits(self, cell: Cell) -> bool:
-        """Whether the cell is one of those with a second column."""
+        """Whether a head is also fitted on features of the cell's merged model (``correct_refit``)."""
         return cell.arm == grid.WHOLE or (
             cell.keep in REFIT_AT and cell.seed in (None, 0) and cell.proportional is None
         )
 
     def work(self, cell: Cell) -> int:
+        """How many images the cell sends through its model: the training items too where a head is fitted."""
         return len(self.labels) + (len(self.train_labels) if self.refits(cell) else 0)
 
     def prepare(self) -> None:
+        """Fit the head on features of the whole model."""
         self.head = self.fit(self.features(self.model, self.train_images))
 
     def score(self, running: nn.Module, cell: Cell) -> dict[str, Any]:
+        """``correct (n,)``; ``predicted (n,)`` and ``correct_refit (n,)`` for the cells that have them."""
         features = self.features(running, self.images)
         predicted = self.head.predict(features)
         outcomes = {"correct": predicted == self.labels}
@@ -287,10 +295,11 @@ class Digits(Heads):
 
 
 class Groups(Heads):
-    """Which of Unicode's groups is the emoji from? Large on a photograph; identities of train are not in test.
+    """Classification of emoji into Unicode's groups.
 
-    The six photographs are the same on both sides: what is asked is about objects, and objects are resampled. With
-    ``source="stamps"``, cut-out photographs and their categories.
+    Each emoji is large on a photograph. No identity of train is in test. The six photographs are the same in train and
+    test, because the question is about objects, and intervals resample objects. With ``source="stamps"`` the items are
+    cut-out photographs, and the classes are their categories.
     """
 
     clusters = ("object",)
