@@ -68,7 +68,7 @@ def configure_actions(options: Options) -> None:
     options.add_argument("--steps", type=int, metavar="N", help="with --train: another recipe, with N steps of tuning "
                          f"(default: {training.Recipe.steps})")
     options.add_argument("--early", action="store_true",
-                         help="with --train and --minutes: make weights of what is there when time is over")
+                         help="with --train and --minutes: store the weights of the last checkpoint when time is over")
 
 
 def act(args: argparse.Namespace) -> bool:

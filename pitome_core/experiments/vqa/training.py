@@ -48,7 +48,9 @@ STREAM, VALIDATION = "train", "validation"
 VALIDATED = 3600  # questions of the validation stream that decide about the headline
 KNOWN = 20_000  # questions of the train stream that blind priors come from
 GRID = llava.SIDE // PATCH  # patches to a side
-INNER = 0.8  # share of an object's square: patches with their middle inside are the object's; further out, no one's
+# Share of an object's square. A patch shows the object if its middle lies inside this share. Between this share and the
+# edge of the square a patch is `IGNORED`.
+INNER = 0.8
 BACKGROUND = "background"  # the word for patches outside all squares
 IGNORED = -1
 NAMES = (BACKGROUND, *questions.CLASSES)
@@ -375,7 +377,7 @@ def train(recipe: Recipe, budget: Budget, log: Path | None = None) -> State:
     return state
 
 
-# --- what it is worth
+# --- validation
 
 
 @torch.no_grad()
