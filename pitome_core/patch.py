@@ -333,10 +333,10 @@ class Patch:
             remove = self.keep.remove
         else:
             remove = keep_schedule(num_patches, self.keep, len(self.keep)).remove
-        left = num_patches
+        remaining = num_patches
         for k in remove:
-            self.method.check_remove(k, left)
-            left -= k
+            self.method.check_remove(k, remaining)
+            remaining -= k
         return remove
 
     def removals_each(self, layer: int, lengths: Tensor) -> Tensor:
@@ -356,11 +356,11 @@ class Patch:
             return []  # how many tokens such a method can remove depends on the grid
         context = {"size": None, "num_layers": len(self.rows), "class_attention": torch.ones(1, 8) / 9,
                    "attention": torch.ones(1, 9, 8) / 9}
-        metric, one = torch.eye(8)[None], 1
+        metric, remove = torch.eye(8)[None], 1
         if self.ragged:
-            context["mask"], one = metric.any(dim=1), torch.tensor([1])
+            context["mask"], remove = metric.any(dim=1), torch.tensor([1])
         return [
-            make_plan(self.method, metric, one, {**context, "margin": row.margin, "layer": layer}, row.options)
+            make_plan(self.method, metric, remove, {**context, "margin": row.margin, "layer": layer}, row.options)
             for layer, row in enumerate(self.rows)
             if row is not None
         ]
