@@ -192,12 +192,12 @@ def convert_onnx(file: Path) -> dict[str, Tensor]:
             weights[f"backbone.norm.{kind}"] = named.pop(f"backbone.layernorm.{kind}")
             weights[f"head.final.{kind}"] = named.pop(f"decoder.final_conv.{kind}")
             for i in range(12):
-                theirs, ours = f"backbone.encoder.layer.{i}", f"backbone.blocks.{i}"
-                qkv = [named.pop(f"{theirs}.attention.attention.{part}.{kind}") for part in ("query", "key", "value")]
-                weights[f"{ours}.attn.qkv.{kind}"] = torch.cat(qkv)
-                weights[f"{ours}.attn.proj.{kind}"] = named.pop(f"{theirs}.attention.output.dense.{kind}")
+                source, target = f"backbone.encoder.layer.{i}", f"backbone.blocks.{i}"
+                qkv = [named.pop(f"{source}.attention.attention.{part}.{kind}") for part in ("query", "key", "value")]
+                weights[f"{target}.attn.qkv.{kind}"] = torch.cat(qkv)
+                weights[f"{target}.attn.proj.{kind}"] = named.pop(f"{source}.attention.output.dense.{kind}")
                 for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
-                    weights[f"{ours}.{part}.{kind}"] = named.pop(f"{theirs}.{part}.{kind}")
+                    weights[f"{target}.{part}.{kind}"] = named.pop(f"{source}.{part}.{kind}")
         for i in range(12):
             for scale in (1, 2):
                 gamma = named.pop(f"backbone.encoder.layer.{i}.layer_scale{scale}.lambda1")
