@@ -99,10 +99,10 @@ class Command:
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the options of both tiers to ``parser``."""
-        known = [grid.WHOLE, *self.arms]
+        arm_names = [grid.WHOLE, *self.arms]
         parser.add_argument("--profile", choices=settings.PROFILES, help="tier; default: PITOME_PROFILE, else embedded")
-        parser.add_argument("--methods", nargs="+", choices=known, metavar="METHOD",
-                            help=f"default: the protocol's grid; of {', '.join(known)}")
+        parser.add_argument("--methods", nargs="+", choices=arm_names, metavar="METHOD",
+                            help=f"default: the protocol's grid; of {', '.join(arm_names)}")
         parser.add_argument("--keep", nargs="+", type=float, metavar="R", help=self.keep)
         parser.add_argument("--split", choices=("dev", "test"), default="dev",
                             help="dev explores; test is scored by the protocol and logged (default: %(default)s)")
@@ -131,9 +131,9 @@ class Command:
         settings.exact_float32()
         tier = "paper" if settings.profile() == "paper" else "embedded"  # the smoke tier has the embedded one's options
         for options in args.tiers:
-            if options.tier != tier and (given := options.given(args)):
-                word, them = ("is an option", "it") if len(given) == 1 else ("are options", "them")
-                print(f"error: {', '.join(given)} {word} of the {options.tier} tier, and this run is of the "
+            if options.tier != tier and (foreign := options.given(args)):
+                word, them = ("is an option", "it") if len(foreign) == 1 else ("are options", "them")
+                print(f"error: {', '.join(foreign)} {word} of the {options.tier} tier, and this run is of the "
                       f"{settings.profile()} tier: add --profile {options.tier}, or leave {them} out", file=sys.stderr)
                 return 2
             options.fill(args)
