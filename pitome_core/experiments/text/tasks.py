@@ -100,11 +100,11 @@ class Texts:
     def cost(self, cell: Cell) -> dict[str, Any]:
         """Mean over the items of the exact counts: 10^9 multiply-accumulates, share, tokens entering each layer."""
         macs = self._macs(cell)
-        left = sum(n * np.array(text_grid.tokens(cell, self.depth, length)) for length, n in self._lengths.items())
+        tokens = sum(n * np.array(text_grid.tokens(cell, self.depth, length)) for length, n in self._lengths.items())
         return text_grid.describe(cell) | {
             "gmacs": round(macs / len(self.rows) / 1e9, 6),
             "share": round(macs / self._whole, 6),
-            "tokens": np.round(left / len(self.rows), 3).tolist(),
+            "tokens": np.round(tokens / len(self.rows), 3).tolist(),
         } | self._retrained_weights(cell)
 
     def _retrained_weights(self, cell: Cell) -> dict[str, Any]:

@@ -167,18 +167,18 @@ class Photographs(ImageTask):
 
     def _keys(self) -> dict[str, np.ndarray]:
         """What the whole model's layers offer to merging: ``(n, L)`` each."""
-        found: dict[str, list] = {"key_cosine": [], "hidden_cosine": [], "energy_spread": []}
+        statistics: dict[str, list] = {"key_cosine": [], "hidden_cosine": [], "energy_spread": []}
         margins = pc.margin_schedule(len(self.model.blocks))
 
         def read(batch: Tensor) -> None:
             keys, hidden, _ = layer_keys(self.model, batch)
-            found["key_cosine"].append(torch.stack([_mean_cosine(key) for key in keys], 1).cpu())
-            found["hidden_cosine"].append(torch.stack([_mean_cosine(tokens) for tokens in hidden], 1).cpu())
+            statistics["key_cosine"].append(torch.stack([_mean_cosine(key) for key in keys], 1).cpu())
+            statistics["hidden_cosine"].append(torch.stack([_mean_cosine(tokens) for tokens in hidden], 1).cpu())
             energies = [pc.energy_score(key, margin) for key, margin in zip(keys, margins, strict=True)]
-            found["energy_spread"].append(torch.stack([e.std(1) for e in energies], 1).cpu())
+            statistics["energy_spread"].append(torch.stack([e.std(1) for e in energies], 1).cpu())
 
         self.over(self.model, self.images, read)
-        return {name: torch.cat(values).numpy() for name, values in found.items()}
+        return {name: torch.cat(values).numpy() for name, values in statistics.items()}
 
     def prepare(self) -> None:
         """Compute maps and tokens of the whole model, and what its layers offer to merging."""
@@ -187,9 +187,9 @@ class Photographs(ImageTask):
 
     def score(self, running: nn.Module, cell: Cell) -> dict[str, Any]:
         """``likeness (n,)``, ``class_cosine`` and ``patch_cosine (n, L)``; of the whole model also `_keys`."""
-        found = self.over(running, self.images, lambda x: self._read(running, x))
+        readings = self.over(running, self.images, lambda x: self._read(running, x))
         outcomes: dict[str, list] = {"likeness": [], "class_cosine": [], "patch_cosine": []}
-        for (maps, classes, patches), (m, c, p) in zip(found, self.whole, strict=True):
+        for (maps, classes, patches), (m, c, p) in zip(readings, self.whole, strict=True):
             outcomes["likeness"].append(correlation(maps, m))
             outcomes["class_cosine"].append(cosine_similarity(classes, c, dim=-1))
             outcomes["patch_cosine"].append(cosine_similarity(patches, p, dim=-1).mean(-1))
@@ -236,8 +236,8 @@ class Heads(ImageTask):
                 output_fmt="NLC", intermediates_only=True,
             )
             patches = layers[-1][0]
-            left = patches.abs().sum(2, keepdim=True) > 0  # patches that were dropped come back as zeros
-            mean = patches.sum(1) / left.sum(1)
+            is_kept = patches.abs().sum(2, keepdim=True) > 0  # patches that were dropped come back as zeros
+            mean = patches.sum(1) / is_kept.sum(1)
             return torch.cat([prefix[:, 0] for _, prefix in layers] + [mean], 1).cpu()
 
         return torch.cat(self.over(running, images, read)).numpy()
@@ -309,17 +309,17 @@ class Groups(Heads):
     def __init__(self, split: str, count: int = 320, train: int = 960, source: str = "openmoji"):
         self.name = "emoji" if source == "openmoji" else "stamp-groups"
         self.model = vit.vit_small(224)
-        made = scenes.scenes(count, split=split, source=source, scale=self.scale)
-        seen = scenes.scenes(train, split="train", source=source, scale=self.scale)
-        self.images, self.train_images = made.images, seen.images
-        names = sorted({thing.group for thing in seen.objects})
-        self.labels = np.array([names.index(thing.group) for thing in made.objects])
-        self.train_labels = np.array([names.index(thing.group) for thing in seen.objects])
+        scored_scenes = scenes.scenes(count, split=split, source=source, scale=self.scale)
+        train_scenes = scenes.scenes(train, split="train", source=source, scale=self.scale)
+        self.images, self.train_images = scored_scenes.images, train_scenes.images
+        names = sorted({thing.group for thing in train_scenes.objects})
+        self.labels = np.array([names.index(thing.group) for thing in scored_scenes.objects])
+        self.train_labels = np.array([names.index(thing.group) for thing in train_scenes.objects])
         self.items = {
             "id": [f"{i:04d}" for i in range(count)],
-            "object": [thing.identity for thing in made.objects],
-            "photograph": list(made.photographs),
-            "label": [thing.group for thing in made.objects],
+            "object": [thing.identity for thing in scored_scenes.objects],
+            "photograph": list(scored_scenes.photographs),
+            "label": [thing.group for thing in scored_scenes.objects],
         }
 
 
