@@ -76,11 +76,11 @@ class Retrieval(ImageTask):
 
     def cost(self, cell: Cell) -> dict[str, Any]:
         """As `retrieval_grid.cost`, and which heads were trained with the cell's merging on."""
-        found = retrieval_grid.cost(cell, self.model, self.lengths)
+        entries = retrieval_grid.cost(cell, self.model, self.lengths)
         if retrained_heads_exist(cell):
             paths = [retrieval_training.heads_path(seed, cell) for seed in retrieval_training.SEEDS]
-            found["weights"] = {path.stem: files.digest(path) for path in paths}
-        return found
+            entries["weights"] = {path.stem: files.digest(path) for path in paths}
+        return entries
 
     def applied(self, cell: Cell) -> AbstractContextManager[nn.Module]:
         """The dual encoder as the cell runs it; it is patched inside the `with` block only."""
