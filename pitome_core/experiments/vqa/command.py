@@ -31,8 +31,8 @@ from pitome_core.experiments.vqa import grid, hub, tasks, training
 
 def cells(args: argparse.Namespace, name: str) -> list[Cell]:
     """The protocol's grid for a task, or other arms and ratios."""
-    asked = ({"arms": args.methods} if args.methods else {}) | ({"keeps": args.keep} if args.keep else {})
-    return grid.cells(**(tasks.GRIDS[name] | asked))
+    chosen = ({"arms": args.methods} if args.methods else {}) | ({"keeps": args.keep} if args.keep else {})
+    return grid.cells(**(tasks.GRIDS[name] | chosen))
 
 
 def table(record: results.Record, chosen: Sequence[Cell]) -> str:

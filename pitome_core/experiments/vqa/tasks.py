@@ -63,8 +63,8 @@ class Vqa:
     @cached_property
     def prior(self) -> dict[str, float]:
         """Accuracy by type of question, of the best guess without the picture (`questions.blind_prior`)."""
-        known = questions.QuestionStream(vqa_training.STREAM, vqa_training.KNOWN)
-        return {kind: round(share, 4) for kind, share in questions.blind_prior(known, self.asked).items()}
+        train_questions = questions.QuestionStream(vqa_training.STREAM, vqa_training.KNOWN)
+        return {kind: round(share, 4) for kind, share in questions.blind_prior(train_questions, self.asked).items()}
 
     @cached_property
     def pixels(self) -> torch.Tensor:
@@ -107,10 +107,10 @@ class Vqa:
 
     def score(self, running: nn.Module, cell: Cell) -> dict[str, Any]:
         """``correct (questions,)`` and ``answer``, both packed (`results.pack`, `pack_texts`)."""
-        given = llava.ask(running, self.pixels, [q.text for q in self.asked], [q.scene for q in self.asked],
-                          order=vqa_grid.order_of(cell), side=cell.pixels)
-        right = [float(text == q.answer) for text, q in zip(given, self.asked, strict=True)]
-        return {"correct": results.pack(right), "answer": pack_texts(given)}
+        answers = llava.ask(running, self.pixels, [q.text for q in self.asked], [q.scene for q in self.asked],
+                            order=vqa_grid.order_of(cell), side=cell.pixels)
+        right = [float(text == q.answer) for text, q in zip(answers, self.asked, strict=True)]
+        return {"correct": results.pack(right), "answer": pack_texts(answers)}
 
 
 def pack_texts(texts: Sequence[str]) -> dict[str, Any]:
@@ -150,10 +150,10 @@ def by_type(record: results.Record, key: str) -> dict[str, float]:
 def accuracy(record: results.Record, key: str) -> dict[str, float]:
     """``micro``, ``macro`` and ``all`` of a cell, mean over its seeds; the first two NaN without a headline."""
     right, types = record.mean_over_seeds(key, "correct"), by_type(record, key)
-    here = [types[kind] for kind in record.header["headline"] if kind in types]
+    shares = [types[kind] for kind in record.header["headline"] if kind in types]
     return {
-        "micro": float(right[of_types(record)].mean()) if here else float("nan"),
-        "macro": float(np.mean(here)) if here else float("nan"),
+        "micro": float(right[of_types(record)].mean()) if shares else float("nan"),
+        "macro": float(np.mean(shares)) if shares else float("nan"),
         "all": float(right.mean()),
     }
 
@@ -165,17 +165,17 @@ def difference(
 
     ``kinds`` are the types of the questions (default: the headline's). The interval resamples scenes.
     """
-    here = of_types(record, kinds)
-    pair = [record.mean_over_seeds(key, "correct")[here] for key in (first, second)]
-    return paired_difference(*pair, np.array(record.items["scene"])[here])
+    is_chosen = of_types(record, kinds)
+    pair = [record.mean_over_seeds(key, "correct")[is_chosen] for key in (first, second)]
+    return paired_difference(*pair, np.array(record.items["scene"])[is_chosen])
 
 
 def only_one_right(
     record: results.Record, first: str, second: str, kinds: Sequence[str] | None = None
 ) -> McNemar:
     """McNemar's exact test on the questions of these types; a cell of its own for each seed."""
-    here = of_types(record, kinds)
-    return mcnemar(*(record.outcome(key, "correct")[here] for key in (first, second)))
+    is_chosen = of_types(record, kinds)
+    return mcnemar(*(record.outcome(key, "correct")[is_chosen] for key in (first, second)))
 
 
 TASKS: dict[str, Callable[..., Vqa]] = {
