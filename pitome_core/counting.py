@@ -156,9 +156,9 @@ def schedule(
         ((17, 13, 10), (17, 9, 5))
     """
     targets = {"keep": keep, "remove": remove, "tokens": tokens, "flops": flops}
-    given = [name for name, value in targets.items() if value is not None]
-    if len(given) != 1:
-        raise ValueError(f"give exactly one of keep, remove, tokens, flops; got {', '.join(given) or 'none'}")
+    given_names = [name for name, value in targets.items() if value is not None]
+    if len(given_names) != 1:
+        raise ValueError(f"give exactly one of keep, remove, tokens, flops; got {', '.join(given_names) or 'none'}")
     shape = family_of(model).shape(model, input_size)
     patch = active_patch(model)
     method = find_method("pitome") if patch is None else patch.method
@@ -183,7 +183,7 @@ def schedule(
                 f"and {cheapest:.4g} with as many tokens removed as {method.name!r} can"
             )
         result = cheapest_schedule(num, budget, depth, prefix, cost)
-    remedy = {"tokens": "ask for more tokens", "flops": "ask for more of them"}.get(given[0])
+    remedy = {"tokens": "ask for more tokens", "flops": "ask for more of them"}.get(given_names[0])
     for k, entering in zip(result.remove, result.tokens, strict=False):
         method.check_remove(k, entering - prefix, remedy)
     return result

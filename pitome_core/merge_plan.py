@@ -160,7 +160,7 @@ class MergePlan:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(B, N)."""
+        """`(B, N)`: the numbers of items and of input tokens."""
         if self.pairs is None:
             return tuple(self.assignment.shape)
         batch, removed = self.pairs[0].shape
@@ -228,7 +228,7 @@ class MergePlan:
             raise ValueError("a composition with mlerp is no single reduction: merge with one plan after the other")
 
         if self.pairs is not None:
-            # k pairs: copy the tokens that stay, add the k tokens that go. Tokens are rows of a matrix, T = prefix + N.
+            # k pairs: copy the tokens that stay, add the k sources. Tokens are rows of a matrix, T = prefix + N.
             source, target = self.pairs
             batch, width, count = x.shape[0], x.shape[1], prefix + self.num_tokens
             tokens, size = x.flatten(0, 1), size.flatten()  # (B T, C), (B T,)

@@ -55,12 +55,12 @@ class LayerStep:
 
     Attributes:
         patch, layer: how the model merges, and the number of this layer.
-        remove: how many tokens go; the largest of `counts` where items differ in length.
+        remove: how many tokens are removed; the largest of `counts` where items differ in length.
         prefix: how many tokens in front never merge.
         class_token: whether the first of them is a class token.
         positions: `(B, N, 2)` long, row and column of the tokens on the patch grid, if the method asks for them.
         mergeable: `(B, T)` bool, the tokens that may merge, where items differ in length; else None.
-        counts: `(B,)` long, how many tokens of each item go, where items differ in length; else None.
+        counts: `(B,)` long, how many tokens each item loses, where items differ in length; else None.
     """
 
     patch: Patch
@@ -121,7 +121,7 @@ def merge_tokens(
         attention_map: `(B, T, T)`, the mean over heads, if `step.reads_attention`; else None.
 
     Returns:
-        Tokens `(B, T', C)`, sizes `(B, T')`, and the plan; x, size and None if no token goes.
+        Tokens `(B, T', C)`, sizes `(B, T')`, and the plan; x, size and None if no token is removed.
     """
     if step.remove == 0:
         return x, size, None
@@ -318,7 +318,7 @@ class Patch:
         return ForwardState(self, x, prefix, class_token, columns, **masks)
 
     def removals(self, num_patches: int) -> tuple[int, ...]:
-        """How many tokens go in each layer, for an input of that many patches.
+        """How many tokens each layer removes, for an input of that many patches.
 
         Raises:
             ValueError: a schedule for another number of patches, or more tokens than the method can remove.
@@ -333,14 +333,17 @@ class Patch:
             remove = self.keep.remove
         else:
             remove = keep_schedule(num_patches, self.keep, len(self.keep)).remove
-        left = num_patches
+        remaining = num_patches
         for k in remove:
-            self.method.check_remove(k, left)
-            left -= k
+            self.method.check_remove(k, remaining)
+            remaining -= k
         return remove
 
     def removals_each(self, layer: int, lengths: Tensor) -> Tensor:
-        """How many tokens of every item go in that layer, `(B,)` long, from the numbers `(B,)` of tokens that may."""
+        """How many tokens that layer removes of every item, `(B,)` long.
+
+        `lengths (B,)` are the numbers of tokens that may merge.
+        """
         numbers = lengths.tolist()
         removed = [tokens_removed(number, self.keep[layer]) for number in numbers]
         for k, number in zip(removed, numbers, strict=True):
@@ -353,11 +356,11 @@ class Patch:
             return []  # how many tokens such a method can remove depends on the grid
         context = {"size": None, "num_layers": len(self.rows), "class_attention": torch.ones(1, 8) / 9,
                    "attention": torch.ones(1, 9, 8) / 9}
-        metric, one = torch.eye(8)[None], 1
+        metric, remove = torch.eye(8)[None], 1
         if self.ragged:
-            context["mask"], one = metric.any(dim=1), torch.tensor([1])
+            context["mask"], remove = metric.any(dim=1), torch.tensor([1])
         return [
-            make_plan(self.method, metric, one, {**context, "margin": row.margin, "layer": layer}, row.options)
+            make_plan(self.method, metric, remove, {**context, "margin": row.margin, "layer": layer}, row.options)
             for layer, row in enumerate(self.rows)
             if row is not None
         ]

@@ -1,6 +1,8 @@
-"""How many tokens go in each layer: from a keep ratio, from a fixed number, or towards a target.
+"""How many tokens each layer removes: from a keep ratio, from a fixed number, or towards a target.
 
-A `Schedule` holds the numbers for one model at one input size. Prefix tokens (class token, registers) never go."""
+A `Schedule` holds the numbers for one model at one input size. Prefix tokens (class token, registers)
+are never removed.
+"""
 
 from __future__ import annotations
 

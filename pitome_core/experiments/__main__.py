@@ -39,10 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m pitome_core.experiments", description=__doc__)
     commands = parser.add_subparsers(dest="experiment", required=True, metavar="EXPERIMENT")
-    asked = next((word for word in argv if not word.startswith("-")), None)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
     for name, summary in EXPERIMENTS.items():
         command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
-        if name == asked:
+        if name == chosen:
             module = _imported(name)
             command.description = module.__doc__
             module.configure(command)

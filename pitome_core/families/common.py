@@ -63,7 +63,7 @@ def run_block(
     attend: Callable[[Tensor, Tensor | None, MergePlan | LinearPlan | None], Attended],
     feed: Callable[[Tensor], Tensor],
 ) -> Merged:
-    """Run one block with its merge: tokens `(B, T', C)`, sizes `(B, T')`, and the plan (None when nothing goes).
+    """Run one block with its merge: tokens `(B, T', C)`, sizes `(B, T')`, and the plan (None if nothing merges).
 
     Args:
         step: what the block has to know about merging.

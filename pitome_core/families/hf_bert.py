@@ -70,14 +70,14 @@ def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
         return f"{type(model).__qualname__} reads every token in its place, which restore=False does not give it"
     for i, layer in enumerate(_encoder(model).encoder.layer):
         attention = getattr(layer, "attention", None)
-        known = {
+        expected = {
             bert.BertLayer: layer, bert.BertAttention: attention,
             bert.BertSelfAttention: getattr(attention, "self", None),
             bert.BertSelfOutput: getattr(attention, "output", None),
             bert.BertIntermediate: getattr(layer, "intermediate", None),
             bert.BertOutput: getattr(layer, "output", None),
         }
-        for kind, part in known.items():
+        for kind, part in expected.items():
             if type(part) is not kind:
                 return f"encoder.layer.{i} has a {type(part).__qualname__} where a {kind.__qualname__} is known"
         if implementation_refusal(attention.self) is not None:

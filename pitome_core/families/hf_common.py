@@ -89,8 +89,8 @@ class CallOptions:
         if value("is_causal"):
             raise ValueError("is_causal=True: a merged token would carry later tokens into earlier ones")
         states, count = value("output_hidden_states"), num_layers + 1
-        asked = range(count) if isinstance(states, bool) else [states] if isinstance(states, int) else states
-        self.wanted = {i % count for i in asked if -count <= i < count} if states else None
+        indices = range(count) if isinstance(states, bool) else [states] if isinstance(states, int) else states
+        self.wanted = {i % count for i in indices if -count <= i < count} if states else None
         as_object = arguments.get("return_dict")
         self.as_object = model.config.return_dict if as_object is None else as_object
         self.ties_last = getattr(model.config, "tie_last_hidden_states", None)

@@ -31,7 +31,8 @@ def plan_pitome(
     """Merge k pairs among the 2k tokens of highest energy; protect all others.
 
     Tokens are sorted by energy, highest first (stable). Of the first 2k, even ranks form A and odd ranks B. Every token
-    of A joins the token of B of highest cosine (of equal ones the first in rank order), so exactly k tokens go.
+    of A joins the token of B of highest cosine (of equal ones the first in rank order), so exactly k tokens are
+    removed.
 
     `metric (B, N, C)`; `remove` = k, or `(B,)` with `mask`; real tokens come first. Source: eq. 4. The options `score`,
     `protection`, `split`, `edges` and `seed` turn the method into another one, see `Variant`.

@@ -31,8 +31,8 @@ class Method:
         summary: one line.
         partition: whether every token joins exactly one slot (the laws of merging hold); False for pruning and
             transforms.
-        drops: whether tokens may go without joining any slot (pruning).
-        limit: `half` (at most N // 2 tokens can go in one layer) or `all` (N - 1).
+        drops: whether tokens may be removed without joining any slot (pruning).
+        limit: `half` (one layer removes at most N // 2 tokens) or `all` (N - 1).
         attention_when: whether the method reads attention, given its options; None = always, if it names attention or
             class_attention. Attention maps are computed for such methods only, because they cost a second product of
             queries and keys.
@@ -78,7 +78,7 @@ class Method:
         return "attention" in self.needs or "class_attention" in self.needs
 
     def max_remove(self, num_tokens: int) -> int:
-        """How many of `num_tokens` tokens can go in one layer."""
+        """How many of `num_tokens` tokens one layer can remove."""
         return num_tokens // 2 if self.limit == "half" else max(num_tokens - 1, 0)
 
     def check_options(self, options: dict[str, Any]) -> None:
@@ -225,7 +225,7 @@ def plan(
 
     Args:
         metric: `(B, N, C)`, what tokens are compared by (keys averaged over heads), without prefix tokens.
-        remove: how many tokens go: an int, or with `mask` a `(B,)` long, one number per item.
+        remove: how many tokens are removed: an int, or with `mask` a `(B,)` long, one number per item.
         method: a name from `pc.methods()`.
         margin: the paper's m, for methods that use one.
         size: `(B, N)` sizes, for methods that use them.

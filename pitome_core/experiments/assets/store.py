@@ -77,7 +77,7 @@ def cached(folder: Path, source: str, fill: Callable[[Path], None]) -> Path:
         if check(folder, source) == "ready":  # another process was faster
             return folder
         prefix = f".{folder.name}.tmp-"
-        for left_over in folder.parent.glob(f"{prefix}*"):  # of a process that was killed
+        for left_over in folder.parent.glob(f"{prefix}*"):  # the rest of a process that was killed
             shutil.rmtree(left_over, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
         try:

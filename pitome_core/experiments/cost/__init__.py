@@ -1,0 +1,1 @@
+"""Costs in seconds: the setups that are measured, their variants, and the command."""

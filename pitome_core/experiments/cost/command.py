@@ -62,26 +62,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
-    what = parser.add_argument_group("setups", "Every combination of these values is a setup.")
-    what.add_argument("--models", nargs="+", metavar="NAME",
-                      help=f"{', '.join([*SHAPES, *EVEN])}; {next(iter(STEPS))} and the like, a merge step alone; or "
-                      "architectures of timm; weights are random")
-    what.add_argument("--batch", nargs="+", type=int, metavar="B", help="batch sizes (default: 1 16)")
-    what.add_argument("--keep", nargs="+", type=float, metavar="R",
-                      help="share of tokens that every layer keeps (default: 0.9)")
-    what.add_argument("--dtype", nargs="+", choices=DTYPES,
-                      help="types of weights and images (default: bfloat16 on CUDA, else float32); with "
-                      "bfloat16-autocast weights stay in float32 and every forward casts them")
-    what.add_argument("--size", nargs="+", type=int, metavar="PX", help="image sides (default: the model's own)")
-    what.add_argument("--multiple", nargs="+", type=int, default=[1], metavar="M",
-                      help="round token counts behind a merge up to multiples of M (default: 1)")
-    what.add_argument("--every", nargs="+", type=int, default=[1], metavar="N",
-                      help="merge in one layer of N, as many tokens as N layers would (default: 1)")
-    what.add_argument("--mode", nargs="+", choices=MODES, default=["eager"],
-                      help="eager: the model as it is (default); graph: as a captured CUDA graph; step: with compiled "
-                      "merge steps; compile: the whole model through torch.compile")
-    what.add_argument("--proportional", nargs="+", choices=PROPORTIONAL, default=["preset"],
-                      help="whether attention counts a token as often as its size says (default: as the preset does)")
+    group = parser.add_argument_group("setups", "Every combination of these values is a setup.")
+    group.add_argument("--models", nargs="+", metavar="NAME",
+                       help=f"{', '.join([*SHAPES, *EVEN])}; {next(iter(STEPS))} and the like, a merge step alone; or "
+                       "architectures of timm; weights are random")
+    group.add_argument("--batch", nargs="+", type=int, metavar="B", help="batch sizes (default: 1 16)")
+    group.add_argument("--keep", nargs="+", type=float, metavar="R",
+                       help="share of tokens that every layer keeps (default: 0.9)")
+    group.add_argument("--dtype", nargs="+", choices=DTYPES,
+                       help="types of weights and images (default: bfloat16 on CUDA, else float32); with "
+                       "bfloat16-autocast weights stay in float32 and every forward casts them")
+    group.add_argument("--size", nargs="+", type=int, metavar="PX", help="image sides (default: the model's own)")
+    group.add_argument("--multiple", nargs="+", type=int, default=[1], metavar="M",
+                       help="round token counts behind a merge up to multiples of M (default: 1)")
+    group.add_argument("--every", nargs="+", type=int, default=[1], metavar="N",
+                       help="merge in one layer of N, as many tokens as N layers would (default: 1)")
+    group.add_argument("--mode", nargs="+", choices=MODES, default=["eager"],
+                       help="eager: the model as it is (default); graph: as a captured CUDA graph; step: with compiled "
+                       "merge steps; compile: the whole model through torch.compile")
+    group.add_argument("--proportional", nargs="+", choices=PROPORTIONAL, default=["preset"],
+                       help="whether attention counts a token as often as its size says (default: as the preset does)")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD",
                         help=f"methods beside the whole model and the free merge (default: {' '.join(METHODS)})")
     parser.add_argument("--repeats", type=int, default=25, help="largest number of rounds per setup (default: 25)")

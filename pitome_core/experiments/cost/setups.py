@@ -161,7 +161,7 @@ def gpu_setups() -> list[Setup]:
         *(Setup("vit_h_mae", 64, "bfloat16", 0.9, mode) for mode in ("eager", "graph")),
         Setup("llama_7b_prefill", 16, "bfloat16", 0.9),
     ]
-    rest = [
+    grid = [
         *_grid("deit_s", (1, 16, 64, 256), (0.925, 0.9)),
         *_grid("deit_s", (16,), (0.9,), mode="graph"),
         *_grid("deit_s", (64,), (0.9,), ("float32",)),
@@ -176,52 +176,52 @@ def gpu_setups() -> list[Setup]:
         *_grid("llava15_tower", (1, 4, 16, 64), (0.95, 0.9, 0.85)),
         *_grid("llama_7b_prefill", (1, 4, 16), (0.95, 0.9, 0.85)),
     ]
-    return list(dict.fromkeys([*important, *rest]))
+    return list(dict.fromkeys([*important, *grid]))
 
 
 def cpu_setups() -> list[Setup]:
     """The setups of `make bench`: first those that have targets, then a map of ViT-S over tokens and batch sizes."""
     tiny, small, base = (f"vit_{size}_patch16_224" for size in ("tiny", "small", "base"))
     clip, dino = "vit_base_patch16_clip_224", "vit_small_patch14_dinov2"  # DINOv2 at 518 px
-    single, both = ("float32",), ("float32", "bfloat16")
+    one_type, both_types = ("float32",), ("float32", "bfloat16")
     return [
-        *_grid(small, (16, 1), (0.9,), both),
-        *_grid(small, (4,), (0.9,), both, size=384),
-        *_grid(small, (16, 1), (0.9,), both, mode="step"),
-        *_grid(small, (4,), (0.9,), both, size=384, mode="step"),
+        *_grid(small, (16, 1), (0.9,), both_types),
+        *_grid(small, (4,), (0.9,), both_types, size=384),
+        *_grid(small, (16, 1), (0.9,), both_types, mode="step"),
+        *_grid(small, (4,), (0.9,), both_types, size=384, mode="step"),
         *(Setup(name, 1, "float32", 0.9) for name in STEPS),
-        *_grid(small, (1, 16), (0.9,), single, size=112),
-        *_grid(small, (1,), (0.9,), single, size=112, mode="step"),
-        *_grid(small, (1,), (0.9,), single, size=384),
-        *_grid(dino, (1,), (0.9,), single),
-        *_grid(tiny, (1, 16), (0.9,), single),
-        *_grid(tiny, (1, 16), (0.9,), single, mode="step"),
-        *_grid(base, (8,), (0.9,), both),
-        *_grid(clip, (8,), (0.9,), single),
-        *_grid(base, (2,), (0.9,), both, size=384),
-        *_grid(small, (16,), (0.8,), both),
-        *_grid(small, (4,), (0.8,), both, size=384),
-        *_grid(base, (8,), (0.8,), both),
-        *_grid(small, (4, 64), (0.9,), single, size=112),
-        *_grid(small, (4, 64), (0.9,), single),
-        *_grid(small, (16,), (0.9,), single, size=384),
-        *_grid(dino, (4,), (0.9,), single),
+        *_grid(small, (1, 16), (0.9,), one_type, size=112),
+        *_grid(small, (1,), (0.9,), one_type, size=112, mode="step"),
+        *_grid(small, (1,), (0.9,), one_type, size=384),
+        *_grid(dino, (1,), (0.9,), one_type),
+        *_grid(tiny, (1, 16), (0.9,), one_type),
+        *_grid(tiny, (1, 16), (0.9,), one_type, mode="step"),
+        *_grid(base, (8,), (0.9,), both_types),
+        *_grid(clip, (8,), (0.9,), one_type),
+        *_grid(base, (2,), (0.9,), both_types, size=384),
+        *_grid(small, (16,), (0.8,), both_types),
+        *_grid(small, (4,), (0.8,), both_types, size=384),
+        *_grid(base, (8,), (0.8,), both_types),
+        *_grid(small, (4, 64), (0.9,), one_type, size=112),
+        *_grid(small, (4, 64), (0.9,), one_type),
+        *_grid(small, (16,), (0.9,), one_type, size=384),
+        *_grid(dino, (4,), (0.9,), one_type),
         *_grid(small, (1, 16), (0.9,), size=112),
         *_grid(dino, (1,), (0.9,)),
-        *_grid(small, (16,), (0.9,), both, proportional="off"),
+        *_grid(small, (16,), (0.9,), both_types, proportional="off"),
         *_grid(small, (4,), (0.9,), size=384, proportional="off"),
         *_grid(small, (16,), (0.9,), multiple=8),
         *_grid(small, (16,), (0.9,), multiple=16),
         *_grid(small, (4,), (0.9,), size=384, multiple=16),
-        *_grid("vit_small_without_class", (16,), (0.9,), both),
-        *_grid(small, (1,), (0.9,), single, every=2),
-        *_grid(small, (1,), (0.9,), single, every=3),
-        *_grid(small, (1,), (0.9,), single, size=112, every=3),
-        *_grid(tiny, (1,), (0.9,), single, every=3),
+        *_grid("vit_small_without_class", (16,), (0.9,), both_types),
+        *_grid(small, (1,), (0.9,), one_type, every=2),
+        *_grid(small, (1,), (0.9,), one_type, every=3),
+        *_grid(small, (1,), (0.9,), one_type, size=112, every=3),
+        *_grid(tiny, (1,), (0.9,), one_type, every=3),
         *_grid(small, (16,), (0.9,), ("bfloat16-autocast",)),
         *_grid(small, (4,), (0.9,), ("bfloat16-autocast",), size=384),
         *_grid(tiny, (16,), (0.9,)),
         *_grid(clip, (8,), (0.9,)),
-        *_grid(tiny, (4,), (0.9,), single),
-        *_grid(tiny, (4,), (0.9,), single, mode="compile"),
+        *_grid(tiny, (4,), (0.9,), one_type),
+        *_grid(tiny, (4,), (0.9,), one_type, mode="compile"),
     ]

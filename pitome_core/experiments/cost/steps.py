@@ -94,6 +94,6 @@ def step_operators(
         if event.name == STEP:
             add_children(event)
     ranked = sorted(operators.items(), key=lambda item: -item[1][0])
-    rest = [sum(column) for column in zip(*(entry for _, entry in ranked[most:]), strict=True)]
-    ranked = ranked[:most] + ([("others", rest)] if rest else [])
+    others = [sum(column) for column in zip(*(entry for _, entry in ranked[most:]), strict=True)]
+    ranked = ranked[:most] + ([("others", others)] if others else [])
     return {name: [round(milliseconds, 4), round(calls)] for name, (milliseconds, calls) in ranked}

@@ -54,9 +54,9 @@ def _drop_last(
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """A copy of the modules around the very same parameters and buffers.
+    """A copy of the modules of a model that shares its parameters and buffers.
 
-    It is patched for itself and takes no memory for weights.
+    A patch of the copy does not change the original. The copy takes no memory for weights.
     """
     shared = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})

@@ -52,8 +52,8 @@ def clusters(
         if 2 * sizes[0] > n + 1:
             raise ValueError(f"{sizes[0]} of {n} tokens do not fit on even places: the first cluster must be smaller")
         even = list(range(0, 2 * sizes[0], 2))
-        rest = [place for place in range(n) if place not in even]
-        places = torch.tensor(even + rest).argsort().expand(trials, n)
+        other_places = [place for place in range(n) if place not in even]
+        places = torch.tensor(even + other_places).argsort().expand(trials, n)
     else:
         places = torch.rand(trials, n, generator=generator).argsort(dim=-1)
     return tokens.gather(1, places[..., None].expand_as(tokens)), labels.gather(1, places)

@@ -376,9 +376,9 @@ def _ask(
     names = [drawing.name for drawing in placed]
     match kind:
         case "exist":
-            there = _unit(*key, "exist") < 0.5
-            name = _pick([n for n in CLASSES if (n in names) == there], *key, "exist class")
-            return f"Is there {'an' if name[0] in 'aeio' else 'a'} {name} drawing?", "yes" if there else "no"
+            is_there = _unit(*key, "exist") < 0.5
+            name = _pick([n for n in CLASSES if (n in names) == is_there], *key, "exist class")
+            return f"Is there {'an' if name[0] in 'aeio' else 'a'} {name} drawing?", "yes" if is_there else "no"
         case "count":
             return f"How many {names[0]} drawings are there?", str(names.count(names[0]))
         case "total":

@@ -184,8 +184,8 @@ def image_features(trunk: nn.Module, images: Tensor) -> Tensor:
     """
     tokens = trunk.forward_features(images)  # (B, 1 + N, C)
     patches = tokens[:, trunk.num_prefix_tokens :]
-    left = (patches != 0).any(dim=2, keepdim=True)  # patches that were dropped come back as zeros
-    return torch.stack([tokens[:, 0], (patches * left).sum(1) / left.sum(1)], dim=1)
+    is_kept = (patches != 0).any(dim=2, keepdim=True)  # patches that were dropped come back as zeros
+    return torch.stack([tokens[:, 0], (patches * is_kept).sum(1) / is_kept.sum(1)], dim=1)
 
 
 def text_features(text: nn.Module, ids: Tensor) -> Tensor:

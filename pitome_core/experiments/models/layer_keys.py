@@ -32,7 +32,7 @@ def layer_keys(model: nn.Module, inputs: Tensor) -> LayerKeys:
 
     Args:
         model: a timm ``VisionTransformer`` or a transformers ``BertModel``.
-        inputs: images ``(B, 3, H, W)`` for the one, token ids ``(B, T)`` without padding for the other.
+        inputs: images ``(B, 3, H, W)`` for a ViT, token ids ``(B, T)`` without padding for a BERT.
 
     Raises ``TypeError`` for another model.
     """

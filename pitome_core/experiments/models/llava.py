@@ -105,15 +105,15 @@ def dinov2_weights(timm_weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name in _AROUND:
             renamed[_AROUND[name]] = value
             continue
-        _, layer, rest = name.split(".", 2)
+        _, layer, parameter = name.split(".", 2)
         where = f"encoder.layer.{layer}."
-        if rest.startswith("attn.qkv."):
+        if parameter.startswith("attn.qkv."):
             for part, third in zip("qkv", value.chunk(3), strict=True):
-                renamed[f"{where}attention.{part}_proj.{rest.rpartition('.')[2]}"] = third.contiguous()
+                renamed[f"{where}attention.{part}_proj.{parameter.rpartition('.')[2]}"] = third.contiguous()
         else:
             for timm_part, their_part in _INSIDE.items():
-                rest = rest.replace(timm_part, their_part)
-            renamed[where + rest] = value
+                parameter = parameter.replace(timm_part, their_part)
+            renamed[where + parameter] = value
     return renamed
 
 
@@ -167,8 +167,8 @@ def assemble(seed: int = 0, device: torch.device | str | None = None) -> nn.Modu
     inner.vision_tower.load_state_dict(dinov2_weights(tower), assign=True)
     inner.multi_modal_projector.load_state_dict(_random_projector(config, seed), assign=True)
     model.tie_weights()
-    if left := [name for name, value in [*model.named_parameters(), *model.named_buffers()] if value.is_meta]:
-        raise ValueError(f"no weights for {', '.join(left)}: this version of transformers lays the model out anew")
+    if missing := [name for name, value in [*model.named_parameters(), *model.named_buffers()] if value.is_meta]:
+        raise ValueError(f"no weights for {', '.join(missing)}: this version of transformers lays the model out anew")
     model.generation_config.update(eos_token_id=config.text_config.eos_token_id, do_sample=False,
                                    pad_token_id=config.text_config.pad_token_id)
     return model.eval().requires_grad_(False).to(device if device is not None else settings.device())
@@ -265,8 +265,8 @@ def ask(
         members = [i for picture in part for i in texts_of[picture]]
         places = [place for place, picture in enumerate(part) for _ in texts_of[picture]]
         prompts = [prompt(texts[i]) for i in members]
-        given = llava_answers.answer(model, tokenizer(), images, prompts, image_of=places, order=order)
-        for i, text in zip(members, given, strict=True):
+        replies = llava_answers.answer(model, tokenizer(), images, prompts, image_of=places, order=order)
+        for i, text in zip(members, replies, strict=True):
             answers[i] = text
     return answers
 

@@ -71,6 +71,7 @@ class SaliencyHead(nn.Module):
         self.final = nn.Conv2d(widths[-1], 1, kernel_size=1)
 
     def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """``(B, 384, h, w)`` patch features and ``size = (H, W)`` in pixels -> ``(B, 1, H, W)`` probabilities."""
         logits = self.final(self.stages(features))  # (B, 1, 8h, 8w)
         return nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False).sigmoid()
 
@@ -89,6 +90,10 @@ class SaliencyModel(nn.Module):
         self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` preprocessed images -> ``(B, 1, H, W)`` saliency in 0..1.
+
+        Raises ``ValueError`` if the backbone does not return one token per patch.
+        """
         height, width = images.shape[-2:]
         rows, columns = height // PATCH, width // PATCH
         tokens = self.backbone.forward_features(images)  # (B, prefix + N, C)
@@ -187,12 +192,12 @@ def convert_onnx(file: Path) -> dict[str, Tensor]:
             weights[f"backbone.norm.{kind}"] = named.pop(f"backbone.layernorm.{kind}")
             weights[f"head.final.{kind}"] = named.pop(f"decoder.final_conv.{kind}")
             for i in range(12):
-                theirs, ours = f"backbone.encoder.layer.{i}", f"backbone.blocks.{i}"
-                qkv = [named.pop(f"{theirs}.attention.attention.{part}.{kind}") for part in ("query", "key", "value")]
-                weights[f"{ours}.attn.qkv.{kind}"] = torch.cat(qkv)
-                weights[f"{ours}.attn.proj.{kind}"] = named.pop(f"{theirs}.attention.output.dense.{kind}")
+                source, target = f"backbone.encoder.layer.{i}", f"backbone.blocks.{i}"
+                qkv = [named.pop(f"{source}.attention.attention.{part}.{kind}") for part in ("query", "key", "value")]
+                weights[f"{target}.attn.qkv.{kind}"] = torch.cat(qkv)
+                weights[f"{target}.attn.proj.{kind}"] = named.pop(f"{source}.attention.output.dense.{kind}")
                 for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
-                    weights[f"{ours}.{part}.{kind}"] = named.pop(f"{theirs}.{part}.{kind}")
+                    weights[f"{target}.{part}.{kind}"] = named.pop(f"{source}.{part}.{kind}")
         for i in range(12):
             for scale in (1, 2):
                 gamma = named.pop(f"backbone.encoder.layer.{i}.layer_scale{scale}.lambda1")

@@ -39,9 +39,9 @@ class Arm:
         """What its layers use: the sets of their values of ``metric``, ``insertion`` and ``proportional``."""
         preset = pc.presets().get(self.options.get("preset", ""))
         rows = [] if preset is None else [row for row in (preset.early, preset.late) if row is not None]
-        given = {"metric": "keys", "insertion": "between", "proportional": True} | dict(self.options)
+        defaults = {"metric": "keys", "insertion": "between", "proportional": True} | dict(self.options)
         return {
-            name: {getattr(row, name) for row in rows} or {given[name]}
+            name: {getattr(row, name) for row in rows} or {defaults[name]}
             for name in ("metric", "insertion", "proportional")
         }
 
@@ -139,9 +139,9 @@ class Cell:
     def of(cls, about: Mapping[str, Any]) -> Cell:
         """The cell that a record describes, from the entries that `describe` and the experiments write."""
         names = ("arm", "keep", "seed", "pixels", "towers", "retrained", "order")
-        given = {name: about[name] for name in names if about.get(name) is not None}
+        fields = {name: about[name] for name in names if about.get(name) is not None}
         # `proportional` says what a run asked for; what a preset brings stands in the preset.
-        return cls(**given, proportional=about.get("proportional"), every_layer=about.get("layers") == "all")
+        return cls(**fields, proportional=about.get("proportional"), every_layer=about.get("layers") == "all")
 
     def describe(self) -> dict[str, Any]:
         """What every record says of the cell. Experiments add the fields that only they have."""
@@ -180,16 +180,16 @@ class Cell:
         """
         if self.keep is None or self.arm not in ARMS:
             return None
-        ours = ARMS[self.arm].settings
+        own_settings = ARMS[self.arm].settings
         if self.proportional is not None:
-            ours["proportional"] = {self.proportional}
-        if any(len(values) > 1 for values in ours.values()):
+            own_settings["proportional"] = {self.proportional}
+        if any(len(values) > 1 for values in own_settings.values()):
             return None  # its layers differ from one another
         for arm in ARMS.values():
-            theirs = arm.settings
+            arm_settings = arm.settings
             same_way = arm.method == ARMS[rival].method and set(arm.options) <= {"metric"}
-            if same_way and all(theirs[name] == ours[name] for name in ("metric", "insertion")):
-                off = ours["proportional"] == {False}
+            if same_way and all(arm_settings[name] == own_settings[name] for name in ("metric", "insertion")):
+                off = own_settings["proportional"] == {False}
                 seed = self.seed if arm.seeds > 1 else None
                 return replace(self, arm=arm.name, seed=seed, proportional=False if off else self.proportional)
         return None

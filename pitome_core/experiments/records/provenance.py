@@ -44,8 +44,8 @@ def of_run(code: str, seed: int | None = 0, *, test: bool = False, allow_modifie
         RecordError: a test set is to be scored, the package is modified, and that is not allowed.
     """
     root = results.clone()
-    given = os.environ.get("PITOME_COMMIT")  # a copy of the tree may have no history, or an older one
-    commit = _git(root, "rev-parse", "HEAD") if root and not given else None
+    given_commit = os.environ.get("PITOME_COMMIT")  # a copy of the tree may have no history, or an older one
+    commit = _git(root, "rev-parse", "HEAD") if root and not given_commit else None
     changes = _git(root, "status", "--porcelain", "--", "pitome_core") if root and commit else None
     modified = None if changes is None else bool(changes)
     if test and modified and not allow_modified:
@@ -56,7 +56,7 @@ def of_run(code: str, seed: int | None = 0, *, test: bool = False, allow_modifie
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *_arguments()]),
-        "commit": given or commit,
+        "commit": given_commit or commit,
         "modified": modified,
         **({"allow_modified": True} if test and modified else {}),
         "code": code,
@@ -77,21 +77,21 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 def log_test(record: Record, cells: Sequence[str], run: Mapping[str, Any], log: Path | None = None) -> None:
     """Note in ``results/test_log.json`` that cells of a test set are about to be scored. Call it before, not after.
 
-    `run` is what `of_run` said, with ``test=True``. A run that is killed and started again makes two entries; ``new``
-    counts the cells that the record lacked each time, ``again`` those that it had.
+    `run` is what `of_run` returned, with ``test=True``. A run that is killed and started again makes two entries. In
+    each, ``new`` counts the cells that the record lacked, and ``again`` those that it had.
     """
     log = log or results.writable(committed=True) / "test_log.json"
     about = {name: record.header.get(name) for name in ("experiment", "task", "tier", "protocol", "model")}
-    known = [key for key in cells if key in record]
+    recorded = [key for key in cells if key in record]
     names = ("code", "commit", "modified", "allow_modified", "device", "command")
     entry = {
-        "date": run["date"], **about, "items": len(record), "new": len(cells) - len(known), "again": len(known),
+        "date": run["date"], **about, "items": len(record), "new": len(cells) - len(recorded), "again": len(recorded),
         **{name: run[name] for name in names if name in run},
     }
     log.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(log.with_name(f".{log.name}.lock")):  # tasks may run side by side
         entries = json.loads(log.read_text(encoding="utf-8")) if log.exists() else []
-        lines = ",\n".join(f" {files.one_line(one)}" for one in [*entries, entry])
+        lines = ",\n".join(f" {files.one_line(line)}" for line in [*entries, entry])
         files.write_atomically(log, f"[\n{lines}\n]\n")
 
 

@@ -1,4 +1,7 @@
-"""Figures quoted from the paper's tables: context, drawn hollow, never a threshold, never mixed with ours."""
+"""Figures quoted from the paper's tables, as context.
+
+Plots draw them as hollow markers. They are never a threshold, and never mixed with numbers that are measured here.
+"""
 
 from __future__ import annotations
 

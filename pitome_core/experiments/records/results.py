@@ -118,7 +118,7 @@ class Record:
             key: of the cell.
             cell: what the record says about it.
             outcomes: arrays whose first axis is the items, or what `pack` made of one.
-            run: what `provenance.of_run` said when the computation of the cell started. Runs of one process that
+            run: what `provenance.of_run` returned when the computation of the cell started. Runs of one process that
                 differ in their dates only are one entry of `runs`.
 
         Raises:
@@ -195,23 +195,23 @@ class Record:
         None where the record has no such cell, and for the rival itself.
         """
         cell = Cell.of(self.about(key))
-        other = (cell if key in self.cells else cell.without_seed).beside(rival)
-        if other is None or other.arm == cell.arm:
+        rival_cell = (cell if key in self.cells else cell.without_seed).beside(rival)
+        if rival_cell is None or rival_cell.arm == cell.arm:
             return None
-        return other.key if other.key in self.groups() or other.key in self.cells else None
+        return rival_cell.key if rival_cell.key in self.groups() or rival_cell.key in self.cells else None
 
     def mean_over_seeds(self, key: str, name: str) -> np.ndarray:
         """As `outcome`, averaged over the cells that `key` stands for (`seeds_of`) and that have the outcome."""
-        return np.mean([self.outcome(one, name) for one in self.having(key, name)], axis=0)
+        return np.mean([self.outcome(cell_key, name) for cell_key in self.having(key, name)], axis=0)
 
     def has(self, key: str, name: str) -> bool:
         """Whether a cell that `key` stands for has the outcome `name`."""
-        return any(name in self.cells[one]["outcomes"] for one in self.seeds_of(key))
+        return any(name in self.cells[cell_key]["outcomes"] for cell_key in self.seeds_of(key))
 
     def having(self, key: str, name: str) -> list[str]:
         """The cells that `key` stands for and that have the outcome `name`; all of them where none has it."""
         keys = self.seeds_of(key)
-        return [one for one in keys if name in self.cells[one]["outcomes"]] or keys
+        return [cell_key for cell_key in keys if name in self.cells[cell_key]["outcomes"]] or keys
 
     def per_item(self, key: str, name: str) -> np.ndarray:
         """As `mean_over_seeds`, one number per item: several, such as one for each layer, are averaged."""

@@ -40,6 +40,7 @@ class Difference:
         return int(self.low > 0) - int(self.high < 0)
 
     def format(self, digits: int = 3) -> str:
+        """``+0.012 [+0.003, +0.021]``: the mean and its interval, with ``digits`` decimals."""
         mean, low, high = (f"{value:+z.{digits}f}" for value in (self.mean, self.low, self.high))
         return f"{mean} [{low}, {high}]"
 

@@ -1,4 +1,4 @@
-"""Retrieval: pictures look for texts and texts for pictures with a merged open_clip dual encoder.
+"""Retrieval: a merged open_clip dual encoder finds the texts of pictures and the pictures of texts.
 
 embedded and smoke tier (real weights and data from packages; a CPU is enough):
   white         drawings with names and keywords, on white

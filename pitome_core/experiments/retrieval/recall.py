@@ -139,4 +139,4 @@ def per_query(record: Record, key: str, column: str) -> np.ndarray:
 
 def _outcomes(record: Record, key: str, column: str) -> list[np.ndarray]:
     """The outcome of a cell, or of each of its seeds that has it."""
-    return [record.outcome(one, column) for one in record.having(key, column)]
+    return [record.outcome(cell_key, column) for cell_key in record.having(key, column)]

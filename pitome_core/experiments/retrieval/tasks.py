@@ -1,4 +1,4 @@
-"""The retrieval tasks of the embedded tier: whose pictures and texts look for each other, and what is recorded.
+"""The retrieval tasks of the embedded tier: which pictures and texts are queries and galleries, and what is recorded.
 
 Every picture of a split is a query among all its texts, and every text one among all its pictures. All run the dual
 encoder of `dual_encoder` in float32, with three pairs of heads that differ in their seed.
@@ -66,6 +66,7 @@ class Retrieval(ImageTask):
         return super().about | {"model": MODEL, "texts": len(self.ids), "weights": used}
 
     def run_once(self, images: Tensor) -> Tensor:
+        """The image tower and its head on images ``(B, 3, s, s)``, for the estimate of the time."""
         return self.model.encode_image(images)
 
     @cached_property
@@ -75,21 +76,26 @@ class Retrieval(ImageTask):
 
     def cost(self, cell: Cell) -> dict[str, Any]:
         """As `retrieval_grid.cost`, and which heads were trained with the cell's merging on."""
-        found = retrieval_grid.cost(cell, self.model, self.lengths)
+        entries = retrieval_grid.cost(cell, self.model, self.lengths)
         if retrained_heads_exist(cell):
             paths = [retrieval_training.heads_path(seed, cell) for seed in retrieval_training.SEEDS]
-            found["weights"] = {path.stem: files.digest(path) for path in paths}
-        return found
+            entries["weights"] = {path.stem: files.digest(path) for path in paths}
+        return entries
 
     def applied(self, cell: Cell) -> AbstractContextManager[nn.Module]:
         """The dual encoder as the cell runs it; it is patched inside the `with` block only."""
         return retrieval_grid.applied(cell, self.model)
 
     def work(self, cell: Cell) -> int:
-        """Images; where the image tower is whole its features are there already, and a text is a hundredth of one."""
+        """How many images the cell sends through its tower.
+
+        Where the text tower alone merges, the features of the images are known. A text then counts as a hundredth of an
+        image, because it takes about so much less time.
+        """
         return len(self.ids) // 100 if cell.towers == "text" else len(self.images)
 
     def prepare(self) -> None:
+        """Compute the features of the whole model, and fit the kernel ridge reference where the task has it."""
         self.whole = self._image_features(self.model), self._text_features(self.model)
         if self.ridge:
             retrieval_training.reference()
@@ -105,6 +111,7 @@ class Retrieval(ImageTask):
             ])
 
     def score(self, running: nn.Module, cell: Cell) -> dict[str, Any]:
+        """``rank (queries, 3)``, and the further ranks that the class describes."""
         images, texts = self.whole
         if retrieval_grid.side(cell, "vision").arm != grid.WHOLE:
             images = self._image_features(running)

@@ -121,6 +121,7 @@ class Examples:
 
     @classmethod
     def read(cls, split: str, views: Sequence[View], cell: Cell = WHOLE, count: int | None = None) -> Examples:
+        """Features of a split in these views, merged as the cell says. Arguments and errors as `image_features`."""
         images = torch.stack([image_features(cell, split, view, count) for view in views])
         return cls(images, text_features(cell, split, count), pairs.pairs(split, count=count))
 

@@ -42,7 +42,10 @@ class Options:
         return self
 
     def add_argument(self, *flags: str, **how: Any) -> None:
-        """As argparse's. The default stays out of the parsed arguments, so that `check` sees what was given."""
+        """Add an option, as `argparse.ArgumentParser.add_argument` does.
+
+        The default stays out of the parsed arguments, so that `given` tells which options the user wrote.
+        """
         default = how.pop("default", False if how.get("action") == "store_true" else None)
         if "%(default)s" in how.get("help", ""):
             how["help"] = how["help"].replace("%(default)s", str(default))
@@ -95,20 +98,20 @@ class Command:
     act: Callable[[argparse.Namespace], bool] | None = None
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
-        """Add all options."""
-        known = [grid.WHOLE, *self.arms]
+        """Add the options of both tiers to ``parser``."""
+        arm_names = [grid.WHOLE, *self.arms]
         parser.add_argument("--profile", choices=settings.PROFILES, help="tier; default: PITOME_PROFILE, else embedded")
-        parser.add_argument("--methods", nargs="+", choices=known, metavar="METHOD",
-                            help=f"default: the protocol's grid; of {', '.join(known)}")
+        parser.add_argument("--methods", nargs="+", choices=arm_names, metavar="METHOD",
+                            help=f"default: the protocol's grid; of {', '.join(arm_names)}")
         parser.add_argument("--keep", nargs="+", type=float, metavar="R", help=self.keep)
         parser.add_argument("--split", choices=("dev", "test"), default="dev",
                             help="dev explores; test is scored by the protocol and logged (default: %(default)s)")
         parser.add_argument("--output", type=Path, metavar="FOLDER", help="where records go; default: results/<tier> "
                             "for test, _build/results/<tier> for dev")
-        parser.add_argument("--again", action="store_true", help="score cells that are recorded already once more")
+        parser.add_argument("--again", action="store_true", help="score cells again that are already recorded")
         parser.add_argument("--allow-modified", action="store_true", help="score a test set although the package "
                             "differs from the commit; record and log say so")
-        parser.add_argument("--estimate", action="store_true", help="print how long it would take, and stop")
+        parser.add_argument("--estimate", action="store_true", help="print how long the run would take, and stop")
         embedded, paper = Options(parser, "embedded"), Options(parser, "paper")
         embedded.add_argument("--tasks", nargs="+", choices=list(self.tasks), metavar="TASK",
                               help=f"default: all that can run here; of {', '.join(self.tasks)}")
@@ -128,9 +131,9 @@ class Command:
         settings.exact_float32()
         tier = "paper" if settings.profile() == "paper" else "embedded"  # the smoke tier has the embedded one's options
         for options in args.tiers:
-            if options.tier != tier and (given := options.given(args)):
-                word, them = ("is an option", "it") if len(given) == 1 else ("are options", "them")
-                print(f"error: {', '.join(given)} {word} of the {options.tier} tier, and this run is of the "
+            if options.tier != tier and (foreign := options.given(args)):
+                word, them = ("is an option", "it") if len(foreign) == 1 else ("are options", "them")
+                print(f"error: {', '.join(foreign)} {word} of the {options.tier} tier, and this run is of the "
                       f"{settings.profile()} tier: add --profile {options.tier}, or leave {them} out", file=sys.stderr)
                 return 2
             options.fill(args)
@@ -169,9 +172,9 @@ def add_training(options: Options, training: Any, what: str, score: str) -> None
     options.add_argument("--train", action="store_true", help=f"train the {what} that are missing, and stop")
     options.add_argument("--minutes", type=float, default=math.inf, help="with --train: begin no stage after that time")
     options.add_argument("--recipe", choices=recipes, default=training.CHOSEN, metavar="RECIPE",
-                         help="with --train: of those that --explore knows (default: %(default)s)")
+                         help="with --train: one of the recipes that --explore lists (default: %(default)s)")
     options.add_argument("--explore", nargs="*", choices=recipes, metavar="RECIPE",
-                         help=f"{score} on dev of recipes (none named: all); no {what} are kept")
+                         help=f"print the {score} of these recipes on dev (default: of all); no {what} are kept")
 
 
 def train(args: argparse.Namespace, training: Any) -> bool:

@@ -75,7 +75,7 @@ def applied(
 
 
 def method_of(cell: Cell) -> pc.Method | None:
-    """The registered method that the cell runs; None where no token merges or goes."""
+    """The registered method that the cell runs; None where no token merges or is dropped."""
     if cell.arm in (WHOLE, LOWER):
         return None
     return pc.methods()["grid_pool" if cell.arm == GRID_POOL else records_cells.ARMS[cell.arm].method]

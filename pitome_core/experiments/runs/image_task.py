@@ -52,7 +52,7 @@ class ImageTask:
         return grid.applied(cell, self.model)
 
     def cost(self, cell: Cell) -> dict[str, Any]:
-        """As `grid.cost`."""
+        """The entries that `grid.cost` returns for the cell and the unpatched model."""
         return grid.cost(cell, self.model)
 
     def work(self, cell: Cell) -> int:

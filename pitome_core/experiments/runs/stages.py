@@ -46,10 +46,10 @@ class Stage:
 def run_stages(
     name: str, stages: Sequence[Stage], *, minutes: float = math.inf, again: bool = False, estimate_only: bool = False
 ) -> int:
-    """Do what is not done, one stage after the other. Returns how many units are left.
+    """Run the stages that are not done, one after the other. Returns how many units are left.
 
     Begins no stage after ``minutes``. ``again`` does every stage, done or not. ``estimate_only`` counts and does
-    nothing. ``name`` is that of the whole, for what is printed.
+    nothing. ``name`` is the name of the whole training in the printed lines.
     """
     todo = [stage for stage in stages if again or not stage.done()]
     units = sum(stage.size for stage in todo)

@@ -30,7 +30,7 @@ def table(
         cells: what is shown. Cells of several seeds share a line.
         columns: title -> a function from the key of a cell to what stands in the column.
         difference: ``(first, second) -> difference`` of two cells by their keys; None leaves both columns out.
-        of: what the differences are of, for their titles.
+        of: the name of the compared outcome, for the titles of the differences.
 
     A difference to ToMe is left out where the record has no cell to compare with (`Record.rival_of`).
     """

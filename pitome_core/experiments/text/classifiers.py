@@ -35,8 +35,8 @@ def pooled(states: Tensor, mask: Tensor) -> Tensor:
     Merged tokens are back in all their places, so each counts as often as it stands for tokens. Tokens that were
     dropped came back as zeros and do not count.
     """
-    left = mask.bool() & (states != 0).any(dim=2)  # (B, T)
-    return bert.mean_pool(states, left)
+    is_kept = mask.bool() & (states != 0).any(dim=2)  # (B, T)
+    return bert.mean_pool(states, is_kept)
 
 
 def features(encoder: nn.Module, rows: Sequence[Sequence[int]], *, equal: bool = False) -> Tensor:

@@ -30,7 +30,7 @@ def cells(args: argparse.Namespace, name: str) -> list[Cell]:
 
 
 def trained(listed: list[Cell]) -> list[Cell]:
-    """The cells whose classifiers exist; the others are named on the screen."""
+    """The cells whose classifiers exist; the names of the others are printed."""
     missing = [
         cell.key for cell in listed
         if cell.retrained and not all(classifiers.weights_path(s, cell).is_file() for s in classifiers.SEEDS)

@@ -46,6 +46,7 @@ class Texts:
 
     @property
     def device(self) -> torch.device:
+        """Where the encoder is."""
         return next(self.model.parameters()).device
 
     @cached_property
@@ -55,6 +56,7 @@ class Texts:
 
     @cached_property
     def frozen(self) -> classifiers.Classifier:
+        """The logistic head on the encoder as it is."""
         return classifiers.load(None)
 
     @property
@@ -72,7 +74,7 @@ class Texts:
         return clock.quickest(lambda: classifiers.features(self.model, sample), self.device) / len(sample)
 
     def has_frozen(self, cell: Cell) -> bool:
-        """Whether the cell has the third column: not on shifted sources, and not where few seeds would say little."""
+        """Whether the cell has ``frozen``: not on shifted sources, and not where few seeds would say little."""
         if self.name in SHIFTED:
             return False
         plain = not (cell.every_layer or cell.retrained or cell.proportional is False)
@@ -83,9 +85,11 @@ class Texts:
         return text_grid.applied(cell, self.model)
 
     def work(self, cell: Cell) -> int:
+        """How many texts the cell sends through its encoders: each text once for every classifier."""
         return len(self.rows) * (len(classifiers.SEEDS) + self.has_frozen(cell))
 
     def prepare(self) -> None:
+        """Load the classifiers that were trained without merging."""
         self.tuned, self.frozen  # noqa: B018  (loaded before anything is scored)
 
     def cost(self, cell: Cell) -> dict[str, Any]:
@@ -97,6 +101,7 @@ class Texts:
         return {"weights": {path.stem: files.digest(path) for path in paths}} if paths else {}
 
     def score(self, running: torch.nn.Module, cell: Cell) -> dict[str, Any]:
+        """``correct (N,)`` from 0 to 1, and packed 0 or 1 of every classifier (`results.pack`)."""
         chosen = [classifiers.load(s, cell) for s in classifiers.SEEDS] if cell.retrained else self.tuned
         right = [one.logits(self.rows, cell).argmax(1) == self.labels for one in chosen]
         outcomes: dict[str, Any] = {"correct": np.mean(right, axis=0)}

@@ -81,6 +81,6 @@ def run(output: Path | None = None, lengths=LENGTHS, seconds: float | None = Non
         key = f"{length} tokens, batch {batch}"
         if key not in record:
             record.add(key, measure(length, seconds or (1.5 if on_gpu else 10.0), batch))
-        speedups = [f"{name} {one['speedup'][1]:.2f}" for name, one in record.cells[key]["variants"].items()]
+        speedups = [f"{name} {variant['speedup'][1]:.2f}" for name, variant in record.cells[key]["variants"].items()]
         print(f"{length} tokens: {'  '.join(speedups)}", flush=True)
     return 0

@@ -75,6 +75,7 @@ class Labelled:
 
     @classmethod
     def read(cls, split: str, count: int | None = None) -> Labelled:
+        """The sentences of a split of `SOURCE`, or its first ``count``. Errors as `sentences.sentences`."""
         chosen = sentences.sentences(SOURCE, split)[:count]
         return cls(bert.encode([s.text for s in chosen]), np.array([s.label for s in chosen]))
 

@@ -81,7 +81,7 @@ def mixed(assignment: Tensor, cover: Tensor) -> Tensor:
 
 
 class Scenes(ImageTask):
-    """Objects with exact masks on photographs: does the merged model still find them?
+    """Objects with exact masks on photographs: whether the merged model still finds them.
 
     Outcomes per scene: ``auc`` and ``nss`` of the map against the mask (accuracy), ``likeness``, the correlation of the
     map with the whole model's (fidelity), and ``mixed``, the share of object patches that end in one token with
@@ -111,10 +111,12 @@ class Scenes(ImageTask):
         }
 
     def prepare(self) -> None:
+        """Compute the maps of the whole model."""
         maps = self.over(self.model, self.images, lambda x: saliency_maps(self.model, self.judge.head, x))
         self.whole = torch.cat(maps)
 
     def score(self, running: nn.Module, cell: Cell) -> dict[str, Any]:
+        """``auc``, ``nss``, ``likeness`` and ``mixed``, ``(n,)`` each, under `running`."""
         method = grid.method_of(cell)
         groups = method is not None and method.partition
         with pc.record(running) if groups else nullcontext() as trace:
@@ -131,7 +133,7 @@ class Scenes(ImageTask):
 
 
 class Photographs(ImageTask):
-    """Photographs, no labels: how far is the merged model from the whole one?
+    """Photographs without labels: how far the merged model is from the whole one.
 
     Outcomes per photograph: ``likeness`` of the saliency map; ``class_cosine`` and ``patch_cosine``, one value for each
     layer, the cosine of class token and of un-merged patch tokens to the whole model's (mean over patches). The whole
@@ -165,27 +167,29 @@ class Photographs(ImageTask):
 
     def _keys(self) -> dict[str, np.ndarray]:
         """What the whole model's layers offer to merging: ``(n, L)`` each."""
-        found: dict[str, list] = {"key_cosine": [], "hidden_cosine": [], "energy_spread": []}
+        statistics: dict[str, list] = {"key_cosine": [], "hidden_cosine": [], "energy_spread": []}
         margins = pc.margin_schedule(len(self.model.blocks))
 
         def read(batch: Tensor) -> None:
             keys, hidden, _ = layer_keys(self.model, batch)
-            found["key_cosine"].append(torch.stack([_mean_cosine(key) for key in keys], 1).cpu())
-            found["hidden_cosine"].append(torch.stack([_mean_cosine(tokens) for tokens in hidden], 1).cpu())
+            statistics["key_cosine"].append(torch.stack([_mean_cosine(key) for key in keys], 1).cpu())
+            statistics["hidden_cosine"].append(torch.stack([_mean_cosine(tokens) for tokens in hidden], 1).cpu())
             energies = [pc.energy_score(key, margin) for key, margin in zip(keys, margins, strict=True)]
-            found["energy_spread"].append(torch.stack([e.std(1) for e in energies], 1).cpu())
+            statistics["energy_spread"].append(torch.stack([e.std(1) for e in energies], 1).cpu())
 
         self.over(self.model, self.images, read)
-        return {name: torch.cat(values).numpy() for name, values in found.items()}
+        return {name: torch.cat(values).numpy() for name, values in statistics.items()}
 
     def prepare(self) -> None:
+        """Compute maps and tokens of the whole model, and what its layers offer to merging."""
         self.whole = self.over(self.model, self.images, lambda x: self._read(self.model, x))
         self.keys = self._keys()
 
     def score(self, running: nn.Module, cell: Cell) -> dict[str, Any]:
-        found = self.over(running, self.images, lambda x: self._read(running, x))
+        """``likeness (n,)``, ``class_cosine`` and ``patch_cosine (n, L)``; of the whole model also `_keys`."""
+        readings = self.over(running, self.images, lambda x: self._read(running, x))
         outcomes: dict[str, list] = {"likeness": [], "class_cosine": [], "patch_cosine": []}
-        for (maps, classes, patches), (m, c, p) in zip(found, self.whole, strict=True):
+        for (maps, classes, patches), (m, c, p) in zip(readings, self.whole, strict=True):
             outcomes["likeness"].append(correlation(maps, m))
             outcomes["class_cosine"].append(cosine_similarity(classes, c, dim=-1))
             outcomes["patch_cosine"].append(cosine_similarity(patches, p, dim=-1).mean(-1))
@@ -219,6 +223,7 @@ class LinearHeads(ImageTask):
 
     @property
     def about(self) -> dict[str, Any]:
+        """Header entries: among them the number of training items and the penalty."""
         return super().about | {"train": len(self.train_labels), "penalty": self.penalty}
 
     def features(self, running: nn.Module, images: Tensor) -> np.ndarray:
@@ -231,8 +236,8 @@ class LinearHeads(ImageTask):
                 output_fmt="NLC", intermediates_only=True,
             )
             patches = layers[-1][0]
-            left = patches.abs().sum(2, keepdim=True) > 0  # patches that were dropped come back as zeros
-            mean = patches.sum(1) / left.sum(1)
+            is_kept = patches.abs().sum(2, keepdim=True) > 0  # patches that were dropped come back as zeros
+            mean = patches.sum(1) / is_kept.sum(1)
             return torch.cat([prefix[:, 0] for _, prefix in layers] + [mean], 1).cpu()
 
         return torch.cat(self.over(running, images, read)).numpy()
@@ -243,18 +248,21 @@ class LinearHeads(ImageTask):
         return head.fit(features, self.train_labels)
 
     def refits(self, cell: Cell) -> bool:
-        """Whether the cell is one of those with a second column."""
+        """Whether a head is also fitted on features of the cell's merged model (``correct_refit``)."""
         return cell.arm == grid.WHOLE or (
             cell.keep in REFIT_AT and cell.seed in (None, 0) and cell.proportional is None
         )
 
     def work(self, cell: Cell) -> int:
+        """How many images the cell sends through its model: the training items too where a head is fitted."""
         return len(self.labels) + (len(self.train_labels) if self.refits(cell) else 0)
 
     def prepare(self) -> None:
+        """Fit the head on features of the whole model."""
         self.head = self.fit(self.features(self.model, self.train_images))
 
     def score(self, running: nn.Module, cell: Cell) -> dict[str, Any]:
+        """``correct (n,)``; ``predicted (n,)`` and ``correct_refit (n,)`` for the cells that have them."""
         features = self.features(running, self.images)
         predicted = self.head.predict(features)
         outcomes = {"correct": predicted == self.labels}
@@ -287,10 +295,11 @@ class Digits(LinearHeads):
 
 
 class Groups(LinearHeads):
-    """Which of Unicode's groups is the emoji from? Large on a photograph; identities of train are not in test.
+    """Classification of emoji into Unicode's groups.
 
-    The six photographs are the same on both sides: what is asked is about objects, and objects are resampled. With
-    ``source="stamps"``, cut-out photographs and their categories.
+    Each emoji is large on a photograph. No identity of train is in test. The six photographs are the same in train and
+    test, because the question is about objects, and intervals resample objects. With ``source="stamps"`` the items are
+    cut-out photographs, and the classes are their categories.
     """
 
     clusters = ("object",)
@@ -300,17 +309,17 @@ class Groups(LinearHeads):
     def __init__(self, split: str, count: int = 320, train: int = 960, source: str = "openmoji"):
         self.name = "emoji" if source == "openmoji" else "stamp-groups"
         self.model = vit.vit_small(224)
-        made = scenes.scenes(count, split=split, source=source, scale=self.scale)
-        seen = scenes.scenes(train, split="train", source=source, scale=self.scale)
-        self.images, self.train_images = made.images, seen.images
-        names = sorted({thing.group for thing in seen.objects})
-        self.labels = np.array([names.index(thing.group) for thing in made.objects])
-        self.train_labels = np.array([names.index(thing.group) for thing in seen.objects])
+        scored_scenes = scenes.scenes(count, split=split, source=source, scale=self.scale)
+        train_scenes = scenes.scenes(train, split="train", source=source, scale=self.scale)
+        self.images, self.train_images = scored_scenes.images, train_scenes.images
+        names = sorted({thing.group for thing in train_scenes.objects})
+        self.labels = np.array([names.index(thing.group) for thing in scored_scenes.objects])
+        self.train_labels = np.array([names.index(thing.group) for thing in train_scenes.objects])
         self.items = {
             "id": [f"{i:04d}" for i in range(count)],
-            "object": [thing.identity for thing in made.objects],
-            "photograph": list(made.photographs),
-            "label": [thing.group for thing in made.objects],
+            "object": [thing.identity for thing in scored_scenes.objects],
+            "photograph": list(scored_scenes.photographs),
+            "label": [thing.group for thing in scored_scenes.objects],
         }
 
 

@@ -31,8 +31,8 @@ from pitome_core.experiments.vqa import grid, hub, tasks, training
 
 def cells(args: argparse.Namespace, name: str) -> list[Cell]:
     """The protocol's grid for a task, or other arms and ratios."""
-    asked = ({"arms": args.methods} if args.methods else {}) | ({"keeps": args.keep} if args.keep else {})
-    return grid.cells(**(tasks.GRIDS[name] | asked))
+    chosen = ({"arms": args.methods} if args.methods else {}) | ({"keeps": args.keep} if args.keep else {})
+    return grid.cells(**(tasks.GRIDS[name] | chosen))
 
 
 def table(record: results.Record, chosen: Sequence[Cell]) -> str:
@@ -68,7 +68,7 @@ def configure_actions(options: Options) -> None:
     options.add_argument("--steps", type=int, metavar="N", help="with --train: another recipe, with N steps of tuning "
                          f"(default: {training.LlavaRecipe.steps})")
     options.add_argument("--early", action="store_true",
-                         help="with --train and --minutes: make weights of what is there when time is over")
+                         help="with --train and --minutes: store the weights of the last checkpoint when time is over")
 
 
 def act(args: argparse.Namespace) -> bool:

@@ -157,10 +157,10 @@ def _vqav2(questions: Path, annotations: Path, folder: Path) -> Iterator[Entry]:
 
     for i, entry in enumerate(records):
         yield f"{questions.name}, entry {i}", lambda entry=entry: read(entry)
-    asked = [entry.get("question_id") for entry in records if isinstance(entry, dict)]
-    asked = {key for key in asked if _is_number(key)}
+    question_ids = [entry.get("question_id") for entry in records if isinstance(entry, dict)]
+    question_ids = {key for key in question_ids if _is_number(key)}
     for key, (place, _) in by_id.items():
-        if key not in asked:
+        if key not in question_ids:
             yield f"{annotations.name}, entry {place}", _refuse(f"no question {key} in {questions.name}")
 
 

@@ -37,7 +37,8 @@ TIMED = 8  # scenes on a CPU that the estimate rests on
 class Vqa:
     """The first ``count`` questions of a stream, of all scenes that they are about.
 
-    Items are questions by their number in the stream; ``correct`` is 0 or 1, ``answer`` what was said (`said`).
+    Items are questions by their number in the stream. Outcomes per item: ``correct``, 0 or 1, and ``answer``, the
+    model's answer (`said` reads it).
     """
 
     clusters = ("scene",)
@@ -53,6 +54,7 @@ class Vqa:
 
     @property
     def about(self) -> dict[str, Any]:
+        """Header entries: among them the hash of the weights, the types of the headline and the blind prior."""
         return {
             "model": llava.NAME, "weights": self.sheet["weights"], "dtype": "float32", "questions": questions.VERSION,
             "stream": self.stream, "headline": self.sheet["headline"], "prior": self.prior,
@@ -60,9 +62,9 @@ class Vqa:
 
     @cached_property
     def prior(self) -> dict[str, float]:
-        """Accuracy by type of who sees no picture."""
-        known = questions.QuestionStream(vqa_training.STREAM, vqa_training.KNOWN)
-        return {kind: round(share, 4) for kind, share in questions.blind_prior(known, self.asked).items()}
+        """Accuracy by type of question, of the best guess without the picture (`questions.blind_prior`)."""
+        train_questions = questions.QuestionStream(vqa_training.STREAM, vqa_training.KNOWN)
+        return {kind: round(share, 4) for kind, share in questions.blind_prior(train_questions, self.asked).items()}
 
     @cached_property
     def pixels(self) -> torch.Tensor:
@@ -80,11 +82,12 @@ class Vqa:
         return vqa_grid.applied(cell, self.model)
 
     def cost(self, cell: Cell) -> dict[str, Any]:
+        """The entries that `grid.cost` returns for the cell and the prompts of all questions."""
         return vqa_grid.cost(cell, self.model, self.lengths)
 
     @property
     def scenes(self) -> int:
-        """How many there are."""
+        """How many scenes the questions are about."""
         return self.asked[-1].scene + 1
 
     def work(self, cell: Cell) -> int:
@@ -100,13 +103,14 @@ class Vqa:
         return clock.quickest(lambda: llava.ask(self.model, pixels, texts, places), self.model.device) / len(part)
 
     def prepare(self) -> None:
-        """Nothing."""
+        """Do nothing, because scoring needs nothing of the whole model."""
 
     def score(self, running: nn.Module, cell: Cell) -> dict[str, Any]:
-        given = llava.ask(running, self.pixels, [q.text for q in self.asked], [q.scene for q in self.asked],
-                          order=vqa_grid.order_of(cell), side=cell.pixels)
-        right = [float(text == q.answer) for text, q in zip(given, self.asked, strict=True)]
-        return {"correct": results.pack(right), "answer": pack_texts(given)}
+        """``correct (questions,)`` and ``answer``, both packed (`results.pack`, `pack_texts`)."""
+        answers = llava.ask(running, self.pixels, [q.text for q in self.asked], [q.scene for q in self.asked],
+                            order=vqa_grid.order_of(cell), side=cell.pixels)
+        right = [float(text == q.answer) for text, q in zip(answers, self.asked, strict=True)]
+        return {"correct": results.pack(right), "answer": pack_texts(answers)}
 
 
 def pack_texts(texts: Sequence[str]) -> dict[str, Any]:
@@ -146,10 +150,10 @@ def by_type(record: results.Record, key: str) -> dict[str, float]:
 def accuracy(record: results.Record, key: str) -> dict[str, float]:
     """``micro``, ``macro`` and ``all`` of a cell, mean over its seeds; the first two NaN without a headline."""
     right, types = record.mean_over_seeds(key, "correct"), by_type(record, key)
-    here = [types[kind] for kind in record.header["headline"] if kind in types]
+    shares = [types[kind] for kind in record.header["headline"] if kind in types]
     return {
-        "micro": float(right[of_types(record)].mean()) if here else float("nan"),
-        "macro": float(np.mean(here)) if here else float("nan"),
+        "micro": float(right[of_types(record)].mean()) if shares else float("nan"),
+        "macro": float(np.mean(shares)) if shares else float("nan"),
         "all": float(right.mean()),
     }
 
@@ -157,19 +161,21 @@ def accuracy(record: results.Record, key: str) -> dict[str, float]:
 def difference(
     record: results.Record, first: str, second: str, kinds: Sequence[str] | None = None
 ) -> Difference:
-    """Accuracy of one cell minus that of another on the questions of these types (default: the headline's), paired by
-    question, scenes resampled."""
-    here = of_types(record, kinds)
-    pair = [record.mean_over_seeds(key, "correct")[here] for key in (first, second)]
-    return paired_difference(*pair, np.array(record.items["scene"])[here])
+    """Accuracy of one cell minus that of another, paired by question.
+
+    ``kinds`` are the types of the questions (default: the headline's). The interval resamples scenes.
+    """
+    is_chosen = of_types(record, kinds)
+    pair = [record.mean_over_seeds(key, "correct")[is_chosen] for key in (first, second)]
+    return paired_difference(*pair, np.array(record.items["scene"])[is_chosen])
 
 
 def only_one_right(
     record: results.Record, first: str, second: str, kinds: Sequence[str] | None = None
 ) -> McNemar:
     """McNemar's exact test on the questions of these types; a cell of its own for each seed."""
-    here = of_types(record, kinds)
-    return mcnemar(*(record.outcome(key, "correct")[here] for key in (first, second)))
+    is_chosen = of_types(record, kinds)
+    return mcnemar(*(record.outcome(key, "correct")[is_chosen] for key in (first, second)))
 
 
 TASKS: dict[str, Callable[..., Vqa]] = {

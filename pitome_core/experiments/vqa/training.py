@@ -48,7 +48,9 @@ STREAM, VALIDATION = "train", "validation"
 VALIDATED = 3600  # questions of the validation stream that decide about the headline
 KNOWN = 20_000  # questions of the train stream that blind priors come from
 GRID = llava.SIDE // PATCH  # patches to a side
-INNER = 0.8  # share of an object's square: patches with their middle inside are the object's; further out, no one's
+# Share of an object's square. A patch shows the object if its middle lies inside this share. Between this share and the
+# edge of the square a patch is `IGNORED`.
+INNER = 0.8
 BACKGROUND = "background"  # the word for patches outside all squares
 IGNORED = -1
 NAMES = (BACKGROUND, *questions.CLASSES)
@@ -126,9 +128,9 @@ def things(scene: questions.Scene) -> Tensor:
     middle = (np.arange(GRID) + 0.5) / GRID
     names = np.zeros((GRID, GRID), dtype=np.int64)
     for thing in scene.placed:
-        away = np.maximum(abs(middle[:, None] - thing.y), abs(middle[None, :] - thing.x)) / (thing.side / 2)
-        names[away <= 1 + 1 / GRID / thing.side] = IGNORED
-        names[away <= INNER] = NAMES.index(thing.name)
+        distance = np.maximum(abs(middle[:, None] - thing.y), abs(middle[None, :] - thing.x)) / (thing.side / 2)
+        names[distance <= 1 + 1 / GRID / thing.side] = IGNORED
+        names[distance <= INNER] = NAMES.index(thing.name)
     return torch.from_numpy(names).flatten()
 
 
@@ -235,10 +237,10 @@ def align_loss(model: nn.Module, features: Tensor, batch: dict[str, Tensor], tab
     The mean over patches on objects and the mean over patches on background count one half each; their sum is
     multiplied with the number of scenes.
     """
-    given = model.model.multi_modal_projector(features)  # (B, N, C)
-    away = (given - table[batch["things"].clamp_min(0)]).square().mean(dim=-1) / table.var()
+    projected = model.model.multi_modal_projector(features)  # (B, N, C)
+    distance = (projected - table[batch["things"].clamp_min(0)]).square().mean(dim=-1) / table.var()
     sides = [batch["things"] > 0, batch["things"] == 0]
-    return len(features) * sum((away * side).sum() / side.sum().clamp_min(1) for side in sides) / 2
+    return len(features) * sum((distance * side).sum() / side.sum().clamp_min(1) for side in sides) / 2
 
 
 # --- training
@@ -292,14 +294,14 @@ def advance(state: State, parts: Sequence[dict[str, Tensor]], recipe: LlavaRecip
     scale = 1 / (recipe.batch if aligning else sum(len(part["targets"]) for part in parts))
     kept = kept_tokens(recipe, step, recipe.batch, llava.PATCHES).to(device, non_blocking=True)
     total = torch.zeros((), device=device)
-    for part, here in zip(parts, kept.split(len(parts[0]["pixels"])), strict=True):
+    for part, positions in zip(parts, kept.split(len(parts[0]["pixels"])), strict=True):
         features = tower_features(model, part["pixels"])
         with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" and not aligning else nullcontext():
             if aligning:
                 loss = align_loss(model, features, part, table)
             else:
-                chosen = features.gather(1, here[..., None].expand(-1, -1, features.shape[2]))
-                loss = answer_loss(model, chosen, here, part)
+                chosen = features.gather(1, positions[..., None].expand(-1, -1, features.shape[2]))
+                loss = answer_loss(model, chosen, positions, part)
         (scale * loss).backward()
         total += scale * loss.detach()
     nn.utils.clip_grad_norm_([p for g in state.optimizer.param_groups for p in g["params"]], recipe.clip)
@@ -375,7 +377,7 @@ def train(recipe: LlavaRecipe, budget: Budget, log: Path | None = None) -> State
     return state
 
 
-# --- what it is worth
+# --- validation
 
 
 @torch.no_grad()
@@ -384,18 +386,18 @@ def validate(model: nn.Module, count: int = VALIDATED, stream: str = VALIDATION)
 
     ``{type: {"accuracy", "low", "high", "prior", "items"}}``; the model is one as `llava.llava` gives it.
     """
-    asked = list(questions.QuestionStream(stream, count))
-    scenes = list(dict.fromkeys(question.scene for question in asked))
+    chosen = list(questions.QuestionStream(stream, count))
+    scenes = list(dict.fromkeys(question.scene for question in chosen))
     place = {scene: i for i, scene in enumerate(scenes)}
     pixels = llava.draw([(stream, scene) for scene in scenes], model.device)
-    answers = llava.ask(model, pixels, [q.text for q in asked], [place[q.scene] for q in asked])
-    prior = questions.blind_prior(questions.QuestionStream(STREAM, KNOWN), asked)
+    answers = llava.ask(model, pixels, [q.text for q in chosen], [place[q.scene] for q in chosen])
+    prior = questions.blind_prior(questions.QuestionStream(STREAM, KNOWN), chosen)
     by_type = {}
     for kind in questions.TYPES:
-        members = [i for i, question in enumerate(asked) if question.type == kind]
+        members = [i for i, question in enumerate(chosen) if question.type == kind]
         if members:
-            right = [float(answers[i] == asked[i].answer) for i in members]
-            mean, low, high = bootstrap_mean(right, [asked[i].scene for i in members])
+            right = [float(answers[i] == chosen[i].answer) for i in members]
+            mean, low, high = bootstrap_mean(right, [chosen[i].scene for i in members])
             values = {"accuracy": mean, "low": low, "high": high, "prior": prior[kind]}
             by_type[kind] = {name: round(value, 4) for name, value in values.items()} | {"items": len(members)}
     return by_type
@@ -462,19 +464,19 @@ def run(
         checkpoint_path(recipe).unlink(missing_ok=True)
     stage = Stage(weights.name, lambda: weights.is_file() and sheet_path(weights).is_file(),
                   functools.partial(_train, recipe, weights, count, log), recipe.total)
-    left = run_stages("vqa-weights", [stage], minutes=minutes, again=again, estimate_only=estimate_only)
-    if left and early and not estimate_only:
+    steps_left = run_stages("vqa-weights", [stage], minutes=minutes, again=again, estimate_only=estimate_only)
+    if steps_left and early and not estimate_only:
         finish(resume(recipe, settings.device()), recipe, weights, count, log)
         checkpoint_path(recipe).unlink(missing_ok=True)
         return 0
-    return left
+    return steps_left
 
 
 def _train(recipe: LlavaRecipe, weights: Path, count: int, log: Path | None, budget: Budget) -> int:
     """The one stage, which has a checkpoint: returns how many steps are left."""
     state = train(recipe, budget, log)
-    if left := recipe.total - state.step:
-        return left
+    if steps_left := recipe.total - state.step:
+        return steps_left
     finish(state, recipe, weights, count, log)
     checkpoint_path(recipe).unlink(missing_ok=True)
     return 0
