@@ -139,6 +139,9 @@ class Command:
         if self.counted and args.count is not None and args.split == "test":
             print("error: --count is for dev, because the test set is scored as a whole: leave it out", file=sys.stderr)
             return 2
+        if self.counted and args.count is not None and args.count < 1:
+            print(f"error: --count {args.count} is below 1", file=sys.stderr)
+            return 2
         try:
             if self.act is None or not self.act(args):
                 self._score(args)
@@ -149,7 +152,10 @@ class Command:
 
     def _score(self, args: argparse.Namespace) -> None:
         for name in args.tasks or [name for name in self.tasks if self.available(name)]:
-            cells = self.cells(args, name)
+            try:
+                cells = self.cells(args, name)
+            except ValueError as error:  # a method or a keep ratio that the grid of this task does not have
+                raise RecordError(f"{name}: {error}") from error
             task = self.tasks[name](args.split, *([args.count] if self.counted else []))
             path = sweep.record_path(args, self.experiment, name)
             record = sweep.run(self.experiment, task, cells, path, split=args.split, protocol=self.protocol,
