@@ -35,6 +35,11 @@ class Arm:
     seeds: int = 1
 
     @property
+    def switches(self) -> dict[str, Any]:
+        """Its options without the metric: two arms that differ in the metric alone are the same method."""
+        return {name: value for name, value in self.options.items() if name != "metric"}
+
+    @property
     def settings(self) -> dict[str, set]:
         """What its layers use: the sets of their values of ``metric``, ``insertion`` and ``proportional``."""
         preset = pc.presets().get(self.options.get("preset", ""))
@@ -187,7 +192,7 @@ class Cell:
             return None  # its layers differ from one another
         for arm in ARMS.values():
             arm_settings = arm.settings
-            same_way = arm.method == ARMS[rival].method and set(arm.options) <= {"metric"}
+            same_way = arm.method == ARMS[rival].method and arm.switches == ARMS[rival].switches
             if same_way and all(arm_settings[name] == own_settings[name] for name in ("metric", "insertion")):
                 off = own_settings["proportional"] == {False}
                 seed = self.seed if arm.seeds > 1 else None

@@ -9,8 +9,12 @@ where they are:
 - A module that calls ``import_module`` with a name that it computes may import any module beside it, so all modules of
   its folder count.
 - A file of the package that is not Python counts if a string in these modules is its name, such as ``collection.csv``.
-  Of a TOML table of assets only those entries count whose name is such a string, and of an entry that has a
-  ``sha256``, only that. So a new version of the drawings is other code for what reads drawings, and for nothing else.
+  Of a TOML table of assets only those entries count whose name is such a string, with their hash and with which files
+  are taken out of the package. So a new version of the drawings is other code for what reads drawings, and for nothing
+  else.
+
+Two edits are not seen: the same import statements in another order, and another module behind a name that an
+``__init__`` hands on.
 """
 
 from __future__ import annotations
@@ -30,7 +34,8 @@ from typing import Any
 PACKAGE = Path(__file__).resolve().parents[2]
 RECORDED = "recorded"  # folder of an installed package that holds records: outcomes, which are no code
 NOT_CODE = {"__all__", "__version__"}  # assignments that no computation reads
-REMARKS = {"purpose", "licence"}  # fields of a table's entry that no computation reads
+# Fields of a table's entry that change no byte that a computation reads: what stands beside a hash of the package.
+REMARKS = {"purpose", "licence", "package", "version", "filename", "size", "optional"}
 
 Computation = str | ModuleType | type | Callable[..., Any]
 
@@ -252,7 +257,7 @@ def _data_lines(path: Path, strings: frozenset[str]) -> list[str]:
 
 def _entry(entry: Any) -> str:
     if isinstance(entry, dict):
-        entry = entry.get("sha256") or {name: value for name, value in entry.items() if name not in REMARKS}
+        entry = {name: value for name, value in entry.items() if name not in REMARKS}
     return _hash(json.dumps(entry, sort_keys=True, default=str))
 
 

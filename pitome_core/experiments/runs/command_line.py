@@ -35,6 +35,7 @@ class Options:
         self.group: Any = None
         self.defaults: dict[str, Any] = {}
         self.flags: dict[str, str] = {}
+        self.needs: dict[str, str] = {}
 
     def add_argument_group(self, title: str | None = None, description: str | None = None) -> Options:
         """Begin the group that `add_argument` adds to; its title is the tier."""
@@ -44,8 +45,11 @@ class Options:
     def add_argument(self, *flags: str, **how: Any) -> None:
         """Add an option, as `argparse.ArgumentParser.add_argument` does.
 
-        The default stays out of the parsed arguments, so that `given` tells which options the user wrote.
+        The default stays out of the parsed arguments, so that `given` tells which options the user wrote. ``needs``
+        names another option without which this one means nothing.
         """
+        if "needs" in how:
+            self.needs[flags[0]] = how.pop("needs")
         default = how.pop("default", False if how.get("action") == "store_true" else None)
         if "%(default)s" in how.get("help", ""):
             how["help"] = how["help"].replace("%(default)s", str(default))
@@ -136,11 +140,18 @@ class Command:
                 print(f"error: {', '.join(foreign)} {word} of the {options.tier} tier, and this run is of the "
                       f"{settings.profile()} tier: add --profile {options.tier}, or leave {them} out", file=sys.stderr)
                 return 2
+            for flag, needed in options.needs.items():
+                if flag in options.given(args) and needed not in options.given(args):
+                    print(f"error: {flag} goes with {needed}: add that, or leave {flag} out", file=sys.stderr)
+                    return 2
             options.fill(args)
         if tier == "paper":
             return self.paper.run(args)
         if self.counted and args.count is not None and args.split == "test":
             print("error: --count is for dev, because the test set is scored as a whole: leave it out", file=sys.stderr)
+            return 2
+        if self.counted and args.count is not None and args.count < 1:
+            print(f"error: --count {args.count} is below 1", file=sys.stderr)
             return 2
         try:
             if self.act is None or not self.act(args):
@@ -152,7 +163,10 @@ class Command:
 
     def _score(self, args: argparse.Namespace) -> None:
         for name in args.tasks or [name for name in self.tasks if self.available(name)]:
-            cells = self.cells(args, name)
+            try:
+                cells = self.cells(args, name)
+            except ValueError as error:  # a method or a keep ratio that the grid of this task does not have
+                raise RecordError(f"{name}: {error}") from error
             task = self.tasks[name](args.split, *([args.count] if self.counted else []))
             path = sweep.record_path(args, self.experiment, name)
             record = sweep.run(self.experiment, task, cells, path, split=args.split, protocol=self.protocol,
@@ -170,8 +184,9 @@ def add_training(options: Options, training: Any, what: str, score: str) -> None
     """
     recipes = list(training.CANDIDATES)
     options.add_argument("--train", action="store_true", help=f"train the {what} that are missing, and stop")
-    options.add_argument("--minutes", type=float, default=math.inf, help="with --train: begin no stage after that time")
-    options.add_argument("--recipe", choices=recipes, default=training.CHOSEN, metavar="RECIPE",
+    options.add_argument("--minutes", type=float, default=math.inf, needs="--train",
+                         help="with --train: begin no stage after that time")
+    options.add_argument("--recipe", choices=recipes, default=training.CHOSEN, metavar="RECIPE", needs="--train",
                          help="with --train: one of the recipes that --explore lists (default: %(default)s)")
     options.add_argument("--explore", nargs="*", choices=recipes, metavar="RECIPE",
                          help=f"print the {score} of these recipes on dev (default: of all); no {what} are kept")

@@ -79,8 +79,10 @@ def run(
     before it starts. Raises `results.RecordError` if the file is of another run, and for a test set if the package
     differs from the commit, unless ``allow_modified``.
     """
+    code = code_of(type(task))  # once: what this process runs does not change when a file is edited meanwhile
+
     def origin() -> dict[str, Any]:
-        return provenance.of_run(code_of(type(task)), test=split == "test", allow_modified=allow_modified)
+        return provenance.of_run(code, test=split == "test", allow_modified=allow_modified)
 
     header = {
         "experiment": experiment, "task": task.name, "tier": settings.profile(), "split": split, "protocol": protocol,
@@ -91,7 +93,10 @@ def run(
     done = len(cells) - len(todo)
     print(f"{experiment}-{task.name}, {split}: {len(record)} items, {len(cells)} cells, {done} recorded already")
     if todo:
-        costs = {cell.key: task.cost(cell) for cell in todo}
+        try:
+            costs = {cell.key: task.cost(cell) for cell in todo}
+        except ValueError as error:  # what was asked for cannot be merged, such as a keep ratio that is too low
+            raise results.RecordError(str(error)) from error
         seconds = task.seconds_per_item() * sum(costs[cell.key]["share"] * task.work(cell) for cell in todo)
         print(f"  estimate: {seconds / 60:.1f} min on this machine for {len(todo)} cells")
     if estimate_only or not todo:
@@ -109,8 +114,6 @@ def run(
         about["seconds"] = round(time.perf_counter() - start, 2)
         record.add(cell.key, about, outcomes, now)
     return record
-
-
 
 
 def available(name: str, tasks: Mapping[str, Any], optional: Mapping[str, str]) -> bool:

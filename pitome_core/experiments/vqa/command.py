@@ -62,12 +62,13 @@ def configure_actions(options: Options) -> None:
     """Add the options of training."""
     options.add_argument("--train", action="store_true",
                          help="train the weights if they are missing (with --again: from nothing), and stop")
-    options.add_argument("--minutes", type=float, default=math.inf,
+    options.add_argument("--minutes", type=float, default=math.inf, needs="--train",
                          help="with --train: stop after that time; the same command goes on from there. A validation "
                          "follows the last step and takes ten minutes on a CPU")
-    options.add_argument("--steps", type=int, metavar="N", help="with --train: another recipe, with N steps of tuning "
+    options.add_argument("--steps", type=int, metavar="N", needs="--train",
+                         help="with --train: another recipe, with N steps of tuning "
                          f"(default: {training.LlavaRecipe.steps})")
-    options.add_argument("--early", action="store_true",
+    options.add_argument("--early", action="store_true", needs="--train",
                          help="with --train and --minutes: store the weights of the last checkpoint when time is over")
 
 

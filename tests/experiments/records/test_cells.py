@@ -79,6 +79,11 @@ def test_a_cell_is_compared_with_one_of_the_same_attention_metric_place_and_trai
     assert cell.beside("tome").key == rival
 
 
+@pytest.mark.parametrize("rival", ["tofu-merge", "tofu", "atc", "energy-sorted", "pitome"])
+def test_a_rival_is_met_with_its_own_options(rival):
+    assert Cell("mctf", 0.9).beside(rival).key == f"{rival}@0.9"
+
+
 @pytest.mark.parametrize("cell", [
     Cell("whole"), Cell("lower-resolution", pixels=98), Cell("grid-pool"),
     Cell("pitome-released-llava", 0.9),  # hidden states, behind the block: no arm of ToMe is like that

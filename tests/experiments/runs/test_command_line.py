@@ -24,6 +24,24 @@ def test_an_option_of_the_other_tier_is_an_error(words, options, tier, capsys, m
     assert options in error and f"add --profile {tier}, or leave" in error
 
 
+@pytest.mark.parametrize("words, reason", [
+    (["text", "--count", "0", "--tasks", "movies"], "--count 0 is below 1"),
+    (["vqa", "--count", "-3"], "--count -3 is below 1"),
+    (["vision", "--tasks", "scenes", "--keep", "1.5"], "scenes: keep 1.5 must lie between 0 and 1"),
+    (["text", "--tasks", "movies", "--keep", "0.2"], "movies: keep 0.2 must lie between 0.5 and 1"),
+])  # fmt: skip
+def test_numbers_out_of_range_are_refused_with_their_reason(words, reason, capsys, monkeypatch):
+    monkeypatch.setenv("PITOME_PROFILE", "embedded")
+    assert command.main(words) == 2
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["vqa", "--early"], ["vqa", "--steps", "3"], ["text", "--minutes", "3"],
+                                   ["retrieval", "--recipe", "decay-2"]])
+def test_an_option_that_means_nothing_by_itself_is_an_error(words, capsys):
+    assert command.main(words) == 2 and f"{words[1]} goes with --train" in capsys.readouterr().err
+
+
 def test_defaults_are_those_of_argparse():
     parser = argparse.ArgumentParser()
     options = Options(parser, "paper")
