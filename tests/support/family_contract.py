@@ -69,6 +69,14 @@ def close(got, expected, tolerance: float = 1e-6) -> None:
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
+def is_refused(model, words: str) -> None:
+    """`apply` raises with the reason and what is supported, and leaves the model as it was."""
+    before = snapshot(model)
+    with pytest.raises(pc.UnsupportedModelError, match=f"(?s){words}.*Supported"):
+        pc.apply(model, keep=0.9)
+    assert snapshot(model) == before
+
+
 def keep_one_is_the_identity(model, call) -> None:
     """keep=1 changes nothing to 1e-6, and the whole merging path with a plan that merges nothing to 1e-5."""
     expected = outputs(model, call)

@@ -67,11 +67,7 @@ class DualEncoderModel:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the paper tier."""
-    group = parser.add_argument_group(
-        "paper tier",
-        "One gallery, scored whole; with --split test the scoring is logged and the record lies in results/paper, "
-        "without it is a trial. A run that was stopped goes on where it was.",
-    )
+    group = parser.add_argument_group("paper tier", f"One gallery, {shards.SCORED_WHOLE}.")
     group.add_argument("--model", nargs="+", default=["ViT-B-32"], metavar="MODEL",
                        help=f"of {', '.join(MODELS)}, another name of open_clip, or local-dir:FOLDER in its format "
                        "(default: ViT-B-32)")

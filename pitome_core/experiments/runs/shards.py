@@ -28,6 +28,11 @@ from pitome_core.experiments import settings
 from pitome_core.experiments.records import files, results
 from pitome_core.experiments.records.cells import Cell
 
+# How a paper tier scores, for the help of its options.
+SCORED_WHOLE = (
+    "scored whole; with --split test the scoring is logged and the record lies in results/paper, without it is a "
+    "trial. A run that was stopped goes on where it was"
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

@@ -47,11 +47,7 @@ class TextClassifier:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the paper tier."""
-    group = parser.add_argument_group(
-        "paper tier",
-        "One data set, scored whole; with --split test the scoring is logged and the record lies in results/paper, "
-        "without it is a trial. A run that was stopped goes on where it was.",
-    )
+    group = parser.add_argument_group("paper tier", f"One data set, {shards.SCORED_WHOLE}.")
     group.add_argument("--model", nargs="+", default=["textattack/bert-base-uncased-SST-2"], metavar="MODEL",
                        help="classifiers of two classes: a folder in the format of transformers, or a name on the hub; "
                        "BERT or DistilBERT (default: textattack/bert-base-uncased-SST-2)")

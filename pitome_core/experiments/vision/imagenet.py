@@ -79,8 +79,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the paper tier."""
     group = parser.add_argument_group(
         "paper tier",
-        "ImageNet's validation set is scored whole; with --split test the scoring is logged and the record lies in "
-        "results/paper, without it is a trial. A run that was stopped goes on where it was, image by image the same. "
+        f"ImageNet's validation set is {shards.SCORED_WHOLE}, image by image the same. "
         "An image that cannot be read is named, counted and left out of the accuracy; the run goes on, and the exit "
         "status is 1 at its end (0: all is well, 2: refused). --again scores once more, say, when the file was mended.",
     )

@@ -63,11 +63,7 @@ PROTOCOL = "vqa-paper-1"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the paper tier."""
-    group = parser.add_argument_group(
-        "paper tier",
-        "One benchmark, scored whole; with --split test the scoring is logged and the record lies in results/paper, "
-        "without it is a trial. A run that was stopped goes on where it was.",
-    )
+    group = parser.add_argument_group("paper tier", f"One benchmark, {shards.SCORED_WHOLE}.")
     group.add_argument("--model", nargs="+", default=[MODEL], metavar="MODEL",
                        help=f"a LLaVA in the format of transformers: a name on the hub or a folder (default: {MODEL})")
     group.add_argument("--data", default="vqav2", metavar="BENCHMARK",
