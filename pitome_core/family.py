@@ -11,8 +11,10 @@ from .mergers import Method
 from .patch import Patch
 from .schedules import Schedule
 
-# A method of a module that is replaced while the model is patched: the module, the name, the bound function.
-EntryPoint = tuple[nn.Module, str, Callable]
+# A method of a module that is replaced while the model is patched: the module, the name of the method, and the function
+# that is called with the module, the patch and the method's arguments. None for a function: the patched model passes
+# by this module, so its method must not have been changed.
+EntryPoint = tuple[nn.Module, str, Callable | None]
 
 
 class UnsupportedModelError(TypeError):
@@ -75,8 +77,8 @@ class Family:
         matches: whether a module is (or derives from) this family's model.
         refusal: `(model, patch)`: why such a module cannot be patched in this way, or None when it can. With None for
             the patch it says whether the module is of a known kind at all.
-        entry_points: `(model, patch) -> [(module, method name, function)]`: the bound functions that take the place of
-            the module's own while it is patched.
+        entry_points: `(model) -> [(module, method name, function)]`: the methods that are replaced while the model is
+            patched (`EntryPoint`). Blocks are among them.
         shape: `(model, input_size or None) -> ModelShape`.
         towers: `(model) -> {tower: None, or the reason why it cannot merge}`.
         ragged: whether items have lengths of their own (text): keep ratios only, and methods that take a mask.
@@ -87,7 +89,7 @@ class Family:
     supports: str
     matches: Callable[[nn.Module], bool]
     refusal: Callable[[nn.Module, Patch | None], str | None]
-    entry_points: Callable[[nn.Module, Patch], list[EntryPoint]]
+    entry_points: Callable[[nn.Module], list[EntryPoint]]
     shape: Callable[[nn.Module, tuple[int, ...] | None], ModelShape]
     towers: Callable[[nn.Module], dict[str, str | None]] = _vision_alone
     ragged: bool = False

@@ -149,6 +149,22 @@ class MergePlan:
         """A plan with the same values, worked out, and with other values in the fields that are named."""
         return MergePlan(**{name: getattr(self, name) for name in _FIELDS} | changes)
 
+    def to(self, device: torch.device | str) -> MergePlan:
+        """The plan with its tensors on that device; the plan itself if they are there."""
+        if self.device == torch.device(device):
+            return self
+        if self.pairs is not None:
+            source, target = self.pairs
+            energy = None if self.energy is None else self.energy.to(device)
+            return MergePlan.from_merges(source.to(device), target.to(device), self.shape[1], energy=energy)
+        held = {name: getattr(self, name) for name in _FIELDS}
+        return MergePlan(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in held.items()})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors of the plan are."""
+        return self.assignment.device if self.pairs is None else self.pairs[0].device
+
     @property
     def anchor(self) -> Tensor:
         """`(B, M)` long: the anchor of every slot, in raster order; -1 in padded slots."""
@@ -385,6 +401,11 @@ class LinearPlan:
     def num_tokens(self) -> int:
         """M, how many tokens the transform leaves."""
         return self.forward.shape[-2]
+
+    def to(self, device: torch.device | str) -> LinearPlan:
+        """The plan with its matrices on that device."""
+        energy = None if self.energy is None else self.energy.to(device)
+        return LinearPlan(self.forward.to(device), self.backward.to(device), energy)
 
     def _apply(self, matrix: Tensor, x: Tensor) -> Tensor:
         if x.shape[1] != matrix.shape[-1]:

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from .attention import size_bias
+from .instances import PATCH_ATTRIBUTE
 from .merge_plan import LinearPlan, MergePlan
 from .merge_step import compiled_step, layer_metric, merge_step
 from .mergers import Method, make_plan
 from .schedules import Schedule, keep_schedule, tokens_removed
 
 INSERTIONS = ("before", "between", "after")
-PATCH_ATTRIBUTE = "_pitome_patch"
 
 # What a merge leaves: tokens `(B, T', C)`, sizes `(B, T')` or None, the plan or None.
 Merged = tuple[Tensor, Tensor | None, MergePlan | LinearPlan | None]
@@ -100,6 +100,12 @@ class LayerStep:
         if self.proportional or size is None:
             return size_bias(size, dtype)
         return None if self.mergeable is None else size_bias((size > 0).to(size.dtype), dtype)
+
+    def on(self, device: torch.device) -> LayerStep:
+        """The step with its tensors on that device, for models whose layers lie on several."""
+        held = {name: getattr(self, name) for name in ("positions", "mergeable", "counts")}
+        moved = {name: value.to(device) for name, value in held.items() if value is not None and value.device != device}
+        return replace(self, **moved) if moved else self
 
     def merge(
         self, x: Tensor, keys: Tensor | None, size: Tensor | None, attention_map: Tensor | None = None
@@ -203,7 +209,7 @@ class ForwardState:
     def plan(self) -> MergePlan | LinearPlan | None:
         """All merges so far as one plan; None before the first. Plans are composed when this is read."""
         for plan in self._not_composed:
-            self._composed = plan if self._composed is None else self._composed.then(plan)
+            self._composed = plan if self._composed is None else self._composed.to(self.device).then(plan)
         self._not_composed = []
         return self._composed
 
@@ -238,7 +244,9 @@ class ForwardState:
 
     def add(self, x: Tensor, size: Tensor | None, plan: MergePlan | LinearPlan | None) -> None:
         """Note what a layer left: tokens `(B, T', C)`, sizes, and its plan (None: nothing merged)."""
-        self.num_tokens = x.shape[1] - self.prefix
+        self.num_tokens, self.device = x.shape[1] - self.prefix, x.device
+        if self.protected is not None:
+            self.protected = self.protected.to(x.device)
         if self.protected is not None and plan is not None:
             self.protected = self.protected.gather(1, plan.anchor.clamp_min(0)) & (plan.anchor >= 0)
         elif self.protected is not None and size is None:
@@ -252,7 +260,9 @@ class ForwardState:
 
     def as_read(self, x: Tensor, plan: MergePlan | LinearPlan | None) -> Tensor:
         """Tokens as a caller reads them: with `restore`, every patch in its place again."""
-        return x if plan is None or not self.patch.restore else plan.with_prefix(self.prefix).unmerge(x)
+        if plan is None or not self.patch.restore:
+            return x
+        return plan.to(x.device).with_prefix(self.prefix).unmerge(x)
 
     def report(self) -> None:
         """Hand the layers of this call to the recordings that this thread has open.
@@ -383,9 +393,13 @@ class Patch:
             words.append(f"{name}={_span([row.options.get(name, default) for row in rows])}")
         return f"merging: {', '.join(words)}"
 
+    # A recording belongs to the model that it was opened on, and not to copies of it.
     def __deepcopy__(self, memo: dict) -> Patch:
-        twin = memo[id(self)] = replace(self, traces=[])  # a recording belongs to the model it was opened on
+        twin = memo[id(self)] = replace(self, traces=[])
         return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "traces": []}
 
 
 def _span(values: list) -> str:

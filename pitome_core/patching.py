@@ -1,7 +1,7 @@
 """Put merging into a model and take it out again: `apply`, `remove`, `patched`.
 
-A patched model has other methods on the *instance*; its class stays as it is. The model family says which methods these
-are. What they do in a forward call stands in `patch.py`.
+A patched model has other methods on the *instance* (`instances.py`); its class stays as it is. The model family says
+which methods these are. What they do in a forward call stands in `patch.py`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from torch import nn
 
 from .families import find_family
 from .family import Family, UnsupportedModelError
+from .instances import give_methods, original, take_methods
 from .merge_step import METRICS
 from .mergers import Method, find_method
 from .mergers.preset_table import PRESETS, PresetRow
-from .patch import INSERTIONS, PATCH_ATTRIBUTE, LayerRow, Merged, Patch, active_patch
+from .patch import INSERTIONS, LayerRow, Merged, Patch, active_patch
 from .schedules import Schedule, check_keep
 
 _INSTALLED_ATTRIBUTE = "_pitome_installed"
@@ -43,22 +44,39 @@ class Arguments:
     options: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Installed:
     """What `apply` did to a model. It is kept on the model, so that `remove` can undo it.
 
     Attributes:
+        root: the model that `apply` was called on. A shallow copy of it holds this object too.
         towers: family and patch of each tower that merges, the image tower's first.
-        replaced: module, attribute, whether the instance had an attribute of that name, and its value.
+        modules: the modules that got other methods.
     """
 
+    root: nn.Module
     towers: tuple[tuple[Family, Patch], ...]
-    replaced: tuple[tuple[nn.Module, str, bool, Any], ...]
+    modules: tuple[nn.Module, ...]
 
 
 def _installed(model: nn.Module) -> Installed | None:
     """What `apply` did to this very module; None if it was not called on it."""
     return vars(model).get(_INSTALLED_ATTRIBUTE)
+
+
+def _owned(model: nn.Module) -> Installed | None:
+    """The same, for functions that change it; ValueError for a shallow copy, whose blocks belong to the original."""
+    installed = _installed(model)
+    if installed is None or installed.root is model:
+        return installed
+    if _installed(installed.root) is installed:
+        raise ValueError(
+            "this is a shallow copy of a patched model and shares its blocks: call this on the original, or copy the "
+            "model with copy.deepcopy"
+        )
+    take_methods(model)  # the original was changed since then, so what the copy holds is void
+    del vars(model)[_INSTALLED_ATTRIBUTE]
+    return None
 
 
 def find_patch(model: nn.Module) -> Patch | None:
@@ -78,35 +96,57 @@ def patched_parts(model: nn.Module) -> list[str]:
     return [name for name, part in model.named_modules() if name and _installed(part) is not None]
 
 
-def _describe(model: nn.Module, towers: tuple[tuple[Family, Patch], ...]) -> str:
-    lines = [type(model).extra_repr(model), *(patch.describe() for _, patch in towers)]
+def _extra_repr(model: nn.Module, patch: Patch) -> str:
+    lines = [original(model).extra_repr(model), *(patch.describe() for _, patch in _installed(model).towers)]
     return "\n".join(line for line in lines if line)
 
 
 def _install(model: nn.Module, towers: tuple[tuple[Family, Patch], ...]) -> None:
-    values: dict[tuple[nn.Module, str], Any] = {
-        (model, "extra_repr"): partial(_describe, model, towers),
-        (model, PATCH_ATTRIBUTE): towers[0][1],
-    }
+    """Put patches into a model, in place of those that it has; if that fails, the model stays as it was.
+
+    At no time is a patched model unpatched in between, so that a forward in another thread cannot run unmerged.
+    """
+    methods: dict[nn.Module, tuple[Patch, dict[str, Any]]] = {model: (towers[0][1], {"extra_repr": _extra_repr})}
     for family, patch in towers:
-        for module, name, function in family.entry_points(model, patch):
-            values |= {(module, name): function, (module, PATCH_ATTRIBUTE): patch}
-    replaced = tuple((module, name, name in vars(module), vars(module).get(name)) for module, name in values)
-    for (module, name), value in values.items():
-        setattr(module, name, value)
-    setattr(model, _INSTALLED_ATTRIBUTE, Installed(towers, replaced))
+        for module, name, function in family.entry_points(model):
+            if function is None:
+                _check_passed_by(module)
+            else:
+                methods.setdefault(module, (patch, {}))[1][name] = function
+    before = _installed(model)
+    vars(model)[_INSTALLED_ATTRIBUTE] = Installed(model, towers, tuple(methods))
+    try:
+        for module, (patch, functions) in methods.items():
+            give_methods(module, patch, functions)
+        for module in () if before is None else before.modules:
+            if module not in methods:
+                take_methods(module)
+    except BaseException:  # an interrupt too
+        _uninstall(model)
+        if before is not None:
+            _install(model, before.towers)
+        raise
 
 
-def _uninstall(model: nn.Module) -> Installed | None:
+def _uninstall(model: nn.Module) -> None:
     installed = _installed(model)
     if installed is not None:
-        for module, name, had_own, value in installed.replaced:
-            if had_own:
-                setattr(module, name, value)
-            else:
-                delattr(module, name)
-        delattr(model, _INSTALLED_ATTRIBUTE)
-    return installed
+        for module in installed.modules:
+            take_methods(module)
+        del vars(model)[_INSTALLED_ATTRIBUTE]
+
+
+def _check_passed_by(module: nn.Module) -> None:
+    """Raise ValueError if a module that the patched model does not call has a forward or hooks of its own.
+
+    A hook of accelerate moves inputs to a device, which the hooks of the module's parts do as well.
+    """
+    held = vars(module)
+    if ("forward" in held and "_hf_hook" not in held) or held["_forward_hooks"] or held["_forward_pre_hooks"]:
+        raise ValueError(
+            f"this {type(module).__qualname__} has hooks or a forward of its own, and a merged model does not call it: "
+            "put them on the model or on its blocks"
+        )
 
 
 def apply(
@@ -163,22 +203,46 @@ def apply(
         >>> pc.flops(model).tokens  # class token included
         (17, 13, 10)
     """
-    family = find_family(model)
+    family = _family(model)
     offered = family.towers(model)
     reason = offered.get(towers, "there is no such tower")
     if reason is not None:
         able = " or ".join(repr(name) for name, reason in offered.items() if reason is None)
         raise ValueError(f"towers={towers!r}: {reason}; a {type(model).__qualname__} merges in {able}")
+    before = _owned(model)
     _check_alone(model)
     chosen = find_method(method)
     chosen.check_options(options)
     arguments = Arguments(
         chosen, keep, preset, proportional, margin, metric, insertion, restore, compile_step, options
     )
-    patches = tuple((part, _make_patch(model, part, arguments)) for part in family.parts(towers))
-    _uninstall(model)
-    _install(model, patches)
+    patches = [(part, _make_patch(model, part, arguments)) for part in family.parts(towers)]
+    if before is not None:  # recordings that are open go on
+        traces = [patch.traces for _, patch in before.towers]
+        patches[: len(traces)] = [
+            (part, replace(patch, traces=of_tower))
+            for (part, patch), of_tower in zip(patches, traces, strict=False)
+        ]
+    _install(model, tuple(patches))
     return model
+
+
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+
+
+def _family(model: nn.Module) -> Family:
+    """The family of a model; UnsupportedModelError says so if a wrapper around a part stands in the way."""
+    try:
+        return find_family(model)
+    except UnsupportedModelError as error:
+        for name, part in model.named_modules() if isinstance(model, nn.Module) else ():
+            inside = [wrapper for wrapper in _WRAPPERS if wrapper in part._modules]
+            if inside:
+                raise UnsupportedModelError(
+                    f"{name or 'the model'} is wrapped in a {type(part).__qualname__} (torch.compile, checkpointing, "
+                    f"sharding): call pc.apply first, then wrap. Without pc.apply first: {error}"
+                ) from None
+        raise
 
 
 def _make_patch(model: nn.Module, family: Family, arguments: Arguments) -> Patch:
@@ -281,10 +345,9 @@ def use_merge(model: nn.Module, merge_tokens: Callable[..., Merged]) -> nn.Modul
     Raises:
         ValueError: the model is not patched.
     """
-    installed = _installed(model)
+    installed = _owned(model)
     if installed is None:
         raise ValueError(f"this {type(model).__qualname__} is not patched: call pc.apply on it first")
-    _uninstall(model)
     _install(model, tuple((family, replace(patch, merge_tokens=merge_tokens)) for family, patch in installed.towers))
     return model
 
@@ -293,7 +356,9 @@ def remove(model: nn.Module) -> nn.Module:
     """Take merging out again: the instance is as it was before `apply`, bit for bit. An unpatched model stays as it is.
 
     Raises:
-        ValueError: `model` itself is not patched, but a part of it is, or it merges as a part of a patched model.
+        ValueError: `model` itself is not patched, but a part of it is, or it merges as a part of a patched model; or it
+            is a shallow copy of a patched model.
+        RuntimeError: a recording of the model is open.
 
     Example:
         >>> import timm, pitome_core as pc
@@ -301,13 +366,35 @@ def remove(model: nn.Module) -> nn.Module:
         >>> pc.flops(pc.remove(model)).tokens
         (17, 17, 17)
     """
-    if find_patch(model) is None and active_patch(model) is not None:
+    installed = _owned(model)
+    if installed is None and active_patch(model) is not None:
         raise ValueError(f"this {type(model).__qualname__} merges as a part of another model: call remove on that one")
-    if _uninstall(model) is None:
-        inside = patched_parts(model)
-        if inside:
-            raise ValueError(f"this {type(model).__qualname__} is not patched, its part {inside[0]!r} is: remove that")
+    inside = patched_parts(model) if installed is None else ()
+    if inside:
+        raise ValueError(f"this {type(model).__qualname__} is not patched, its part {inside[0]!r} is: remove that")
+    if installed is not None and any(patch.traces for _, patch in installed.towers):
+        raise RuntimeError("a recording of this model is open: leave `with pc.record(model)` first, then remove")
+    _uninstall(model)
     return model
+
+
+def unmerged(block: nn.Module) -> Callable[..., Any]:
+    """The forward that a block of a patched model has without merging, for probes of single blocks.
+
+    A block cannot be called by itself while its model merges, because it would leave out the merge without a word.
+
+    Raises:
+        ValueError: the module is no part of a patched model.
+
+    Example:
+        >>> import timm, torch, pitome_core as pc
+        >>> model = pc.apply(timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2).eval(), keep=0.75)
+        >>> pc.unmerged(model.blocks[0])(torch.zeros(1, 17, 192)).shape
+        torch.Size([1, 17, 192])
+    """
+    if active_patch(block) is None:
+        raise ValueError(f"this {type(block).__qualname__} is no part of a patched model: call it as it is")
+    return partial(original(block).forward, block)
 
 
 @contextmanager
@@ -323,11 +410,12 @@ def patched(model: nn.Module, method: str = "pitome", keep: Any = 0.925, **argum
         >>> pc.flops(model).tokens
         (17, 17, 17)
     """
-    before = _installed(model)
+    before = _owned(model)
     apply(model, method, keep, **arguments)
     try:
         yield model
     finally:
-        _uninstall(model)
-        if before is not None:
+        if before is None:
+            _uninstall(model)
+        else:
             _install(model, before.towers)

@@ -9,11 +9,56 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..instances import PATCH_ATTRIBUTE, REMOVED, original
 from ..merge_plan import LinearPlan, MergePlan
 from ..patch import ForwardState, LayerStep, Merged, Patch, anchors
 
 # What a block's attention half returns: its update `(B, T, C)`, keys `(B, H, T, D)`, attention map `(B, T, T)` or None.
 Attended = tuple[Tensor, Tensor, Tensor | None]
+
+
+class AttentionCall:
+    """What a block gives its attention besides the tokens, and what it gets back besides the output.
+
+    It is passed to the attention module as an argument of its own, so that the module's output stays what it is without
+    merging: hooks and wrappers of the module see what they know. The object lives as long as one call of the block.
+
+    Attributes:
+        bias: what attention adds to its scores, `(B, 1, 1, T)` or `(B, H, T, T)`; None = nothing.
+        wants_map: whether the attention map is wanted.
+        rope: angles of rotary positions, for attention that turns its queries and keys.
+        keys: `(B, H, T, D)`, before any rotation; set by the attention.
+        map: `(B, T, T)`, the mean over heads, if it is wanted; set by the attention.
+    """
+
+    def __init__(self, bias: Tensor | None, wants_map: bool, rope: Tensor | None = None):
+        self.bias, self.wants_map, self.rope = bias, wants_map, rope
+        self.keys: Tensor | None = None
+        self.map: Tensor | None = None
+
+    def with_output(self, y: Tensor) -> Attended:
+        """The attention's output together with keys and map; RuntimeError if its forward did not run."""
+        if self.keys is None:
+            raise RuntimeError(
+                "the attention of this block gave no keys: its forward was replaced after pc.apply, or the module was. "
+                "Take that out, call pc.apply, then put it in again"
+            )
+        return y, self.keys, self.map
+
+
+def own_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What a patched module's forward does without merging."""
+    return original(module).forward(module, *args, **kwargs)
+
+
+def check_step(step: LayerStep | None, block: nn.Module) -> None:
+    """Raise RuntimeError if a block is called without a step: by a loop that is not the one of the patched model."""
+    if step is None:
+        raise RuntimeError(
+            f"this {original(block).__qualname__} is a block of a model that merges, and was called by itself. Only the "
+            "methods of the model merge (model(...), forward_features, forward_intermediates). To run the block without "
+            "merging: pc.unmerged(block)(...)"
+        )
 
 
 def run_blocks(
@@ -45,6 +90,8 @@ def run_blocks(
         arguments = {"size": state.size, "step": state.step(layer)}
         if tables is not None:
             arguments |= {**tables, "place": state.place}
+        if getattr(block, PATCH_ATTRIBUTE, None) is None:
+            raise RuntimeError(f"block {layer}: {REMOVED}")
         if checkpointing and torch.is_grad_enabled():
             x, size, plan = checkpoint(block, x, use_reentrant=False, **arguments)
         else:
@@ -72,7 +119,9 @@ def run_block(
             count by size, and `plan` is the merge just before it (None: there was none).
         feed: `x` -> the block's MLP half without the residual.
     """
-    plan = None
+    step, plan = step.on(x.device), None
+    if size is not None:
+        size = size.to(x.device)
     if step.insertion == "before":
         x, size, plan = step.merge(x, None, size)
     bias = step.bias(size, x.dtype)
@@ -93,7 +142,7 @@ def move(place: Tensor | None, plan: MergePlan | LinearPlan | None) -> Tensor | 
     """
     if plan is None:
         return place
-    return anchors(plan) if place is None else place.gather(1, anchors(plan))
+    return anchors(plan) if place is None else place.to(plan.device).gather(1, anchors(plan))
 
 
 def transforms(patch: Patch) -> bool:

@@ -15,7 +15,6 @@ are zero once tokens have merged.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +22,11 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.bert import modeling_bert as bert
 
-from ..family import Family, LayerShape, ModelShape
-from ..patch import LayerStep, Patch
-from .common import linear
-from .hf_common import CallOptions, attend, checkpointed, implementation_refusal
+from ..family import EntryPoint, Family, LayerShape, ModelShape
+from ..instances import own_class
+from ..patch import LayerStep, Merged, Patch
+from .common import AttentionCall, check_step, linear, own_forward
+from .hf_common import CallOptions, attend, implementation_refusal
 
 # Models around a `BertModel`: the name of their head, and whether the head reads every token.
 _AROUND = {
@@ -49,7 +49,7 @@ def _towers(model: nn.Module) -> dict[str, str | None]:
 
 
 def _encoder(model: nn.Module) -> nn.Module:
-    return model.bert if type(model) in _AROUND else model
+    return model.bert if own_class(model) in _AROUND else model
 
 
 def _matches(model: nn.Module) -> bool:
@@ -61,12 +61,13 @@ def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
 
     Only exact types are accepted, because a subclass may override the loop that is replaced here.
     """
-    if type(model) not in (bert.BertModel, *_AROUND) or type(_encoder(model)) is not bert.BertModel:
+    kind = own_class(model)
+    if kind not in (bert.BertModel, *_AROUND) or own_class(_encoder(model)) is not bert.BertModel:
         return f"{type(model).__qualname__} is not listed and may run its layers in another way"
     config = _encoder(model).config
     if config.is_decoder or config.add_cross_attention or getattr(config, "is_causal", False):
         return "as a decoder BERT is causal: a merged token would carry later words into earlier ones"
-    if patch is not None and not patch.restore and type(model) in _AROUND and _AROUND[type(model)][1]:
+    if patch is not None and not patch.restore and kind in _AROUND and _AROUND[kind][1]:
         return f"{type(model).__qualname__} reads every token in its place, which restore=False does not give it"
     for i, layer in enumerate(_encoder(model).encoder.layer):
         attention = getattr(layer, "attention", None)
@@ -78,41 +79,64 @@ def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
             bert.BertOutput: getattr(layer, "output", None),
         }
         for kind, part in expected.items():
-            if type(part) is not kind:
+            if own_class(part) is not kind:
                 return f"encoder.layer.{i} has a {type(part).__qualname__} where a {kind.__qualname__} is known"
         if implementation_refusal(attention.self) is not None:
             return implementation_refusal(attention.self)
     return None
 
 
-def _entry_points(model: nn.Module, patch: Patch) -> list[tuple[nn.Module, str, partial]]:
+def _entry_points(model: nn.Module) -> list[EntryPoint]:
     encoder = _encoder(model)
-    points = [(layer, "forward", partial(_layer_forward, layer)) for layer in encoder.encoder.layer]
-    return [(encoder, "forward", partial(_forward, encoder, patch)), *points]
+    points: list[EntryPoint] = [(encoder, "forward", _forward), (encoder.encoder, "forward", None)]
+    for layer in encoder.encoder.layer:
+        points += [
+            (layer, "forward", _layer_forward),
+            (layer.attention, "forward", _attention_forward),
+            (layer.attention.self, "forward", _self_attention_forward),
+        ]
+    return points
 
 
-def _run_layer(layer: nn.Module, x: Tensor, size: Tensor, step: LayerStep):
-    attn, plan = layer.attention.self, None
+def _self_attention_forward(
+    attn: nn.Module, patch: Patch, *args: Any, call: AttentionCall | None = None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Self-attention with a bias, before its output projection; without a call, the module's own."""
+    if call is None:
+        return own_forward(attn, *args, **kwargs)
+    maps = (attn.query, attn.key, attn.value)
+    y = attend(attn, call, maps, args[0], head_dim=attn.attention_head_size, scale=attn.scaling, dropout=attn.dropout.p)
+    return y, None
+
+
+def _attention_forward(
+    attn: nn.Module, patch: Patch, *args: Any, call: AttentionCall | None = None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Self-attention with its output projection, residual and norm; without a call, the module's own."""
+    if call is None:
+        return own_forward(attn, *args, **kwargs)
+    y, _ = attn.self(args[0], call=call)
+    return attn.output(y, args[0]), None
+
+
+def _layer_forward(
+    layer: nn.Module, patch: Patch, *args: Any, size: Tensor | None = None, step: LayerStep | None = None, **_: Any
+) -> Merged:
+    """A layer with a merge: `x (B, T, C)` -> x `(B, T', C)`, size `(B, T')`, plan. Norms stand behind the residuals."""
+    check_step(step, layer)
+    x, plan = args[0], None
+    step, size = step.on(x.device), size.to(x.device)
     if step.insertion == "before":
         x, size, plan = step.merge(x, None, size)
-    y, keys, attn_map = attend(
-        attn, (attn.query, attn.key, attn.value), x, step.bias(size, x.dtype), head_dim=attn.attention_head_size,
-        scale=attn.scaling, dropout=attn.dropout.p, wants_map=step.reads_attention,
-    )
-    x = layer.attention.output(y, x)  # residual and norm
+    call = AttentionCall(step.bias(size, x.dtype), step.reads_attention)
+    y, _ = layer.attention(x, call=call)
+    x, keys, attn_map = call.with_output(y)
     if step.insertion == "between":
         x, size, plan = step.merge(x, keys, size, attn_map)
     x = layer.feed_forward_chunk(x)
     if step.insertion == "after":
         x, size, plan = step.merge(x, keys, size, attn_map)
     return x, size, plan
-
-
-def _layer_forward(layer: nn.Module, *args: Any, size: Tensor | None = None, step: LayerStep | None = None, **kwargs):
-    """A layer with a merge: `x (B, T, C)` -> x `(B, T', C)`, size `(B, T')`, plan. Without a step, its own forward."""
-    if step is None:
-        return type(layer).forward(layer, *args, **kwargs)
-    return checkpointed(layer, partial(_run_layer, layer), args[0], size=size, step=step)
 
 
 def _real(attention_mask: Tensor | None, x: Tensor) -> Tensor:
@@ -196,7 +220,7 @@ def _shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelShape:
         )
         for layer in encoder.encoder.layer
     )
-    name, reads_all = _AROUND.get(type(model), (None, False))
+    name, reads_all = _AROUND.get(own_class(model), (None, False))
     behind = 0 if name is None else linear(getattr(model, name))
     pooler = linear(encoder.pooler)
     return ModelShape(tokens - 2, 2, layers, 0, lambda n: pooler + behind * (n + 2 if reads_all else 1))

@@ -1,4 +1,4 @@
-"""What the families of Hugging Face's transformers share: attention, options of a call, checkpointing."""
+"""What the families of Hugging Face's transformers share: attention, and the options of a call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..attention import attention, attention_map
 from ..patch import ForwardState
-from .common import Attended, run_blocks
+from .common import AttentionCall, run_blocks
 
 _IMPLEMENTATIONS = ("sdpa", "eager")
 
@@ -41,32 +41,21 @@ def implementation_refusal(attn: nn.Module) -> str | None:
 
 def attend(
     attn: nn.Module,
+    call: AttentionCall,
     projections: tuple[nn.Module, nn.Module, nn.Module],
     x: Tensor,
-    bias: Tensor | None,
     *,
     head_dim: int,
     scale: float,
     dropout: float,
-    wants_map: bool,
-) -> Attended:
-    """Self-attention up to its output projection: `x (B, T, C)` -> `(B, T, H D)`, keys `(B, H, T, D)`, map or None."""
+) -> Tensor:
+    """Self-attention up to its output projection: `x (B, T, C)` -> `(B, T, H D)`."""
     q, k, v = (linear(x).unflatten(-1, (-1, head_dim)).transpose(1, 2) for linear in projections)
-    attn_map = attention_map(q, k, bias, scale=scale) if wants_map else None
+    call.keys = k
+    call.map = attention_map(q, k, call.bias, scale=scale) if call.wants_map else None
     fused = attn.config._attn_implementation != "eager"
-    y = attention(q, k, v, bias, scale=scale, dropout=dropout if attn.training else 0.0, fused=fused)
-    return y.transpose(1, 2).flatten(2), k, attn_map
-
-
-def checkpointed(layer: nn.Module, run: Callable, x: Tensor, **arguments: Any):
-    """Run `run(x, **arguments)`, recomputed in the backward pass if the layer is set to that.
-
-    In transformers the class of a layer wraps the layer's own `forward` in this way. Our `forward` takes its place, so
-    it has to do the same.
-    """
-    if layer.gradient_checkpointing and layer.training:
-        return layer._gradient_checkpointing_func(partial(run, **arguments), x)
-    return run(x, **arguments)
+    y = attention(q, k, v, call.bias, scale=scale, dropout=dropout if attn.training else 0.0, fused=fused)
+    return y.transpose(1, 2).flatten(2)
 
 
 class CallOptions:

@@ -8,7 +8,6 @@ stand in raster order, and each stands for a group of patches. The trace tells w
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llava import modeling_llava as llava
 
-from ..family import Family, ModelShape
+from ..family import EntryPoint, Family, ModelShape
+from ..instances import original, own_class
 from ..patch import Patch, active_patch
 from .common import linear
 from .hf_vision import TOWERS, tower_entry_points, tower_refusal, tower_shape
@@ -26,7 +26,7 @@ _MODELS = (llava.LlavaForConditionalGeneration, llava.LlavaModel)
 
 def _inner(model: nn.Module) -> nn.Module:
     """The `LlavaModel` inside a model for generation, or the model itself."""
-    return model.model if type(model) is llava.LlavaForConditionalGeneration else model
+    return model.model if own_class(model) is llava.LlavaForConditionalGeneration else model
 
 
 def _matches(model: nn.Module) -> bool:
@@ -39,7 +39,7 @@ def _towers(model: nn.Module) -> dict[str, str | None]:
 
 
 def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
-    if type(model) not in _MODELS or type(_inner(model)) is not llava.LlavaModel:
+    if own_class(model) not in _MODELS or own_class(_inner(model)) is not llava.LlavaModel:
         return f"{type(model).__qualname__} derives from LLaVA and may use its vision tower in another way"
     if patch is not None and patch.restore:
         return (
@@ -57,22 +57,20 @@ def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
 def _feature_refusal(inner: nn.Module, layer: int | list[int], strategy: str) -> str | None:
     if not isinstance(layer, int):
         return f"vision_feature_layer={layer}: features of several layers have different tokens after a merge"
-    if strategy == "default" and TOWERS[type(inner.vision_tower)].prefix == 0:
+    if strategy == "default" and TOWERS[own_class(inner.vision_tower)].prefix == 0:
         return "vision_feature_select_strategy='default' drops the first token, which is a patch in this tower"
     return None
 
 
-def _entry_points(model: nn.Module, patch: Patch) -> list[tuple[nn.Module, str, partial]]:
+def _entry_points(model: nn.Module) -> list[EntryPoint]:
     inner = _inner(model)
-    points = [
-        (inner, "get_image_features", partial(_image_features, inner)),
-        (inner, "get_placeholder_mask", partial(_placeholder_mask, inner)),
-    ]
-    return points + tower_entry_points(inner.vision_tower, patch)
+    points = [(inner, "get_image_features", _image_features), (inner, "get_placeholder_mask", _placeholder_mask)]
+    return points + tower_entry_points(inner.vision_tower)
 
 
 def _image_features(
     inner: nn.Module,
+    patch: Patch,
     pixel_values: Tensor,
     vision_feature_layer: int | list[int] | None = None,
     vision_feature_select_strategy: str | None = None,
@@ -88,12 +86,14 @@ def _image_features(
         raise ValueError(reason)
     if image_sizes is not None:
         raise ValueError("image_sizes: a merged tower leaves as many tokens for every image, whatever its size")
-    return type(inner).get_image_features(
+    return original(inner).get_image_features(
         inner, pixel_values, vision_feature_layer=layer, vision_feature_select_strategy=strategy, **kwargs
     )
 
 
-def _placeholder_mask(inner: nn.Module, input_ids: Tensor | None, inputs_embeds: Tensor, image_features: Tensor):
+def _placeholder_mask(
+    inner: nn.Module, patch: Patch, input_ids: Tensor | None, inputs_embeds: Tensor, image_features: Tensor
+):
     """`LlavaModel.get_placeholder_mask`, whose error names a remedy; `image_features (tokens of all images, C)`."""
     if input_ids is not None:
         written, needed = int((input_ids == inner.config.image_token_id).sum()), image_features.shape[0]
@@ -102,7 +102,7 @@ def _placeholder_mask(inner: nn.Module, input_ids: Tensor | None, inputs_embeds:
                 f"the prompt holds {written} image placeholders, the merged vision tower leaves {needed} image tokens: "
                 "write them with expand_placeholders(input_ids, image_token_id, image_token_count(model))"
             )
-    return type(inner).get_placeholder_mask(inner, input_ids, inputs_embeds, image_features)
+    return original(inner).get_placeholder_mask(inner, input_ids, inputs_embeds, image_features)
 
 
 def image_token_count(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> int:
@@ -122,7 +122,7 @@ def image_token_count(model: nn.Module, input_size: tuple[int, int, int] | None 
 
 def _feature_layers(inner: nn.Module) -> int:
     """How many layers of the tower come before the features. Hidden state i is the output of layer i, from 1."""
-    depth = len(inner.vision_tower.get_submodule(TOWERS[type(inner.vision_tower)].layers))
+    depth = len(inner.vision_tower.get_submodule(TOWERS[own_class(inner.vision_tower)].layers))
     layer = inner.config.vision_feature_layer
     return layer if layer >= 0 else depth + 1 + layer
 

@@ -22,10 +22,11 @@ from transformers.models.siglip import modeling_siglip as siglip
 from transformers.models.vit import modeling_vit as vit
 
 from ..attention import size_bias
-from ..family import Family, LayerShape, ModelShape
-from ..patch import LayerStep, Patch
-from .common import Attended, linear, pooled_by_size, run_block
-from .hf_common import CallOptions, attend, checkpointed, implementation_refusal
+from ..family import EntryPoint, Family, LayerShape, ModelShape
+from ..instances import own_class
+from ..patch import LayerStep, Merged, Patch
+from .common import Attended, AttentionCall, check_step, linear, own_forward, pooled_by_size, run_block
+from .hf_common import CallOptions, attend, implementation_refusal
 
 
 @dataclass(frozen=True)
@@ -165,12 +166,13 @@ _TEXT |= {
 
 
 def _towers(model: nn.Module) -> dict[str, str | None]:
-    reason = _TEXT.get(type(model))
+    reason = _TEXT.get(own_class(model))
     return {"vision": None} if reason is None else {"vision": None, "text": reason, "both": reason}
 
 
 def _tower(model: nn.Module) -> nn.Module:
-    return model.get_submodule(_AROUND[type(model)][0]) if type(model) in _AROUND else model
+    kind = own_class(model)
+    return model.get_submodule(_AROUND[kind][0]) if kind in _AROUND else model
 
 
 def _matches(model: nn.Module) -> bool:
@@ -182,14 +184,14 @@ def tower_refusal(model: nn.Module) -> str | None:
 
     Only exact types are accepted, because a subclass may override the loop that is replaced here.
     """
-    tower = TOWERS.get(type(model))
+    tower = TOWERS.get(own_class(model))
     if tower is None:
         return f"{type(model).__qualname__} is not listed and may run its layers in another way"
     layer = tower.layer
     for i, module in enumerate(model.get_submodule(tower.layers)):
         attn, mlp = getattr(module, layer.attention, None), getattr(module, "mlp", None)
         for part, kinds in ((module, (layer.kind,)), (attn, (layer.attention_kind,)), (mlp, layer.mlp_kinds)):
-            if type(part) not in kinds:
+            if own_class(part) not in kinds:
                 return f"layer {i} has a {type(part).__qualname__} where a {kinds[0].__qualname__} is known"
         missing = [name for name in (*layer.norms, *sum(layer.behind, ())) if not hasattr(module, name)]
         missing += [name for name in (layer.output, layer.scale, layer.dropout) if not hasattr(attn, name)]
@@ -201,71 +203,80 @@ def tower_refusal(model: nn.Module) -> str | None:
 
 
 def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
-    if type(model) in _TEXT and type(model) not in _AROUND:
-        return _TEXT[type(model)]
-    around = _AROUND.get(type(model))
+    kind = own_class(model)
+    if kind in _TEXT and kind not in _AROUND:
+        return _TEXT[kind]
+    around = _AROUND.get(kind)
     if around is not None and around[2] and patch is not None and not (patch.restore and patch.method.partition):
         return f"{type(model).__qualname__} reads the plain mean of all patches, so none may be missing or merged in it"
     return tower_refusal(_tower(model))
 
 
-def _entry_points(model: nn.Module, patch: Patch) -> list[tuple[nn.Module, str, partial]]:
-    return tower_entry_points(_tower(model), patch)
+def _entry_points(model: nn.Module) -> list[EntryPoint]:
+    return tower_entry_points(_tower(model))
 
 
-def tower_entry_points(model: nn.Module, patch: Patch) -> list[tuple[nn.Module, str, partial]]:
-    """The bound functions that take the place of a tower's own."""
-    tower = TOWERS[type(model)]
-    points = [(layer, "forward", partial(_layer_forward, layer)) for layer in model.get_submodule(tower.layers)]
-    return [(model, "forward", partial(_forward, model, patch)), *points]
+def tower_entry_points(model: nn.Module) -> list[EntryPoint]:
+    """The functions that take the place of the methods of a tower, its layers and their attention."""
+    tower = TOWERS[own_class(model)]
+    parts = tower.layer
+    points: list[EntryPoint] = [(model, "forward", partial(_forward, tower))]
+    around, _, _ = tower.layers.rpartition(".")
+    if around:
+        points.append((model.get_submodule(around), "forward", None))
+    for layer in model.get_submodule(tower.layers):
+        points.append((layer, "forward", partial(_layer_forward, parts)))
+        points.append((getattr(layer, parts.attention), "forward", partial(_attention_forward, parts)))
+    return points
 
 
-_LAYERS = {tower.layer.kind: tower.layer for tower in TOWERS.values()}
-
-
-def _attend(layer: nn.Module, x: Tensor, bias: Tensor | None, wants_map: bool) -> Attended:
-    """The attention half of a layer without its residual."""
-    parts = _LAYERS[type(layer)]
-    attn = getattr(layer, parts.attention)
-    y, keys, attn_map = attend(
-        attn, (attn.q_proj, attn.k_proj, attn.v_proj), getattr(layer, parts.norms[0])(x), bias,
-        head_dim=attn.head_dim, scale=getattr(attn, parts.scale), dropout=getattr(attn, parts.dropout),
-        wants_map=wants_map,
+def _attention_forward(
+    parts: LayerLayout, attn: nn.Module, patch: Patch, *args: Any, call: AttentionCall | None = None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Self-attention of a layer with a bias, `(B, T, C) -> (B, T, C)`; without a call, the module's own."""
+    if call is None:
+        return own_forward(attn, *args, **kwargs)
+    y = attend(
+        attn, call, (attn.q_proj, attn.k_proj, attn.v_proj), args[0], head_dim=attn.head_dim,
+        scale=getattr(attn, parts.scale), dropout=getattr(attn, parts.dropout),
     )
-    y = getattr(attn, parts.output)(y)
-    for name in parts.behind[0]:
-        y = getattr(layer, name)(y)
-    return y, keys, attn_map
+    return getattr(attn, parts.output)(y), None
 
 
-def _feed(layer: nn.Module, x: Tensor) -> Tensor:
+def _feed(parts: LayerLayout, layer: nn.Module, x: Tensor) -> Tensor:
     """The MLP half of a layer without its residual."""
-    parts = _LAYERS[type(layer)]
     x = layer.mlp(getattr(layer, parts.norms[1])(x))
     for name in parts.behind[1]:
         x = getattr(layer, name)(x)
     return x
 
 
-def _run_layer(layer: nn.Module, x: Tensor, size: Tensor | None, step: LayerStep):
-    def half(x: Tensor, bias: Tensor | None, plan: Any) -> Attended:
-        return _attend(layer, x, bias, step.reads_attention)
-
-    return run_block(step, x, size, half, partial(_feed, layer))
-
-
-def _layer_forward(layer: nn.Module, *args: Any, size: Tensor | None = None, step: LayerStep | None = None, **kwargs):
-    """A layer with a merge: `x (B, T, C)` -> x `(B, T', C)`, size `(B, T')`, plan. Without a step, its own forward."""
-    if step is None:
-        return type(layer).forward(layer, *args, **kwargs)
+def _layer_forward(
+    parts: LayerLayout,
+    layer: nn.Module,
+    patch: Patch,
+    *args: Any,
+    size: Tensor | None = None,
+    step: LayerStep | None = None,
+    **_: Any,
+) -> Merged:
+    """A layer with a merge: `x (B, T, C)` -> x `(B, T', C)`, size `(B, T')`, plan."""
+    check_step(step, layer)
     if step.remove == 0 and size is None:
-        return type(layer).forward(layer, args[0], None), None, None
-    return checkpointed(layer, partial(_run_layer, layer), args[0], size=size, step=step)
+        return own_forward(layer, args[0], None), None, None
+
+    def half(x: Tensor, bias: Tensor | None, plan: Any) -> Attended:
+        call = AttentionCall(bias, step.reads_attention)
+        y, _ = getattr(layer, parts.attention)(getattr(layer, parts.norms[0])(x), call=call)
+        for name in parts.behind[0]:
+            y = getattr(layer, name)(y)
+        return call.with_output(y)
+
+    return run_block(step, args[0], size, half, partial(_feed, parts, layer))
 
 
-def _forward(model: nn.Module, patch: Patch, *args: Any, **kwargs: Any):
+def _forward(tower: TowerLayout, model: nn.Module, patch: Patch, *args: Any, **kwargs: Any):
     """The forward of a tower with merges. Every token output has all its patches again, unless `restore=False`."""
-    tower = TOWERS[type(model)]
     arguments = dict(zip(tower.arguments, args, strict=False))
     if len(args) > len(tower.arguments) or arguments.keys() & kwargs:
         raise TypeError(f"forward takes {', '.join(tower.arguments)} by place, each once")
@@ -280,7 +291,7 @@ def _forward(model: nn.Module, patch: Patch, *args: Any, **kwargs: Any):
     x = model.embeddings(pixels.to(projection.weight.dtype), **own)
     if tower.before is not None:
         x = getattr(model, tower.before)(x)
-    prefix = _prefix(model)
+    prefix = _prefix(tower, model)
     state = patch.start(x, prefix, prefix > 0, pixels.shape[-1] // projection.stride[1])
     x, states = options.run(layers, x, state)
     if tower.after is not None:
@@ -291,13 +302,13 @@ def _forward(model: nn.Module, patch: Patch, *args: Any, **kwargs: Any):
     return options.give(output)
 
 
-def _prefix(model: nn.Module) -> int:
-    return TOWERS[type(model)].prefix + getattr(model.config, "num_register_tokens", 0)
+def _prefix(tower: TowerLayout, model: nn.Module) -> int:
+    return tower.prefix + getattr(model.config, "num_register_tokens", 0)
 
 
 def tower_shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelShape:
     """Sizes of a tower; its head is the pooling."""
-    tower = TOWERS[type(model)]
+    tower = TOWERS[own_class(model)]
     projection, own = model.get_submodule(tower.patches), model.config.image_size
     height, width = ((own, own) if isinstance(own, int) else own) if input_size is None else input_size[-2:]
     patches = (height // projection.stride[0]) * (width // projection.stride[1])
@@ -317,13 +328,13 @@ def tower_shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelSh
         width = model.config.hidden_size  # one query: its projection, keys and values, their products, output, MLP
         return 2 * width**2 + patches * (2 * width**2 + 2 * width) + linear(model.head.mlp)
 
-    return ModelShape(patches, _prefix(model), tuple(layers), patches * projection.weight.numel(), head)
+    return ModelShape(patches, _prefix(tower, model), tuple(layers), patches * projection.weight.numel(), head)
 
 
 def _shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelShape:
     """Sizes of the vision tower and of the linear map behind it. A text tower is not counted."""
     shape = tower_shape(_tower(model), input_size)
-    name = _AROUND[type(model)][1] if type(model) in _AROUND else None
+    name = _AROUND[own_class(model)][1] if own_class(model) in _AROUND else None
     behind = 0 if name is None else linear(getattr(model, name))
     return ModelShape(shape.num_patches, shape.prefix, shape.layers, shape.embed, lambda n: shape.head(n) + behind)
 

@@ -10,6 +10,7 @@ If both towers merge, traces and counts of the model are those of the image towe
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from open_clip import CLIP, CustomTextCLIP
@@ -26,9 +27,22 @@ from open_clip.utils import feature_take_indices
 from torch import Tensor, nn
 
 from ..attention import attention, attention_map
-from ..family import Family, LayerShape, ModelShape
-from ..patch import ForwardState, LayerStep, Patch
-from .common import Attended, as_grid, check_format, linear, pooled_by_size, run_block, run_blocks, weighted_mean
+from ..family import EntryPoint, Family, LayerShape, ModelShape
+from ..instances import original, own_class
+from ..patch import ForwardState, LayerStep, Merged, Patch
+from .common import (
+    Attended,
+    AttentionCall,
+    as_grid,
+    check_format,
+    check_step,
+    linear,
+    own_forward,
+    pooled_by_size,
+    run_block,
+    run_blocks,
+    weighted_mean,
+)
 from .open_clip_text import CAUSAL, TEXT, text_reason
 from .registry import find_family
 from .timm_common import pools_patches
@@ -42,95 +56,113 @@ def _matches(model: nn.Module) -> bool:
 
 
 def _towers(model: nn.Module) -> dict[str, str | None]:
-    if type(model) not in _COMPOSITES:
+    if own_class(model) not in _COMPOSITES:
         return {"vision": None}
     reason = text_reason(model)
     return {"vision": None, "text": reason, "both": reason}
 
 
 def _tower(model: nn.Module) -> nn.Module:
-    return model.visual if type(model) in _COMPOSITES else model
+    return model.visual if own_class(model) in _COMPOSITES else model
 
 
 def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
-    if type(model) is TextTransformer:
+    if own_class(model) is TextTransformer:
         return CAUSAL
-    if type(model) not in (*_COMPOSITES, *_TOWERS):
+    if own_class(model) not in (*_COMPOSITES, *_TOWERS):
         return f"{type(model).__qualname__} derives from a model of open_clip and may run its tower in another way"
     tower = _tower(model)
-    if type(tower) is TimmModel:
+    if own_class(tower) is TimmModel:
         return find_family(tower.trunk).refusal(tower.trunk, patch)
-    if type(tower) is not VisionTransformer:
+    if own_class(tower) is not VisionTransformer:
         return f"visual is a {type(tower).__qualname__}: it is no transformer over patches"
-    if type(tower.transformer) is not Transformer or not tower.transformer.batch_first:
+    if own_class(tower.transformer) is not Transformer or not tower.transformer.batch_first:
         return f"visual.transformer is a {type(tower.transformer).__qualname__}, or runs with the batch second"
     for i, block in enumerate(tower.transformer.resblocks):
         reason = _block_refusal(block)
         if reason:
             return f"visual.transformer.resblocks.{i} {reason}"
-    if type(tower.attn_pool) not in (AttentionalPooler, type(None)):
+    if own_class(tower.attn_pool) not in (AttentionalPooler, type(None)):
         return f"visual.attn_pool is a {type(tower.attn_pool).__qualname__}: how it weighs patches is not known"
     if tower.attn_pool is not None and patch is not None and not (patch.restore and patch.method.partition):
         return "its attentional pooler has no weights for tokens that are merged or missing"
     return None
 
 
+def _multihead(attn: nn.Module) -> nn.Module:
+    """The attention itself where an adapter of peft is around it. The adapter calls it, with updated weights."""
+    return attn.get_base_layer() if hasattr(attn, "get_base_layer") else attn
+
+
+def _acts_on_tokens(mlp: nn.Sequential) -> bool:
+    """Whether an MLP is linear, GELU, linear. The linear maps may be inside adapters, or quantised."""
+    kinds = ["linear" if hasattr(part, "in_features") else own_class(part) for part in mlp]
+    return kinds in (["linear", gelu, "linear"] for gelu in (nn.GELU, QuickGELU))
+
+
 def _block_refusal(block: nn.Module) -> str | None:
-    if type(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
+    if own_class(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
         return f"is a {type(block).__qualname__}: its order of calls is not known"
-    attn = block.attn
-    if type(attn) is not nn.MultiheadAttention:
+    attn = _multihead(block.attn)
+    if own_class(attn) is not nn.MultiheadAttention:
         return f"has a {type(attn).__qualname__}: its keys are not known"
     if not attn.batch_first or attn.in_proj_weight is None or attn.bias_k is not None or attn.add_zero_attn:
         return "has an attention with separate projections or with keys of its own"
-    if [type(part) for part in block.mlp] not in ([nn.Linear, kind, nn.Linear] for kind in (nn.GELU, QuickGELU)):
+    if not _acts_on_tokens(block.mlp):
         return "has an MLP of other parts than linear, GELU, linear: they may mix tokens"
     return None
 
 
-def _entry_points(model: nn.Module, patch: Patch) -> list[tuple]:
+def _entry_points(model: nn.Module) -> list[EntryPoint]:
     tower = _tower(model)
-    if type(tower) is TimmModel:
-        points = find_family(tower.trunk).entry_points(tower.trunk, patch)
-        return [*points, (tower, "forward_intermediates", partial(_timm_intermediates, tower, patch))]
-    points = [
-        (tower, "forward", partial(_forward, tower, patch)),
-        (tower, "forward_intermediates", partial(_forward_intermediates, tower, patch)),
+    if own_class(tower) is TimmModel:
+        points = find_family(tower.trunk).entry_points(tower.trunk)
+        return [*points, (tower, "forward_intermediates", _timm_intermediates)]
+    points: list[EntryPoint] = [
+        (tower, "forward", _forward),
+        (tower, "forward_intermediates", _forward_intermediates),
+        (tower.transformer, "forward", None),
     ]
-    return points + [(block, "forward", partial(_block_forward, block)) for block in tower.transformer.resblocks]
+    for block in tower.transformer.resblocks:
+        points += [(block, "forward", _block_forward), (_multihead(block.attn), "forward", _attention_forward)]
+    return points
 
 
-def _attend(attn: nn.MultiheadAttention, x: Tensor, bias: Tensor | None, wants_map: bool) -> Attended:
-    """`nn.MultiheadAttention` written out: output `(B, T, C)`, keys `(B, H, T, D)`, map or None.
+def _attention_forward(
+    attn: nn.MultiheadAttention, patch: Patch, x: Tensor, *args: Any, call: AttentionCall | None = None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """`nn.MultiheadAttention` written out, `(B, T, C) -> (B, T, C)`; without a call, the module's own.
 
     The module itself takes no keys out, and a mask for each item only as `(B H, T, T)`, which is large.
     """
+    if call is None:
+        return own_forward(attn, x, *args, **kwargs)
     qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
     q, k, v = qkv.unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
-    attn_map = attention_map(q, k, bias) if wants_map else None
-    y = attention(q, k, v, bias, dropout=attn.dropout if attn.training else 0.0)
-    return F.linear(y.transpose(1, 2).flatten(2), attn.out_proj.weight, attn.out_proj.bias), k, attn_map
+    call.keys = k
+    call.map = attention_map(q, k, call.bias) if call.wants_map else None
+    y = attention(q, k, v, call.bias, dropout=attn.dropout if attn.training else 0.0)
+    return F.linear(y.transpose(1, 2).flatten(2), attn.out_proj.weight, attn.out_proj.bias), None
 
 
 def _block_forward(
     block: ResidualAttentionBlock,
+    patch: Patch,
     q_x: Tensor,
-    k_x: Tensor | None = None,
-    v_x: Tensor | None = None,
-    attn_mask: Tensor | None = None,
     *,
     size: Tensor | None = None,
     step: LayerStep | None = None,
-):
-    """A block with a merge: `q_x (B, T, C)` -> x `(B, T', C)`, size `(B, T')`, plan. Without a step, its own."""
-    if step is None:
-        return type(block).forward(block, q_x, k_x, v_x, attn_mask)
+    **_: Any,
+) -> Merged:
+    """A block with a merge: `q_x (B, T, C)` -> x `(B, T', C)`, size `(B, T')`, plan."""
+    check_step(step, block)
     if step.remove == 0 and size is None:
-        return type(block).forward(block, q_x), None, None
+        return own_forward(block, q_x), None, None
 
     def attend(x: Tensor, bias: Tensor | None, _) -> Attended:
-        y, keys, attn_map = _attend(block.attn, block.ln_1(x), bias, step.reads_attention)
-        return block.ls_1(y), keys, attn_map
+        x, call = block.ln_1(x), AttentionCall(bias, step.reads_attention)
+        y, _ = block.attn(x, x, x, need_weights=False, call=call)
+        return call.with_output(block.ls_1(y))
 
     return run_block(step, q_x, size, attend, lambda x: block.ls_2(block.mlp(block.ln_2(x))))
 
@@ -202,7 +234,7 @@ def _forward_intermediates(
 
 def _timm_intermediates(tower: TimmModel, patch: Patch, *arguments, **named) -> dict:
     """`TimmModel.forward_intermediates`, which pools the tokens of its trunk's intermediates and needs all of them."""
-    output = TimmModel.forward_intermediates(tower, *arguments, **named)
+    output = original(tower).forward_intermediates(tower, *arguments, **named)
     whole = patch.restore and patch.method.partition
     if "image_features" in output and pools_patches(tower.trunk) and not whole:
         raise ValueError(
@@ -214,7 +246,7 @@ def _timm_intermediates(tower: TimmModel, patch: Patch, *arguments, **named) -> 
 
 def _shape(model: nn.Module, input_size: tuple[int, int, int] | None) -> ModelShape:
     tower = _tower(model)
-    if type(tower) is TimmModel:
+    if own_class(tower) is TimmModel:
         inner = find_family(tower.trunk).shape(tower.trunk, input_size)
 
         def timm_head(patches: int) -> int:

@@ -7,13 +7,13 @@ and do not merge.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from open_clip.hf_model import ClsLastHiddenStatePooler, ClsPooler, HFTextEncoder, MeanPooler
 from torch import Tensor, nn
 
-from ..family import Family, ModelShape, UnsupportedModelError
+from ..family import EntryPoint, Family, ModelShape, UnsupportedModelError
+from ..instances import original, own_class
 from ..patch import Patch
 from .common import linear
 from .registry import find_family
@@ -28,7 +28,7 @@ _POOLERS = (MeanPooler, ClsPooler, ClsLastHiddenStatePooler)
 def text_reason(model: nn.Module) -> str | None:
     """Why the text tower of a composite cannot merge; None where it can."""
     encoder = getattr(model, "text", None)
-    if type(encoder) is not HFTextEncoder:
+    if own_class(encoder) is not HFTextEncoder:
         return CAUSAL
     try:
         family = find_family(encoder.transformer)
@@ -36,7 +36,7 @@ def text_reason(model: nn.Module) -> str | None:
         return f"text.transformer: {error}"
     if not family.ragged:
         return f"text.transformer is a {type(encoder.transformer).__qualname__}, which does not read texts"
-    if type(encoder.pooler) not in _POOLERS:
+    if own_class(encoder.pooler) not in _POOLERS:
         return f"text.pooler is a {type(encoder.pooler).__qualname__}: how it weighs tokens is not known"
     return None
 
@@ -52,19 +52,17 @@ def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
     return reason or find_family(model.text.transformer).refusal(model.text.transformer, patch)
 
 
-def _entry_points(model: nn.Module, patch: Patch) -> list[tuple]:
+def _entry_points(model: nn.Module) -> list[EntryPoint]:
     encoder = model.text
-    points = find_family(encoder.transformer).entry_points(encoder.transformer, patch)
-    if type(encoder.pooler) is MeanPooler:
-        points = [*points, (encoder.pooler, "forward", partial(_mean, encoder.pooler))]
-    return points
+    points = find_family(encoder.transformer).entry_points(encoder.transformer)
+    return [*points, (encoder.pooler, "forward", _mean)] if own_class(encoder.pooler) is MeanPooler else points
 
 
-def _mean(pooler: MeanPooler, x: Any, attention_mask: Tensor) -> Tensor:
+def _mean(pooler: MeanPooler, patch: Patch, x: Any, attention_mask: Tensor) -> Tensor:
     """`MeanPooler.forward` over the tokens that were not dropped. Dropped tokens come back as zeros."""
     present = (x.last_hidden_state != 0).any(dim=2)  # (B, T)
     attention_mask = attention_mask[:, : present.shape[1]]  # tokens that were cut off without a plan do not come back
-    return type(pooler).forward(pooler, x, attention_mask * present)
+    return original(pooler).forward(pooler, x, attention_mask * present)
 
 
 def _shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelShape:

@@ -30,7 +30,7 @@ def register_family(family: Family) -> None:
         ...     name="Tiny", supports="Tiny",
         ...     matches=lambda model: isinstance(model, Tiny),
         ...     refusal=lambda model, patch: None if patch is None else "it has no block to merge in",
-        ...     entry_points=lambda model, patch: [],
+        ...     entry_points=lambda model: [],
         ...     shape=lambda model, size: ModelShape(4, 0, (LayerShape(8, 1, 8, 256, 512),), 0, lambda patches: 0),
         ... ))
         >>> pc.flops(Tiny()).total  # 4 tokens: linear maps of attention and MLP, products of attention

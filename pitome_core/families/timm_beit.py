@@ -6,14 +6,17 @@ anchors, so the mask of attention is `(B, H, T, T)` after a merge. The fused ker
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.layers import Mlp, SwiGLU
 from timm.models.beit import Attention, Beit, Block, RelativePositionBias
 from torch import Tensor, nn
 
-from ..family import Family
-from ..patch import ForwardState, LayerStep, Patch
-from .common import Attended, move, run_block, run_blocks, transforms
+from ..family import EntryPoint, Family
+from ..instances import own_class
+from ..patch import ForwardState, LayerStep, Merged, Patch
+from .common import Attended, AttentionCall, check_step, move, own_forward, run_block, run_blocks, transforms
 from .timm_common import block_refusal, entry_points, finish_attention, shape, split_heads
 
 
@@ -22,12 +25,12 @@ def _matches(model: nn.Module) -> bool:
 
 
 def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
-    if type(model) is not Beit:
+    if own_class(model) is not Beit:
         return f"{type(model).__qualname__} derives from Beit and may run its blocks in another way"
     reason = block_refusal(model, (Block,), (Attention,), (Mlp, SwiGLU))
     if reason is not None:
         return reason
-    if type(model.rel_pos_bias) not in (RelativePositionBias, type(None)):
+    if own_class(model.rel_pos_bias) not in (RelativePositionBias, type(None)):
         return f"rel_pos_bias is a {type(model.rel_pos_bias).__qualname__}: its rows may be no patches"
     relative = model.rel_pos_bias is not None or any(block.attn.window_size is not None for block in model.blocks)
     if relative and patch is not None and transforms(patch):
@@ -35,8 +38,8 @@ def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
     return None
 
 
-def _entry_points(model: nn.Module, patch: Patch) -> list[tuple]:
-    return entry_points(model, patch, _run, _block_forward)
+def _entry_points(model: nn.Module) -> list[EntryPoint]:
+    return entry_points(model, _run, _block_forward, _attention_forward)
 
 
 def _position_bias(attn: Attention, shared: Tensor | None, place: Tensor | None) -> Tensor | None:
@@ -45,6 +48,7 @@ def _position_bias(attn: Attention, shared: Tensor | None, place: Tensor | None)
     `shared` is `(H, N + 1, N + 1)`; `place (B, M)` says where the patch tokens stand (None: each in its own place).
     """
     own = attn.relative_position_bias_table
+    shared = shared if shared is None or place is None else shared.to(place.device)
     if place is None:
         parts = [None if own is None else attn._get_rel_pos_bias(), shared]
     else:
@@ -58,32 +62,43 @@ def _position_bias(attn: Attention, shared: Tensor | None, place: Tensor | None)
     return sum(parts[1:], parts[0]) if parts else None
 
 
+def _attention_forward(
+    attn: Attention, patch: Patch, x: Tensor, *args: Any, call: AttentionCall | None = None, **kwargs: Any
+) -> Tensor:
+    """Self-attention with a bias, `(B, T, C) -> (B, T, C)`; without a call, the module's own."""
+    if call is None:
+        return own_forward(attn, x, *args, **kwargs)
+    q, k, v = split_heads(attn, x)
+    call.keys = k
+    return finish_attention(attn, call, x, q, k, v)
+
+
 def _block_forward(
     block: Block,
+    patch: Patch,
     x: Tensor,
     shared_rel_pos_bias: Tensor | None = None,
     *,
     place: Tensor | None = None,
     size: Tensor | None = None,
     step: LayerStep | None = None,
-):
+    **_: Any,
+) -> Merged:
     """A block with a merge: `x (B, T, C)` -> x `(B, T', C)`, size `(B, T')`, plan. `place (B, M)` is where the patch
-    tokens stand on the grid. Without a step, the block's own forward."""
-    if step is None:
-        return type(block).forward(block, x, shared_rel_pos_bias)
+    tokens stand on the grid."""
+    check_step(step, block)
     if step.remove == 0 and size is None and place is None:
-        return type(block).forward(block, x, shared_rel_pos_bias), None, None
+        return own_forward(block, x, shared_rel_pos_bias), None, None
     attn, scaled = block.attn, block.gamma_1 is not None
     positional = attn.relative_position_bias_table is not None or shared_rel_pos_bias is not None
 
     def attend(x: Tensor, bias: Tensor | None, plan) -> Attended:
-        x = block.norm1(x)
         if positional:
             pairs = _position_bias(attn, shared_rel_pos_bias, move(place, plan))
             bias = pairs if bias is None else pairs + bias
-        q, k, v = split_heads(attn, x)
-        y, attn_map = finish_attention(attn, x, q, k, v, bias, step.reads_attention)
-        return block.drop_path1(block.gamma_1 * y if scaled else y), k, attn_map
+        call = AttentionCall(bias, step.reads_attention)
+        y = attn(block.norm1(x), call=call)
+        return call.with_output(block.drop_path1(block.gamma_1 * y if scaled else y))
 
     def feed(x: Tensor) -> Tensor:
         y = block.mlp(block.norm2(x))

@@ -1,7 +1,7 @@
 """What the families of timm share: what comes behind the blocks, the end of attention, and sizes for counting.
 
 The loop over the blocks is each family's own: `run(model, patch, images, take, last)` -> tokens, state, taken (see
-`common.run_blocks`). The functions are bound with `functools.partial`, so that a model can be copied and pickled.
+`common.run_blocks`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..attention import attention, attention_map, size_bias
-from ..family import LayerShape, ModelShape
+from ..family import EntryPoint, LayerShape, ModelShape
+from ..instances import original, own_class
 from ..patch import Patch
-from .common import as_grid, check_format, linear, pooled_by_size, weighted_mean
+from .common import AttentionCall, as_grid, check_format, linear, pooled_by_size, weighted_mean
 
 
 def block_refusal(
@@ -25,26 +26,25 @@ def block_refusal(
 ) -> str | None:
     """Why the first block that is not of the listed exact types cannot be patched; None if all blocks are."""
     for i, block in enumerate(model.blocks):
-        if type(block) not in blocks:
+        if own_class(block) not in blocks:
             return f"blocks.{i} is a {type(block).__qualname__}: it has no place between attention and MLP to merge at"
-        if type(block.attn) not in attentions:
+        if own_class(block.attn) not in attentions:
             return f"blocks.{i}.attn is a {type(block.attn).__qualname__}: its keys are not known"
-        if type(block.mlp) not in mlps:
+        if own_class(block.mlp) not in mlps:
             return f"blocks.{i}.mlp is a {type(block.mlp).__qualname__}: it may mix tokens"
     return None
 
 
-def entry_points(
-    model: nn.Module, patch: Patch, run: Callable, block_forward: Callable
-) -> list[tuple[nn.Module, str, partial]]:
-    """The bound functions that take the place of the model's own."""
+def entry_points(model: nn.Module, run: Callable, block: Callable, attention: Callable) -> list[EntryPoint]:
+    """The functions that take the place of the methods of a model, its blocks and their attention."""
     points = [
-        (model, "forward", partial(_forward, model, patch, run)),
-        (model, "forward_features", partial(_forward_features, model, patch, run)),
-        (model, "forward_head", partial(_forward_head, model, patch)),
-        (model, "forward_intermediates", partial(_forward_intermediates, model, patch, run)),
+        (model, "forward", partial(_forward, run)),
+        (model, "forward_features", partial(_forward_features, run)),
+        (model, "forward_head", _forward_head),
+        (model, "forward_intermediates", partial(_forward_intermediates, run)),
     ]
-    return points + [(block, "forward", partial(block_forward, block)) for block in model.blocks]
+    points += [(part, "forward", block) for part in model.blocks]
+    return points + [(part.attn, "forward", attention) for part in model.blocks]
 
 
 def split_heads(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,18 +60,17 @@ def split_heads(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return qkv.reshape(*x.shape[:2], 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def finish_attention(
-    attn: nn.Module, x: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, wants_map: bool
-) -> tuple[Tensor, Tensor | None]:
-    """From q, k, v `(B, H, T, D)` to attention's output `(B, T, C)` and its map; `x` is what attention was given."""
-    attn_map = attention_map(q, k, bias, scale=attn.scale) if wants_map else None
+def finish_attention(attn: nn.Module, call: AttentionCall, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """From q, k, v `(B, H, T, D)` to attention's output `(B, T, C)`; `x` is what attention was given."""
+    call.map = attention_map(q, k, call.bias, scale=attn.scale) if call.wants_map else None
     drop = attn.attn_drop.p if attn.training else 0.0
-    y = attention(q, k, v, bias, scale=attn.scale, dropout=drop, fused=attn.fused_attn).transpose(1, 2).flatten(2)
+    y = attention(q, k, v, call.bias, scale=attn.scale, dropout=drop, fused=attn.fused_attn)
+    y = y.transpose(1, 2).flatten(2)
     if hasattr(attn, "norm"):
         y = attn.norm(y)
     if getattr(attn, "gate", None) is not None:
         y = y * attn.gate(x).sigmoid()
-    return attn.proj_drop(attn.proj(y)), attn_map
+    return attn.proj_drop(attn.proj(y))
 
 
 def _refuse_masks(attn_mask: Tensor | None, is_causal: bool) -> None:
@@ -80,7 +79,7 @@ def _refuse_masks(attn_mask: Tensor | None, is_causal: bool) -> None:
 
 
 def _forward_features(
-    model: nn.Module, patch: Patch, run: Callable, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    run: Callable, model: nn.Module, patch: Patch, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
     _refuse_masks(attn_mask, is_causal)
     x, state, _ = run(model, patch, x)
@@ -88,7 +87,7 @@ def _forward_features(
 
 
 def _forward(
-    model: nn.Module, patch: Patch, run: Callable, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    run: Callable, model: nn.Module, patch: Patch, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
     _refuse_masks(attn_mask, is_causal)
     x, state, _ = run(model, patch, x)
@@ -96,8 +95,8 @@ def _forward(
     if pools_patches(model) and pooled_by_size(patch, state):
         return _weighted_head(model, x, state.size)
     if not pools_patches(model) and model.global_pool == "token":
-        return type(model).forward_head(model, x)  # reads prefix tokens only: nothing to restore
-    return type(model).forward_head(model, state.as_read(x, state.plan))
+        return original(model).forward_head(model, x)  # reads prefix tokens only: nothing to restore
+    return original(model).forward_head(model, state.as_read(x, state.plan))
 
 
 def _forward_head(model: nn.Module, patch: Patch, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -107,7 +106,7 @@ def _forward_head(model: nn.Module, patch: Patch, x: Tensor, pre_logits: bool = 
             "this head pools patches and does not know their sizes here: call the model itself (for intermediates of "
             "an open_clip tower: with intermediates_only=True)"
         )
-    return type(model).forward_head(model, x, pre_logits)
+    return original(model).forward_head(model, x, pre_logits)
 
 
 def pools_patches(model: nn.Module) -> bool:
@@ -133,9 +132,9 @@ def _weighted_head(model: nn.Module, x: Tensor, size: Tensor) -> Tensor:
 
 
 def _forward_intermediates(
+    run: Callable,
     model: nn.Module,
     patch: Patch,
-    run: Callable,
     x: Tensor,
     indices: int | list[int] | None = None,
     return_prefix_tokens: bool = False,

@@ -6,6 +6,8 @@ After a merge a token is rotated by the angles of its anchor.
 
 from __future__ import annotations
 
+from typing import Any
+
 from timm.layers import (
     AttentionRope,
     GluMlp,
@@ -18,9 +20,10 @@ from timm.layers import (
 from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from torch import Tensor, cat, nn
 
-from ..family import Family
-from ..patch import ForwardState, LayerStep, Patch
-from .common import Attended, move, run_block, run_blocks, transforms
+from ..family import EntryPoint, Family
+from ..instances import own_class
+from ..patch import ForwardState, LayerStep, Merged, Patch
+from .common import Attended, AttentionCall, check_step, move, own_forward, run_block, run_blocks, transforms
 from .timm_common import block_refusal, entry_points, finish_attention, shape, split_heads
 
 _BLOCKS = (EvaBlock, EvaBlockPostNorm)
@@ -34,12 +37,12 @@ def _matches(model: nn.Module) -> bool:
 
 
 def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
-    if type(model) is not Eva:
+    if own_class(model) is not Eva:
         return f"{type(model).__qualname__} derives from Eva and may run its blocks in another way"
     reason = block_refusal(model, _BLOCKS, _ATTENTIONS, _MLPS)
     if reason is not None:
         return reason
-    if model.rope_mixed or type(model.rope) not in _ROPES:
+    if model.rope_mixed or own_class(model.rope) not in _ROPES:
         kind = type(model.rope).__qualname__
         return f"rope is a {kind}: only one table of angles for all layers and heads can travel with the kept tokens"
     if model.rope is not None and patch is not None and transforms(patch):
@@ -47,8 +50,8 @@ def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
     return None
 
 
-def _entry_points(model: nn.Module, patch: Patch) -> list[tuple]:
-    return entry_points(model, patch, _run, _block_forward)
+def _entry_points(model: nn.Module) -> list[EntryPoint]:
+    return entry_points(model, _run, _block_forward, _attention_forward)
 
 
 def _angles(rope: Tensor | None, place: Tensor | None) -> Tensor | None:
@@ -58,6 +61,7 @@ def _angles(rope: Tensor | None, place: Tensor | None) -> Tensor | None:
     """
     if rope is None or place is None:
         return rope
+    rope = rope.to(place.device)
     if rope.ndim == 2:
         return rope[place][:, None]
     return rope.gather(2, place[:, None, :, None].expand(-1, -1, -1, rope.shape[-1]))
@@ -68,8 +72,12 @@ def _rotate(x: Tensor, rope: Tensor, prefix: int, half: bool) -> Tensor:
     return cat([x[:, :, :prefix], apply_rot_embed_cat(x[:, :, prefix:], rope, half=half)], dim=2)
 
 
-def _attend(attn: nn.Module, x: Tensor, rope: Tensor | None, bias: Tensor | None, wants_map: bool) -> Attended:
-    """Self-attention with rotary positions: output `(B, T, C)`, keys before rotation `(B, H, T, D)`, map or None."""
+def _attention_forward(
+    attn: nn.Module, patch: Patch, x: Tensor, *args: Any, call: AttentionCall | None = None, **kwargs: Any
+) -> Tensor:
+    """Self-attention with a bias and rotary positions, `(B, T, C) -> (B, T, C)`; without a call, the module's own."""
+    if call is None:
+        return own_forward(attn, x, *args, **kwargs)
     if attn.qkv is not None:
         q, k, v = split_heads(attn, x)
     else:
@@ -79,37 +87,36 @@ def _attend(attn: nn.Module, x: Tensor, rope: Tensor | None, bias: Tensor | None
     groups = getattr(attn, "num_kv_groups", 1)
     if groups > 1:  # grouped queries: a key head serves several
         k, v = (part.repeat_interleave(groups, dim=1) for part in (k, v))
-    keys = k
-    if rope is not None:
-        q, k = (_rotate(part, rope, attn.num_prefix_tokens, attn.rotate_half).type_as(v) for part in (q, k))
-    y, attn_map = finish_attention(attn, x, q, k, v, bias, wants_map)
-    return y, keys, attn_map
+    call.keys = k
+    if call.rope is not None:
+        q, k = (_rotate(part, call.rope, attn.num_prefix_tokens, attn.rotate_half).type_as(v) for part in (q, k))
+    return finish_attention(attn, call, x, q, k, v)
 
 
 def _block_forward(
     block: nn.Module,
+    patch: Patch,
     x: Tensor,
     rope: Tensor | None = None,
-    attn_mask: Tensor | None = None,
-    is_causal: bool = False,
     *,
     place: Tensor | None = None,
     size: Tensor | None = None,
     step: LayerStep | None = None,
-):
+    **_: Any,
+) -> Merged:
     """A block with a merge: `x (B, T, C)` -> x `(B, T', C)`, size `(B, T')`, plan. `rope` holds the angles of the
-    patch grid and `place (B, M)` where the patch tokens stand on it. Without a step, the block's own forward."""
-    if step is None:
-        return type(block).forward(block, x, rope, attn_mask, is_causal)
+    patch grid and `place (B, M)` where the patch tokens stand on it."""
+    check_step(step, block)
     if step.remove == 0 and size is None and place is None:
-        return type(block).forward(block, x, rope), None, None
-    post = type(block) is EvaBlockPostNorm
+        return own_forward(block, x, rope), None, None
+    post = isinstance(block, EvaBlockPostNorm)
 
     def attend(x: Tensor, bias: Tensor | None, plan) -> Attended:
-        rope_here = _angles(rope, None if rope is None else move(place, plan))
-        y, keys, attn_map = _attend(block.attn, x if post else block.norm1(x), rope_here, bias, step.reads_attention)
+        angles = _angles(rope, None if rope is None else move(place, plan))
+        call = AttentionCall(bias, step.reads_attention, angles)
+        y = block.attn(x if post else block.norm1(x), call=call)
         y = block.norm1(y) if post else y if block.gamma_1 is None else block.gamma_1 * y
-        return block.drop_path1(y), keys, attn_map
+        return call.with_output(block.drop_path1(y))
 
     def feed(x: Tensor) -> Tensor:
         if post:

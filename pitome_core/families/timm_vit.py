@@ -7,14 +7,17 @@ and MLP are timm's modules. The loop over the blocks and the order of the calls 
 
 from __future__ import annotations
 
+from typing import Any
+
 from timm.layers import Attention, GluMlp, Mlp, PatchEmbed, SwiGLU
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
-from ..family import Family
-from ..patch import ForwardState, LayerStep, Patch
-from .common import Attended, run_block, run_blocks
+from ..family import EntryPoint, Family
+from ..instances import own_class
+from ..patch import ForwardState, LayerStep, Merged, Patch
+from .common import Attended, AttentionCall, check_step, own_forward, run_block, run_blocks
 from .timm_common import block_refusal, entry_points, finish_attention, shape, split_heads
 
 _MODELS = (VisionTransformer, VisionTransformerDistilled)
@@ -31,9 +34,9 @@ def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
 
     Only exact types are accepted, because a subclass may override the loop that is replaced here.
     """
-    if type(model) not in _MODELS:
+    if own_class(model) not in _MODELS:
         return f"{type(model).__qualname__} derives from VisionTransformer and may run its blocks in another way"
-    if type(model.patch_embed) is not PatchEmbed:
+    if own_class(model.patch_embed) is not PatchEmbed:
         return f"patch_embed is a {type(model.patch_embed).__qualname__}: its grid and its cost are not known"
     reason = block_refusal(model, _BLOCKS, (Attention,), _MLPS)
     if reason is not None:
@@ -43,36 +46,31 @@ def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
     return None
 
 
-def _attend(attn: Attention, x: Tensor, bias: Tensor | None, wants_map: bool) -> Attended:
-    """Self-attention of timm's `Attention` with a bias: output `(B, T, C)`, keys `(B, H, T, D)`, map `(B, T, T)`."""
+def _attention_forward(
+    attn: Attention, patch: Patch, x: Tensor, *args: Any, call: AttentionCall | None = None, **kwargs: Any
+) -> Tensor:
+    """Self-attention with a bias, `(B, T, C) -> (B, T, C)`; without a call, the module's own."""
+    if call is None:
+        return own_forward(attn, x, *args, **kwargs)
     q, k, v = split_heads(attn, x)
     q, k = attn.q_norm(q), attn.k_norm(k)
-    y, attn_map = finish_attention(attn, x, q, k, v, bias, wants_map)
-    return y, k, attn_map
+    call.keys = k
+    return finish_attention(attn, call, x, q, k, v)
 
 
 def _block_forward(
-    block: nn.Module,
-    x: Tensor,
-    attn_mask: Tensor | None = None,
-    is_causal: bool = False,
-    *,
-    size: Tensor | None = None,
-    step: LayerStep | None = None,
-):
-    """A block with a merge between attention and MLP: `x (B, T, C)` -> x `(B, T', C)`, size `(B, T')`, plan.
-
-    Without a step it runs the block's own forward, so that a block can be called alone.
-    """
-    if step is None:
-        return type(block).forward(block, x, attn_mask, is_causal)
+    block: nn.Module, patch: Patch, x: Tensor, *, size: Tensor | None = None, step: LayerStep | None = None, **_: Any
+) -> Merged:
+    """A block with a merge between attention and MLP: `x (B, T, C)` -> x `(B, T', C)`, size `(B, T')`, plan."""
+    check_step(step, block)
     if step.remove == 0 and size is None:
-        return type(block).forward(block, x), None, None
-    post = type(block) is ResPostBlock
+        return own_forward(block, x), None, None
+    post = isinstance(block, ResPostBlock)
 
     def attend(x: Tensor, bias: Tensor | None, _) -> Attended:
-        y, keys, attn_map = _attend(block.attn, x if post else block.norm1(x), bias, step.reads_attention)
-        return block.drop_path1(block.norm1(y) if post else block.ls1(y)), keys, attn_map
+        call = AttentionCall(bias, step.reads_attention)
+        y = block.attn(x if post else block.norm1(x), call=call)
+        return call.with_output(block.drop_path1(block.norm1(y) if post else block.ls1(y)))
 
     def feed(x: Tensor) -> Tensor:
         return block.drop_path2(block.norm2(block.mlp(x)) if post else block.ls2(block.mlp(block.norm2(x))))
@@ -94,8 +92,8 @@ def _run(
     return x, state, taken
 
 
-def _entry_points(model: nn.Module, patch: Patch) -> list[tuple]:
-    return entry_points(model, patch, _run, _block_forward)
+def _entry_points(model: nn.Module) -> list[EntryPoint]:
+    return entry_points(model, _run, _block_forward, _attention_forward)
 
 
 FAMILY = Family(

@@ -165,7 +165,7 @@ def test_a_preset_belongs_to_its_method(build_vit):
 
 # --------------------------------------------------------------------------------------- what a layer is compared by
 def whole_block(block, x):
-    return type(block).forward(block, x)
+    return pc.unmerged(block)(x)
 
 
 def test_merging_after_the_block_with_plain_means(build_vit, images):

@@ -610,13 +610,15 @@ def test_a_recorder_around_the_model_sees_no_merged_tokens(name):
 
 
 @pytest.mark.parametrize("kind", [ViTLayer, BertLayer])
-def test_a_layer_called_alone_behaves_as_ever(kind):
-    """Without a step, a patched model's layer is the library's own."""
+def test_a_layer_called_alone_refuses(kind):
+    """It would leave out the merge without a word. `unmerged` is the library's own layer."""
     model, _ = build("ViT" if kind is ViTLayer else "BERT")
     x = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(0))
     expected = run(layers_of(model)[0], {"hidden_states": x})
-    pc.apply(model, keep=0.6)
-    assert torch.equal(run(layers_of(model)[0], {"hidden_states": x}), expected)
+    layer = layers_of(pc.apply(model, keep=0.6))[0]
+    with pytest.raises(RuntimeError, match="pc.unmerged"):
+        layer(x)
+    assert torch.equal(run(pc.unmerged(layer), {"hidden_states": x}), expected)
 
 
 def test_one_patch_at_a_time():
