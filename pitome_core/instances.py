@@ -79,7 +79,7 @@ def _is_ours(cls: type) -> bool:
 
 
 def _calls_the_class(module: nn.Module, name: str) -> bool:
-    """Whether a method stored on the instance leads to that of the class: bound as it is, or behind a hook of accelerate
+    """Whether a method stored on the instance leads to that of the class: the method itself, or a hook of accelerate
     that keeps it where it can be replaced."""
     held = vars(module)
     stored = held.get(_BEHIND_A_HOOK) if name == "forward" and "_hf_hook" in held else held[name]
@@ -92,9 +92,9 @@ def _dispatcher(base: type, name: str) -> Callable:
 
     @wraps(own)  # its signature too, which trainers read
     def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        function = self._pitome_functions.get(name)
-        if function is not None:
-            return function(self, self._pitome_patch, *args, **kwargs)
+        functions = getattr(self, _FUNCTIONS, None)  # a wrapper may call this method after merging was taken out
+        if functions and name in functions:
+            return functions[name](self, self._pitome_patch, *args, **kwargs)
         if kwargs.get("step") is not None:
             raise RuntimeError(REMOVED)
         return own(self, *args, **kwargs)

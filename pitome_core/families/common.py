@@ -55,9 +55,9 @@ def check_step(step: LayerStep | None, block: nn.Module) -> None:
     """Raise RuntimeError if a block is called without a step: by a loop that is not the one of the patched model."""
     if step is None:
         raise RuntimeError(
-            f"this {original(block).__qualname__} is a block of a model that merges, and was called by itself. Only the "
-            "methods of the model merge (model(...), forward_features, forward_intermediates). To run the block without "
-            "merging: pc.unmerged(block)(...)"
+            f"this {original(block).__qualname__} is a block of a model that merges, and was called by itself. Only "
+            "methods of the model merge (model(...), forward_features, forward_intermediates). To run the block "
+            "without merging: pc.unmerged(block)(...)"
         )
 
 
@@ -90,17 +90,22 @@ def run_blocks(
         arguments = {"size": state.size, "step": state.step(layer)}
         if tables is not None:
             arguments |= {**tables, "place": state.place}
-        if getattr(block, PATCH_ATTRIBUTE, None) is None:
-            raise RuntimeError(f"block {layer}: {REMOVED}")
         if checkpointing and torch.is_grad_enabled():
-            x, size, plan = checkpoint(block, x, use_reentrant=False, **arguments)
+            x, size, plan = checkpoint(_call, block, x, use_reentrant=False, **arguments)
         else:
-            x, size, plan = block(x, **arguments)
+            x, size, plan = _call(block, x, **arguments)
         state.add(x, size, plan)
         if layer in take:
             taken.append((x, state.plan))
     state.report()
     return x, taken
+
+
+def _call(block: nn.Module, x: Tensor, **arguments: Any) -> Merged:
+    """Call a block, in the forward or again in the backward; RuntimeError if it does not merge by now."""
+    if getattr(block, PATCH_ATTRIBUTE, None) is None:
+        raise RuntimeError(REMOVED)
+    return block(x, **arguments)
 
 
 def run_block(

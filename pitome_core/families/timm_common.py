@@ -42,6 +42,7 @@ def entry_points(model: nn.Module, run: Callable, block: Callable, attention: Ca
         (model, "forward_features", partial(_forward_features, run)),
         (model, "forward_head", _forward_head),
         (model, "forward_intermediates", partial(_forward_intermediates, run)),
+        (model.blocks, "forward", None),
     ]
     points += [(part, "forward", block) for part in model.blocks]
     return points + [(part.attn, "forward", attention) for part in model.blocks]

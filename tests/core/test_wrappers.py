@@ -85,7 +85,8 @@ def test_signatures_and_names_stay(kind):
     assert inspect.signature(model.forward) == before
     patched = type(model)
     assert issubclass(patched, cls) and own_class(model) is cls
-    assert (patched.__name__, patched.__qualname__, patched.__module__) == (cls.__name__, cls.__qualname__, cls.__module__)
+    for name in ("__name__", "__qualname__", "__module__"):
+        assert getattr(patched, name) == getattr(cls, name)
     assert type(pc.remove(model)) is cls
 
 
@@ -181,7 +182,7 @@ def test_a_forward_replaced_by_hand_is_refused_or_called(kind):
 
 @every_kind
 def test_every_module_that_runs_unmerged_runs_merged_or_is_named(kind):
-    """Hooks on any module fire, merged as unmerged, but on those that the family says it passes by: there they are refused."""
+    """Hooks on any module fire, merged as unmerged. Those that the family passes by are refused with hooks."""
     model, inputs = build(kind)
 
     def fired(model) -> set[str]:
@@ -261,7 +262,7 @@ def test_fully_sharded_models_merge(kind, order, mesh):
 
 @every_kind
 def test_blocks_are_wrapped_after_apply(kind):
-    """`torch.compile` or `checkpoint_wrapper` around single blocks: after apply it runs, before it is refused and named."""
+    """`torch.compile` or `checkpoint_wrapper` around single blocks: after apply it runs, before it is refused."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     def compiled(block):
@@ -291,7 +292,7 @@ def test_a_block_put_in_after_apply_is_named(kind):
     expected = run(pc.apply(model, keep=KEEP), inputs)
     holder, names = wrapped_models.holder(model)
     old = getattr(holder, names[1])
-    setattr(holder, names[1], copy.deepcopy(getattr(build(kind)[0], "none", None) or wrapped_models.blocks(build(kind)[0])[1]))
+    setattr(holder, names[1], wrapped_models.blocks(build(kind)[0])[1])
     with pytest.raises(RuntimeError, match="put in after pc.apply"):
         run(model, inputs)
     setattr(holder, names[1], old)
@@ -308,7 +309,7 @@ def test_a_caller_that_walks_the_blocks_is_told(kind):
     handle = block.register_forward_pre_hook(lambda _, args, kwargs: taken.append((args, kwargs)), with_kwargs=True)
     run(model, inputs)
     handle.remove()
-    (args, kwargs), own = taken[0], None
+    args, kwargs = taken[0]
     with torch.no_grad():
         own = block(*args, **kwargs)
         pc.apply(model, keep=KEEP)
@@ -396,7 +397,7 @@ def test_changes_between_forward_and_backward_under_checkpointing(kind, change):
     loss = wrapped_models.output(model(**inputs)).square().sum()
     if change == "remove":
         pc.remove(model)
-        with pytest.raises((RuntimeError, TypeError), match="pc.remove|step"):
+        with pytest.raises(RuntimeError, match="pc.remove was called"):
             loss.backward()
     else:
         pc.apply(model, "tome", keep=0.9)

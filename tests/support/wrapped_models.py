@@ -42,7 +42,8 @@ def build(kind: str) -> tuple[nn.Module, dict]:
         from transformers import BertConfig, BertModel
 
         config = BertConfig(vocab_size=60, hidden_size=48, num_hidden_layers=3, num_attention_heads=3,
-                            intermediate_size=96, max_position_embeddings=32)
+                            intermediate_size=96, max_position_embeddings=32, hidden_dropout_prob=0.0,
+                            attention_probs_dropout_prob=0.0)
         ids = torch.randint(5, 60, (2, 18), generator=torch.Generator().manual_seed(0))
         mask = torch.arange(18) < torch.tensor([[18], [13]])
         model = BertModel(config, add_pooling_layer=False)
@@ -103,7 +104,7 @@ def checkpointing(model: nn.Module, enable: bool) -> None:
 
 
 def replicate(model: nn.Module) -> nn.Module:
-    """A replica as `nn.DataParallel` makes it: the modules' own `_replicate_for_data_parallel`, linked to one another."""
+    """A replica as `nn.DataParallel` makes it: the modules' own `_replicate_for_data_parallel`, linked together."""
     modules = list(model.modules())
     replicas = {id(module): module._replicate_for_data_parallel() for module in modules}
     for module in modules:
