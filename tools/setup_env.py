@@ -98,9 +98,11 @@ def hold(venv):
     lock = os.open(os.path.join(venv, LOCK), os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         print("waiting for another set-up of " + venv, flush=True)
         fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        print("the file system of %s has no locks (%s): run one set-up at a time" % (venv, error), flush=True)
     return lock
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 import signal
@@ -13,8 +15,9 @@ import pytest
 import toy_clone
 from toy_clone import make
 
-sys.path[:0] = [str(toy_clone.ROOT / "book" / "_ext"), str(Path(__file__).parent)]
+sys.path[:0] = [str(toy_clone.ROOT / "book" / "_ext"), str(toy_clone.ROOT / "tools"), str(Path(__file__).parent)]
 import companion  # noqa: E402
+import setup_env  # noqa: E402
 import test_project  # noqa: E402
 
 MAKEFILE = (toy_clone.ROOT / "Makefile").read_text()
@@ -230,7 +233,9 @@ def test_a_set_up_that_is_killed_is_finished_by_the_next(clone):
     code, printed = finish(set_up(clone))
     assert code == 0, printed
     check_it_works(clone, printed)
+    (clone / ENVIRONMENT / ".pitome-lock").unlink()
     assert finish(set_up(clone)) == (0, "assets are there\n"), "nothing is left to do"
+    assert not (clone / ENVIRONMENT / ".pitome-lock").exists(), "what is done may be read-only"
 
 
 @pytest.mark.slow
@@ -260,6 +265,15 @@ def test_two_set_ups_at_once_make_one_environment(clone):
     assert (killed.returncode, code) == (-signal.SIGKILL, 0) and "waiting for another set-up of " in printed
     assert (clone / "fetched").read_text() == "orphan plain "
     killed.stdout.close()
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(setup_env.fcntl, "flock", refuse)
+    os.close(setup_env.hold(str(tmp_path)))
+    assert "No locks available): run one set-up at a time" in capsys.readouterr().out
 
 
 @pytest.mark.slow
