@@ -16,7 +16,15 @@ WORKERS ?= 2
 # For `make pair`: --execute runs every notebook again, 01 treats that one alone.
 ARGS ?=
 
-PY := $(if $(PYTHON),$(PYTHON),$(abspath $(VENV))/bin/python)
+# Paths reach the shell through its environment, so that spaces and quotes in them are characters like others.
+# make splits names at spaces: no function of make that reads a list of names, as abspath does, may see them.
+FIRST := $(firstword $(VENV))
+IN_HOME := $(subst ^~,$(HOME),^$(VENV))
+export PITOME_VENV := $(if $(filter /%,$(FIRST)),$(VENV),$(if $(filter ~/%,$(FIRST)),$(IN_HOME),$(CURDIR)/$(VENV)))
+export PITOME_BASE_PYTHON := $(BASE_PYTHON)
+export PITOME_PYTHON := $(if $(PYTHON),$(PYTHON),$(PITOME_VENV)/bin/python)
+PY := "$$PITOME_PYTHON"
+BASE := "$$PITOME_BASE_PYTHON"
 STAGE := @tools/stage.sh
 HTML := _build/html
 TEST_HTML := _build/test/_build/html
@@ -29,7 +37,7 @@ help: ## list the targets
 
 setup: ## create the environment, install the locked requirements, fetch the assets
 ifeq ($(PYTHON),)
-	@$(BASE_PYTHON) tools/setup_env.py '$(VENV)'
+	@$(BASE) tools/setup_env.py "$$PITOME_VENV"
 endif
 
 book: setup ## execute the notebooks and build the book into _build/html
@@ -37,7 +45,7 @@ book: setup ## execute the notebooks and build the book into _build/html
 	@echo 'Open $(HTML)/index.html in a browser, or run `make open`.'
 
 open: ## serve the built book on localhost
-	@$(if $(PYTHON),$(PY),$$(test -x $(PY) && echo $(PY) || echo $(BASE_PYTHON))) tools/open_book.py $(HTML) $(PORT)
+	@if command -v $(PY) >/dev/null; then exec $(PY) tools/open_book.py $(HTML) $(PORT); else exec $(BASE) tools/open_book.py $(HTML) $(PORT); fi
 
 # -k: every stage runs and reports, and one failure is enough to fail the whole.
 test: ## run everything: lint, spelling, book in the smoke tier, unit, notebook and browser tests
@@ -48,7 +56,7 @@ lint: setup ## ruff, and who may import whom
 	$(STAGE) 'import contracts' $(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()' --no-cache
 
 spelling: setup ## codespell on the tracked text
-	$(STAGE) spelling bash -o pipefail -c "git ls-files -coz --exclude-standard '*.md' '*.py' '*.yml' '*.toml' '*.cff' '*.css' Makefile | xargs -0 $(PY) -m codespell_lib"
+	$(STAGE) spelling tools/spelling.sh $(PY)
 
 pair: setup ## after editing notebooks/*.py: rewrite the .ipynb and its checked outputs
 	@PITOME_PROFILE=smoke $(PY) tools/pair.py $(ARGS)
@@ -102,11 +110,11 @@ bench: setup ## measure what merging costs on this CPU, on two threads; writes r
 
 # No set-up here: it must run on a machine without a network.
 gpu: ## GPU tests, notebooks and costs on CUDA; writes results/gpu/
-	@command -v $(PY) >/dev/null || { echo 'no interpreter at $(PY): run `make setup` or pass VENV= or PYTHON='; exit 1; }
+	@command -v $(PY) >/dev/null || { echo no interpreter at $(PY)': run `make setup` or pass VENV= or PYTHON='; exit 1; }
 	$(STAGE) gpu $(PY) tools/gpu_check.py
 
 lock: ## resolve pyproject.toml into requirements.lock (needs a network)
-	@$(BASE_PYTHON) -m venv _build/uv && _build/uv/bin/python -m pip install --quiet uv
+	@$(BASE) -m venv _build/uv && _build/uv/bin/python -m pip install --quiet uv
 	_build/uv/bin/uv pip compile --quiet --universal --no-header --extra test --extra book pyproject.toml -o requirements.lock
 
 clean: ## remove everything that was built; the environment and the assets stay

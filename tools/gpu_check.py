@@ -49,6 +49,7 @@ def environment(torch) -> dict:
     device = torch.cuda.get_device_properties(0)
     named = os.environ.get("PITOME_COMMIT")  # a copy of the tree may have no history, or an older one
     commit = None if named else output("git", "rev-parse", "HEAD")
+    changes = output("git", "status", "--porcelain", "--untracked-files=no") if commit else None
     driver = output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return {
         "device": device.name,
@@ -60,7 +61,7 @@ def environment(torch) -> dict:
         "python": platform.python_version(),
         "packages": {name: installed for name in PACKAGES if (installed := version(name))},
         "commit": named or commit,
-        "modified": bool(output("git", "status", "--porcelain", "--untracked-files=no")) if commit else None,
+        "modified": None if changes is None else bool(changes),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "make gpu",
     }

@@ -26,8 +26,9 @@ SOURCES = ("requirements.lock", "pitome_core", "results")
 
 def repository_url(root: Path) -> str:
     """The remote called origin if it is on GitHub, else the address in pyproject.toml."""
-    git = subprocess.run(["git", "-C", str(root), "remote", "get-url", "origin"], capture_output=True, text=True)
-    on_github = re.search(r"github\.com[:/]([\w.-]+)/([\w.-]+?)(?:\.git)?/?$", git.stdout.strip())
+    ask = ["git", "-C", str(root), "remote", "get-url", "origin"]
+    remote = subprocess.run(ask, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+    on_github = re.search(r"github\.com[:/]([\w.-]+)/([\w.-]+?)(?:\.git)?/?$", remote)
     if on_github:
         return "https://github.com/{}/{}".format(*on_github.groups())
     return tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]["Repository"]

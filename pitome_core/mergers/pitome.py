@@ -75,4 +75,5 @@ register_method(
     cost=cost,
     attention_when=_reads_attention,
     choices=CHOICES,
+    scaling="time N^2 C; memory N^2 up to 2^19 cosines on a CPU (2^22 elsewhere), in blocks of as many beyond, and k^2",
 )

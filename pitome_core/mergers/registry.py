@@ -39,6 +39,8 @@ class Method:
         choices: allowed values of options that have a list of them.
         cost: `(tokens, removed, channels of the metric) -> (multiply-accumulates, other operations)` of making the
             plan for one image; other operations are exponentials, comparisons of a sort and the like.
+        scaling: in words, how time (multiply-accumulates) and memory (numbers) of making the plan for one image grow
+            with its N tokens of C channels, of which k are removed and M stay; H is the number of heads.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Method:
     cost: Callable[[int, int, int], tuple[int, int]] | None = None
     attention_when: Callable[[dict[str, Any]], bool] | None = None
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    scaling: str = ""
 
     @cached_property
     def _keywords(self) -> dict[str, Any]:
@@ -120,6 +123,7 @@ def register_method(
     cost: Callable[[int, int, int], tuple[int, int]] | None = None,
     attention_when: Callable[[dict[str, Any]], bool] | None = None,
     choices: Mapping[str, tuple[str, ...]] | None = None,
+    scaling: str = "",
 ) -> Method:
     """Add a method to the table, or replace the one of that name; the fields are those of `Method`.
 
@@ -142,7 +146,7 @@ def register_method(
     if limit not in ("half", "all"):
         raise ValueError(f"limit must be 'half' or 'all', got {limit!r}")
     _METHODS[name] = Method(
-        name, function, paper, summary, partition, drops, limit, cost, attention_when, choices or {}
+        name, function, paper, summary, partition, drops, limit, cost, attention_when, choices or {}, scaling
     )
     return _METHODS[name]
 
@@ -154,6 +158,8 @@ def methods() -> dict[str, Method]:
         >>> import pitome_core as pc
         >>> pc.methods()["tome"].summary
         'bipartite soft matching: the most similar pairs of an even/odd split merge'
+        >>> pc.methods()["tome"].scaling
+        'time N^2 C / 4; memory N^2 / 4'
     """
     return dict(_METHODS)
 

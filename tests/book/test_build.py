@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
+from toy_clone import write_book, write_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
@@ -20,23 +20,16 @@ import companion  # noqa: E402
 def small_book(tmp_path):
     """A page and a notebook under the book's own settings."""
     book = tmp_path / "small"
-    shutil.copytree(ROOT / "book" / "_ext", book / "book" / "_ext", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "book" / "_static", book / "book" / "_static")
-    for name in ("_config.yml", "pyproject.toml", "requirements.lock"):
+    write_book(book)
+    for name in ("pyproject.toml", "requirements.lock"):
         shutil.copy(ROOT / name, book)
     (book / "pitome_core").mkdir()
     (book / "pitome_core" / "__init__.py").write_text("answer = 1\n")
-    (book / "notebooks").mkdir()
-    (book / "book" / "references.bib").write_text("")
-    (book / "book" / "index.md").write_text("# A page\n\nSome text.\n")
-    (book / "_toc.yml").write_text("format: jb-book\nroot: book/index\nchapters:\n  - file: notebooks/cells\n")
     return book
 
 
 def build(book: Path, cell: str, *options: str) -> subprocess.CompletedProcess:
-    cells = [nbformat.v4.new_markdown_cell("# Cells", id="title"), nbformat.v4.new_code_cell(cell, id="code")]
-    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), book / "notebooks" / "cells.ipynb")
+    write_notebook(book, cell)
     command = [sys.executable, str(ROOT / "tools" / "build_book.py"), "--source", str(book), *options]
     return subprocess.run(command, capture_output=True, text=True)
 

@@ -46,6 +46,36 @@ def test_golden_groups():
     assert as_sets(tome) == {frozenset(g) for g in ([6], [8], [0, 1, 2], [3], [4, 5], [7], [9])}
 
 
+@given(n=st.integers(1, 19), seed=st.integers(0, 2**31), share=st.floats(0, 1), tied=st.booleans())
+def test_tome_counts_a_class_token_if_asked_to(n, seed, share, tied):
+    """`parity="all"` gives the matching of the whole sequence, in which a class token stands in front and stays."""
+    metric, k = one_hot_tokens(seed, n, 3) if tied else gaussian_tokens(1, n, 6, seed), round(share * (n // 2))
+    roots = oracle.plan_roots(pc.plan(metric, k, "tome", parity="all"))[0]
+    assert roots == oracle.tome_roots(metric[0], k, "all")
+    # The same from the whole sequence: positions 0, 2, .. are A, and the class token at position 0 has no edge.
+    cos = np.full((n + 1, n + 1), -np.inf)
+    cos[1:, 1:] = oracle.cosine(metric[0])
+    partner = {a: max(range(1, n + 1, 2), key=lambda b, a=a: cos[a, b]) for a in range(2, n + 1, 2)}
+    chosen = sorted(partner, key=lambda a: -cos[a, partner[a]])[:k]
+    assert roots == [partner[i + 1] - 1 if i + 1 in chosen else i for i in range(n)]
+
+
+def test_parity_counts_from_the_front_of_every_item():
+    """With padding the items are as they are alone; the two parities differ; an unknown one is named."""
+    metric, lengths = gaussian_tokens(3, 12, 5, 0), (12, 7, 4)
+    mask = torch.arange(12) < torch.tensor(lengths)[:, None]
+    k = torch.tensor([5, 3, 2])
+    plan = pc.plan(metric, k, "tome", mask=mask, parity="all")
+    for item, length in enumerate(lengths):
+        alone = pc.plan(metric[item : item + 1, :length], int(k[item]), "tome", parity="all")
+        assert plan.assignment[item, :length].tolist() == alone.assignment[0].tolist()
+    ours, theirs = (pc.plan(metric, 4, "tome", parity=parity) for parity in ("patches", "all"))
+    assert not torch.equal(ours.assignment, theirs.assignment)
+    assert torch.equal(ours.assignment, pc.plan(metric, 4, "tome").assignment), "the default"
+    with pytest.raises(ValueError, match="unknown parity 'odd': choose one of patches, all"):
+        pc.plan(metric, 2, "tome", parity="odd")
+
+
 @given(
     batch=st.integers(1, 3),
     n=st.integers(1, 19),
@@ -357,6 +387,7 @@ def test_methods_describe_themselves():
         assert method.name == name and method.summary and method.paper and method.limit in ("half", "all")
         known = {"margin", "size", "mask", "layer", "num_layers", "attention", "class_attention", "positions"}
         assert set(method.needs) <= known
+        assert not method.function.__module__.startswith("pitome_core") or method.scaling, name
     assert methods["pitome"].partition and methods["tome"].partition
     assert "margin" in methods["pitome"].needs and {"kernel", "alpha"} <= set(methods["pitome"].options)
     assert "layer" in methods["random_prune"].needs and "seed" in methods["random_prune"].options

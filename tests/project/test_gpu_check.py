@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +22,25 @@ def test_notebooks_run_side_by_side_where_the_processors_are(monkeypatch):
     assert gpu_check.side_by_side()[:2] == ["-n", "6"]
     monkeypatch.setattr(gpu_check.os, "cpu_count", lambda: 2)
     assert gpu_check.side_by_side() == []
+
+
+@pytest.mark.parametrize(("printed", "expected"), [
+    ({"rev-parse": "abc", "status": ""}, ("abc", False)),
+    ({"rev-parse": "abc", "status": " M Makefile"}, ("abc", True)),
+    ({"rev-parse": "abc"}, ("abc", None)),  # git knows the commit and cannot compare
+    ({}, (None, None)),
+])
+def test_what_git_does_not_say_is_unknown(printed, expected, monkeypatch):
+    """Without git, without a history, in a clone of another user."""
+    device = SimpleNamespace(name="a device", total_memory=2**30, major=9, minor=0)
+    torch = SimpleNamespace(
+        cuda=SimpleNamespace(get_device_properties=lambda _: device), version=SimpleNamespace(cuda="13"),
+        backends=SimpleNamespace(cudnn=SimpleNamespace(version=lambda: 1)),
+    )
+    monkeypatch.delenv("PITOME_COMMIT", raising=False)
+    monkeypatch.setattr(gpu_check, "output", lambda *command: printed.get(command[1]))
+    record = gpu_check.environment(torch)
+    assert (record["commit"], record["modified"]) == expected
 
 
 @pytest.mark.parametrize(

@@ -93,10 +93,13 @@ def pitome_roots(metric, k: int, margin: float, alpha: float = 1.0, kernel: str 
     return roots
 
 
-def tome_roots(metric, k: int) -> list[int]:
-    """Bipartite soft matching: even positions A, odd positions B; the k most similar edges merge."""
-    cos = cosine(metric)
-    a_side, b_side = list(range(0, len(cos), 2)), list(range(1, len(cos), 2))
+def tome_roots(metric, k: int, parity: str = "patches") -> list[int]:
+    """Bipartite soft matching: even positions A, odd positions B; the k most similar edges merge.
+
+    `parity="all"`: a class token has position 0, the first patch position 1.
+    """
+    cos, front = cosine(metric), int(parity == "all")
+    a_side, b_side = ([i for i in range(len(cos)) if (i + front) % 2 == side] for side in (0, 1))
     roots = list(range(len(cos)))
     if not b_side:
         return roots
@@ -110,7 +113,7 @@ def roots_of(method: str, metric, k: int, margin: float = 0.9, **options) -> lis
     """The reference partition of a core method."""
     if method == "pitome":
         return pitome_roots(metric, k, margin, **options)
-    return tome_roots(metric, k)
+    return tome_roots(metric, k, **options)
 
 
 def groups(roots) -> list[list[int]]:
@@ -421,13 +424,17 @@ def mctf_weight(metric, attention, size=None, t_sim=1.0, t_info=20.0, t_size=40.
     return weight
 
 
-def mctf_roots(metric, k: int, attention, size=None, **exponents) -> list[int]:
-    """ceil(k / 2) even tokens join their best odd one, then floor(k / 2) odd ones their best even one that is left."""
+def mctf_roots(metric, k: int, attention, size=None, first: str = "ceil", **exponents) -> list[int]:
+    """ceil(k / 2) even tokens join their best odd one, then the rest of k odd ones their best even one that is left.
+
+    `first="floor"`: floor(k / 2) of them go first.
+    """
     weight = mctf_weight(metric, attention, size, **exponents)
     n = len(weight)
     even, odd = list(range(0, n, 2)), list(range(1, n, 2))
     joins = {}
-    for sources, targets, count in ((even, odd, math.ceil(k / 2)), (odd, even, k // 2)):
+    there = math.ceil(k / 2) if first == "ceil" else math.floor(k / 2)
+    for sources, targets, count in ((even, odd, there), (odd, even, k - there)):
         targets = [t for t in targets if t not in joins]
         if not targets or not count:
             continue
@@ -519,15 +526,21 @@ def inverse_cosine_transform(values) -> np.ndarray:
     ])
 
 
-def dct_merge(x, kept: int) -> np.ndarray:
-    """X' = sqrt(M / N) IDCT_M(DCT_N(X)[:M]), column by column."""
+def pooled(x, roots, weight) -> np.ndarray:
+    """sum w_i x_i / sum w_i over every group."""
+    x, weight = as_array(x), as_array(weight)
+    return np.array([sum(weight[i] * x[i] for i in g) / sum(weight[i] for i in g) for g in groups(roots)])
+
+
+def dct_merge(x, kept: int, factor: float | None = None) -> np.ndarray:
+    """X' = factor IDCT_M(DCT_N(X)[:M]), column by column; the factor is sqrt(M / N) unless another one is given."""
     x = as_array(x)
     columns = [inverse_cosine_transform(cosine_transform(column)[:kept]) for column in x.T]
-    return math.sqrt(kept / len(x)) * np.stack(columns, axis=1)
+    return (math.sqrt(kept / len(x)) if factor is None else factor) * np.stack(columns, axis=1)
 
 
-def dct_unmerge(y, width: int) -> np.ndarray:
-    """sqrt(N / M) IDCT_N of DCT_M(Y), continued by zeros."""
+def dct_unmerge(y, width: int, factor: float | None = None) -> np.ndarray:
+    """1 / factor times IDCT_N of DCT_M(Y), continued by zeros."""
     y = as_array(y)
     columns = [inverse_cosine_transform([*cosine_transform(column), *[0.0] * (width - len(y))]) for column in y.T]
-    return math.sqrt(width / len(y)) * np.stack(columns, axis=1)
+    return (math.sqrt(width / len(y)) if factor is None else 1 / factor) * np.stack(columns, axis=1)

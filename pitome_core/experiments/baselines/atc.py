@@ -75,4 +75,5 @@ register_method(
     limit="all",
     cost=cost,
     choices={"linkage": LINKAGES},
+    scaling="time N^2 C and clustering in N^2 log N, one image after the other; memory N^2 in float64",
 )

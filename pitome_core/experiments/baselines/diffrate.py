@@ -58,4 +58,5 @@ register_method(
     drops=True,
     limit="all",
     cost=cost,
+    scaling="time k N C / 2; memory k N / 2",
 )

@@ -51,4 +51,5 @@ register_method(
     summary="the least attended tokens become one, their attention-weighted mean",
     limit="all",
     cost=cost,
+    scaling="time N log N; memory N",
 )

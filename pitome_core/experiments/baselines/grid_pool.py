@@ -47,4 +47,5 @@ register_method(
     paper="control",
     summary="average pooling of 2 x 2 windows of the patch grid, once",
     limit="all",
+    scaling="time N; memory N",
 )

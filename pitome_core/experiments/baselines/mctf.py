@@ -14,10 +14,14 @@ from pitome_core.mergers.registry import active_pairs
 
 from .common import from_roots, join, places, required
 
+_LEAST = 1e-20  # smallest weight in a mean, so that it exists even if every attention is rounded to zero
+CHOICES = {"first": ("ceil", "floor"), "pooling": ("size", "attention")}
+
 
 def plan_mctf(
     metric: Tensor, remove: int | Tensor, *, attention: Tensor | None = None, size: Tensor | None = None,
     mask: Tensor | None = None, t_sim: float = 1.0, t_info: float = 20.0, t_size: float = 40.0,
+    first: str = "ceil", pooling: str = "size",
 ) -> MergePlan:
     """Soft matching by similarity, attention and size, in both directions.
 
@@ -25,6 +29,11 @@ def plan_mctf(
     their cosine. `u` is 1 / the attention that a token receives, `v` is 1 / its size, and both are divided by their
     maximum. Even positions are A and odd ones are B. First ceil(k / 2) tokens of A join tokens of B. Then floor(k / 2)
     tokens of B, with all that joined them, join those of A that are left. The second direction uses the same W.
+
+    The authors' code differs in two choices, which are ours by default. With `first="floor"`, floor(k / 2) tokens merge
+    in the first direction and the rest in the second; this matters where k is odd. With `pooling="attention"`, the mean
+    of a group is weighted by attention received times size, as in their recipe: sizes still add up, but the
+    size-weighted mean of all tokens is not preserved. By default it is weighted by size alone, as in the other methods.
 
     Source: Lee et al., "Multi-criteria Token Fusion with One-step-ahead Attention", CVPR 2024.
 
@@ -50,13 +59,17 @@ def plan_mctf(
     weight = weight.masked_fill(~usable[:, 0::2, None], -1).masked_fill(~usable[:, None, 1::2], -2)
     weight = weight.masked_fill(~(real[:, 0::2, None] & real[:, None, 1::2]), -math.inf)
 
-    a, b, active = _best_edges(weight, (remove + 1) // 2)
+    into_b = remove // 2 if first == "floor" else (remove + 1) // 2
+    a, b, active = _best_edges(weight, into_b)
     root = join(places(metric), 2 * a, 2 * b + 1, active)
     weight = weight.masked_fill((root != places(metric))[:, 0::2, None], -math.inf)
-    b, a, active = _best_edges(weight.transpose(-1, -2), remove // 2)
+    b, a, active = _best_edges(weight.transpose(-1, -2), remove - into_b)
     root = join(root, 2 * b + 1, 2 * a, active)
     # One step further, because a token of A may have joined one of B that has joined another one of A.
-    return from_roots(root.gather(1, root), remove, mask)
+    root = root.gather(1, root)
+    if pooling == "size":
+        return from_roots(root, remove, mask)
+    return from_roots(root, remove, mask, weight=received.nan_to_num(0.0, 0.0, 0.0).clamp_min(_LEAST))
 
 
 def _over_maximum(value: Tensor, usable: Tensor) -> Tensor:
@@ -93,4 +106,6 @@ register_method(
     paper="Lee et al., CVPR 2024",
     summary="matching in both directions by similarity, attention received and size",
     cost=cost,
+    choices=CHOICES,
+    scaling="time N^2 C / 4; memory N^2, beside the layer's attention map of H N^2",
 )

@@ -37,4 +37,5 @@ register_method(
     paper="control",
     summary="merge random tokens into random others",
     limit="all",
+    scaling="time N log N; memory N",
 )

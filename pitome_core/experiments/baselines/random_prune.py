@@ -32,4 +32,5 @@ register_method(
     partition=False,
     drops=True,
     limit="all",
+    scaling="time N log N; memory N",
 )

@@ -43,4 +43,5 @@ register_method(
     partition=False,
     drops=True,
     cost=cost,
+    scaling="time N^2 C / 4; memory N^2 / 4",
 )

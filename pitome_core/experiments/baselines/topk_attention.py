@@ -37,4 +37,5 @@ register_method(
     drops=True,
     limit="all",
     cost=cost,
+    scaling="time N log N; memory N",
 )

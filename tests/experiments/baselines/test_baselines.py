@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import gaussian_tokens
+from rivals import PLANNED, context, grid, most, one_hot_tokens, run
 
 import pitome_core as pc
 import pitome_core.experiments.baselines
@@ -20,48 +21,13 @@ from pitome_core.experiments.baselines.lower_resolution import lower_resolution
 from pitome_core.mergers import make_plan
 
 HALF = ("tofu", "mctf")
-ALL = ("crossget", "diffrate", "atc", "topk_attention", "evit")
-PLANNED = HALF + ALL  # grid_pool and dct have fixed counts or no partition, and tests of their own
 PARTITIONS = ("crossget", "mctf", "atc", "evit")
 ATTENTIVE = {"mctf": "attention", "diffrate": "class_attention", "topk_attention": "class_attention",
              "evit": "class_attention"}
 
 
-def context(batch: int, n: int, seed: int, dtype=torch.float64, prefix: int = 1) -> dict:
-    """The context that a layer gives: attention maps that are softmax weights, whole sizes, and positions on a grid."""
-    generator = torch.Generator().manual_seed(seed + 77)
-    score = 2 * torch.randn(batch, prefix + n, prefix + n, generator=generator, dtype=torch.float64)
-    attention = score.softmax(dim=-1)[:, :, prefix:]
-    size = torch.randint(1, 5, (batch, n), generator=generator).to(torch.float32)
-    return {"attention": attention.to(dtype), "class_attention": attention[:, 0].to(dtype), "size": size,
-            "positions": grid(batch, n, 5)}
-
-
-def grid(batch: int, n: int, columns: int) -> torch.Tensor:
-    place = torch.arange(n).expand(batch, n)
-    return torch.stack([place // columns, place % columns], dim=-1)
-
-
-def run(method: str, metric, k, given: dict, mask=None, **options):
-    """Call the function of the method with the context that it names."""
-    chosen = pc.methods()[method]
-    wanted = {name: given[name] for name in chosen.needs if name in given}
-    if mask is not None:
-        wanted["mask"] = mask
-    return chosen.function(metric, k, **wanted, **options)
-
-
 def item_of(given: dict, item: int) -> dict:
     return {name: value[item] if isinstance(value, torch.Tensor) else value for name, value in given.items()}
-
-
-def most(method: str, n: int) -> int:
-    return pc.methods()[method].max_remove(n)
-
-
-def one_hot_tokens(seed: int, n: int, kinds: int, dtype) -> torch.Tensor:
-    rng = np.random.default_rng(seed)
-    return torch.from_numpy(np.eye(kinds)[rng.integers(0, kinds, n)])[None].to(dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------- oracle
@@ -121,6 +87,48 @@ def test_criteria_of_mctf_equal_the_loop(exponents):
             size = None if sizes is None else sizes[item]
             attention = given["attention"][item]
             assert oracle.plan_roots(plan)[item] == oracle.mctf_roots(metric[item], 9, attention, size, **exponents)
+
+
+@pytest.mark.parametrize("first", ["ceil", "floor"])
+def test_directions_of_mctf_equal_the_loop(first):
+    """How many tokens merge in the first direction, from none to all that can; the two forms differ where k is odd."""
+    for n in (1, 2, 3, 7, 12, 18):
+        metric, given = gaussian_tokens(2, n, 6, n), context(2, n, n)
+        for k in range(n // 2 + 1):
+            plan = run("mctf", metric, k, given, first=first)
+            for item in range(2):
+                attention, size = given["attention"][item], given["size"][item]
+                assert oracle.plan_roots(plan)[item] == oracle.mctf_roots(metric[item], k, attention, size, first=first)
+                joined = [i for i, root in enumerate(oracle.plan_roots(plan)[item]) if root != i]
+                there = sum(i % 2 == 0 for i in joined)
+                assert there == (math.ceil(k / 2) if first == "ceil" else k // 2)
+    mask, counts = torch.arange(18) < torch.tensor([[18], [9]]), torch.tensor([7, 3])
+    plan = run("mctf", metric, counts, {**given, "size": None}, mask=mask, first=first)
+    for item, length in enumerate((18, 9)):
+        attention = given["attention"][item, : 1 + length, :length]
+        roots = oracle.mctf_roots(metric[item, :length], int(counts[item]), attention, first=first)
+        assert plan.assignment[item, :length].tolist() == oracle.assignment(roots)
+
+
+def test_mctf_pools_by_attention_times_size_if_asked_to():
+    """x = sum a_i s_i x_i / sum a_i s_i, with `a` the attention received; the pairs are those of the default."""
+    metric, given, x = gaussian_tokens(3, 14, 6, 2), context(3, 14, 2), gaussian_tokens(3, 14, 4, 3)
+    plan, plain = (run("mctf", metric, 7, given, pooling=pooling) for pooling in ("attention", "size"))
+    assert torch.equal(plan.assignment, plain.assignment) and plain.weight is None
+    merged, size = plan.merge(x, given["size"])
+    usual, _ = plain.merge(x, given["size"])
+    for item in range(3):
+        roots, sizes = oracle.plan_roots(plan)[item], given["size"][item].double()
+        received = given["attention"][item].sum(dim=0)
+        np.testing.assert_allclose(merged[item].numpy(), oracle.pooled(x[item], roots, received * sizes), atol=1e-12)
+        np.testing.assert_allclose(usual[item].numpy(), oracle.pooled(x[item], roots, sizes), atol=1e-12)
+    assert size.sum(dim=1).tolist() == given["size"].sum(dim=1).tolist()
+    assert (merged - usual).abs().max() > 1e-2
+    unseen = {**given, "attention": torch.zeros_like(given["attention"])}
+    assert run("mctf", metric, 7, unseen, pooling="attention").merge(x)[0].isfinite().all()
+    for option in ("first", "pooling"):
+        with pytest.raises(ValueError, match=f"unknown {option} 'x': choose one of"):
+            pc.plan(metric, 2, "mctf", **{option: "x"})
 
 
 @pytest.mark.parametrize("method", ["tofu", "mctf", "diffrate", "topk_attention", "crossget", "evit"])
@@ -432,6 +440,24 @@ def test_dct_restores_what_it_kept(n, kept):
     torch.testing.assert_close(plan.unmerge(plan.merge(low)[0]), low)
 
 
+@pytest.mark.parametrize(("n", "kept"), [(1, 1), (2, 1), (9, 4), (16, 15), (33, 20)])
+def test_dct_of_the_authors_has_no_factor(n, kept):
+    """`scale="orthonormal"`: the sums without the square root, a forward matrix of orthonormal rows, its transpose."""
+    x = gaussian_tokens(2, n, 4, 1)
+    plan = run("dct", x, n - kept, {}, scale="orthonormal")
+    merged, _ = plan.merge(x)
+    for item in range(2):
+        np.testing.assert_allclose(merged[item].numpy(), oracle.dct_merge(x[item], kept, 1.0), atol=1e-12)
+        there = oracle.dct_unmerge(merged[item], n, 1.0)
+        np.testing.assert_allclose(plan.unmerge(merged)[item].numpy(), there, atol=1e-12)
+    torch.testing.assert_close(plan.forward @ plan.forward.T, torch.eye(kept, dtype=torch.float64))
+    assert torch.equal(plan.backward, plan.forward.T)
+    ours = run("dct", x, n - kept, {}).forward
+    torch.testing.assert_close(ours, plan.forward * math.sqrt(kept / n))
+    with pytest.raises(ValueError, match="unknown scale 'unit': choose one of constant, orthonormal"):
+        pc.plan(x, 0, "dct", scale="unit")
+
+
 def growth(scale) -> float:
     """By how much a constant grows over 12 layers at keep 0.9; `scale(M, N)` corrects the forward matrix."""
     x = torch.ones(1, 196, 1, dtype=torch.float64)
@@ -663,7 +689,8 @@ def test_methods_tell_what_they_are():
         assert method.drops == (name in ("tofu", "diffrate", "topk_attention"))
         assert method.reads_attention({}) == (name in ATTENTIVE)
         assert method.paper == "control" or method.paper.split()[-1].isdigit()
-    assert set(methods["mctf"].options) == {"t_sim", "t_info", "t_size"} and set(methods["atc"].options) == {"linkage"}
+    assert set(methods["mctf"].options) == {"t_sim", "t_info", "t_size", "first", "pooling"}
+    assert set(methods["atc"].options) == {"linkage"} and methods["dct"].options == {"scale": "constant"}
 
 
 @pytest.mark.parametrize(("method", "missing"), [*ATTENTIVE.items(), ("grid_pool", "positions")])
