@@ -41,7 +41,7 @@ def plan_tome(metric: Tensor, remove: int | Tensor, *, mask: Tensor | None = Non
     `remove` = k, or `(B,)` with `mask`; real tokens come first.
     """
     source, target, active = soft_matching(metric, remove, mask)
-    return MergePlan.from_merges(source, target, metric.shape[1], active=active, mask=mask)
+    return MergePlan.from_merges(source, target, metric.shape[1], active=active, mask=mask, checked=False)
 
 
 def cost(num_tokens: int, removed: int, channels: int) -> tuple[int, int]:

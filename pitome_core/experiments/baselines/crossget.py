@@ -44,7 +44,8 @@ def plan_crossget(metric: Tensor, remove: int | Tensor, *, mask: Tensor | None =
     kept = real & (order.argsort(dim=-1) >= (remove if isinstance(remove, int) else remove[:, None]))
     source = order[:, :k]
     rows = cos.gather(1, source[..., None].expand(-1, -1, cos.shape[-1]))  # (B, k, N)
-    return MergePlan.from_merges(source, nearest(rows, kept, usable), metric.shape[1], active=active, mask=mask)
+    target = nearest(rows, kept, usable)
+    return MergePlan.from_merges(source, target, metric.shape[1], active=active, mask=mask, checked=False)
 
 
 def cost(num_tokens: int, removed: int, channels: int) -> tuple[int, int]:
