@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from numbers import Real
 from typing import Any
 
@@ -32,7 +33,7 @@ def plain(value: Any) -> Any:
     A number of lower precision becomes the shortest decimal that rounds to it: float32 has 0.925 as 0.92500001192...,
     and 1 - 0.92500001192... of 200 tokens would be 14 tokens, not 15.
     """
-    if isinstance(value, (int, float, str)) or not (isinstance(value, Tensor) or type(value).__module__ == "numpy"):
+    if isinstance(value, str) or not (isinstance(value, Tensor) or type(value).__module__ == "numpy"):
         return value
     value = torch.as_tensor(value)
     if value.ndim > 0:
@@ -179,6 +180,18 @@ def pairs(source: Tensor, target: Tensor, width: int, active: Tensor | None, mas
     if mask is not None and bool((used & ~(mask.gather(1, source) & mask.gather(1, target))).any()):
         raise ValueError("a source or target is padding: mark pairs that are not in use in `active`")
     return [source, target]
+
+
+def data(value: Any) -> Any:
+    """`value` as JSON has it: lists for tuples, arrays and tensors, objects for dataclasses; what is none, as it is."""
+    value = plain(value)
+    if is_dataclass(value):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {name: data(part) for name, part in value.items()}
+    if isinstance(value, (Sequence, Tensor)) and not isinstance(value, str):
+        return [data(part) for part in value]
+    return value
 
 
 def no_proxy(*values: Any) -> None:

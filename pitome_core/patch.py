@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import checks
 from .attention import size_bias
 from .merge_plan import LinearPlan, MergePlan
 from .merge_step import compiled_step, layer_metric, merge_step
@@ -315,6 +316,7 @@ class Patch:
 
     def start(self, x: Tensor, prefix: int, class_token: bool, columns: int | None, **masks: Tensor) -> ForwardState:
         """Begin a forward call on tokens `(B, T, C)`; all arguments are those of `ForwardState`."""
+        checks.no_proxy(x)
         return ForwardState(self, x, prefix, class_token, columns, **masks)
 
     def removals(self, num_patches: int) -> tuple[int, ...]:

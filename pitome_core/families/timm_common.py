@@ -15,6 +15,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..attention import attention, attention_map, size_bias
+from ..checks import no_proxy
 from ..family import LayerShape, ModelShape
 from ..patch import Patch
 from .common import as_grid, check_format, linear, pooled_by_size, weighted_mean
@@ -75,6 +76,7 @@ def finish_attention(
 
 
 def _refuse_masks(attn_mask: Tensor | None, is_causal: bool) -> None:
+    no_proxy(attn_mask, is_causal)
     if attn_mask is not None or is_causal:
         raise ValueError("a merged model takes no attn_mask and no is_causal: rows and columns would no longer fit")
 

@@ -161,7 +161,7 @@ def register_method(
     parameters = inspect.signature(function).parameters.values()
     places = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(places) > 2:
-        raise TypeError(f"method {name!r} takes ({', '.join(places)}): a method takes (metric, remove, *, ...), and all "
+        raise TypeError(f"method {name!r} takes ({', '.join(places)}): a method takes (metric, remove, *, ...), all "
                         f"else by keyword only, because {places[2]!r} would never be given")
     partition, drops = checks.flag(partition, "partition"), checks.flag(drops, "drops")
     method = Method(name, function, paper, summary, partition, drops, limit, cost, attention_when, choices or {})
