@@ -22,9 +22,9 @@ from transformers.models.siglip import modeling_siglip as siglip
 from transformers.models.vit import modeling_vit as vit
 
 from ..attention import size_bias
-from ..family import Family, LayerShape, ModelShape
+from ..family import Family, LayerShape, ModelShape, Unknown
 from ..patch import LayerStep, Patch
-from .common import Attended, linear, pooled_by_size, run_block
+from .common import Attended, image_size, linear, pooled_by_size, run_block
 from .hf_common import CallOptions, attend, checkpointed, implementation_refusal
 
 
@@ -299,8 +299,9 @@ def tower_shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelSh
     """Sizes of a tower; its head is the pooling."""
     tower = TOWERS[type(model)]
     projection, own = model.get_submodule(tower.patches), model.config.image_size
-    height, width = ((own, own) if isinstance(own, int) else own) if input_size is None else input_size[-2:]
-    patches = (height // projection.stride[0]) * (width // projection.stride[1])
+    height, width = image_size((own, own) if isinstance(own, int) else own, input_size)
+    rows, columns = getattr(projection, "base_layer", projection).stride
+    patches = (height // rows) * (width // columns)
     layers = []
     for layer in model.get_submodule(tower.layers):
         attn = getattr(layer, tower.layer.attention)
@@ -314,10 +315,12 @@ def tower_shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelSh
             return linear(getattr(model, "pooler", None))
         if not model.use_head:
             return 0
+        if type(model.head.attention) is not nn.MultiheadAttention:
+            return Unknown(f"head.attention is a {type(model.head.attention).__qualname__}, and its cost is not known")
         width = model.config.hidden_size  # one query: its projection, keys and values, their products, output, MLP
         return 2 * width**2 + patches * (2 * width**2 + 2 * width) + linear(model.head.mlp)
 
-    return ModelShape(patches, _prefix(model), tuple(layers), patches * projection.weight.numel(), head)
+    return ModelShape(patches, _prefix(model), tuple(layers), patches * linear(projection), head)
 
 
 def _shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelShape:
