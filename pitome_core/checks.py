@@ -28,13 +28,13 @@ def readable(*values: Tensor) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A number of numpy, or a tensor of one number, as the Python number; everything else as it is.
+    """A number of numpy, or a tensor of one number, as the Python number; other real numbers as float.
 
     A number of lower precision becomes the shortest decimal that rounds to it: float32 has 0.925 as 0.92500001192...,
     and 1 - 0.92500001192... of 200 tokens would be 14 tokens, not 15.
     """
     if isinstance(value, str) or not (isinstance(value, Tensor) or type(value).__module__ == "numpy"):
-        return value
+        return float(value) if isinstance(value, Real) and not isinstance(value, int) else value
     value = torch.as_tensor(value)
     if value.ndim > 0:
         return value

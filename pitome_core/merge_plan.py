@@ -489,6 +489,8 @@ class LinearPlan:
 
     def with_prefix(self, prefix: int) -> LinearPlan:
         """The same transform with `prefix` tokens in front that stay as they are."""
+        if not checks.in_graph():
+            prefix = checks.count(prefix, "prefix")
 
         def framed(matrix: Tensor) -> Tensor:
             out = matrix.new_zeros(*matrix.shape[:-2], matrix.shape[-2] + prefix, matrix.shape[-1] + prefix)
