@@ -189,8 +189,9 @@ def test_settings_know_the_towers(towers):
         torch.manual_seed(0)
         config = transformers.BertConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                                          num_attention_heads=2, vocab_size=50)
-        text = library.hf_model.HFTextEncoder("bert", output_dim=32, config=config, proj_type="linear", pooler_type="cls_pooler",
-                             pretrained=False)
+        text = library.hf_model.HFTextEncoder(
+            "bert", output_dim=32, config=config, proj_type="linear", pooler_type="cls_pooler", pretrained=False
+        )
         vision = library.model.CLIPVisionCfg(layers=2, width=64, head_width=32, patch_size=16, image_size=64)
         model = library.model.CustomTextCLIP(32, vision, library.model.CLIPTextCfg())
         model.text = text
