@@ -6,7 +6,6 @@ registered method is made inside a forward call, which may be compiled, exported
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
@@ -23,8 +22,9 @@ def in_graph() -> bool:
 
 
 def readable(*values: Tensor) -> bool:
-    """Whether the values of tensors can be read here: not in a graph, and not on the device `meta`."""
-    return not in_graph() and all(value.device.type != "meta" for value in values)
+    """Whether the values of tensors can be read here: not in a graph (of CUDA neither), nor on the device `meta`."""
+    captured = in_graph() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+    return not captured and all(value.device.type != "meta" for value in values)
 
 
 def plain(value: Any) -> Any:
@@ -45,11 +45,11 @@ def plain(value: Any) -> Any:
 
 
 def number(value: Any, name: str) -> float:
-    """`value` as a float. TypeError unless it is one real number, ValueError if that is NaN or infinite."""
+    """`value` as a float. TypeError unless it is one real number, ValueError if float32 has it as NaN or infinite."""
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {_short(value)}")
-    if not math.isfinite(value):
+    if not abs(value) <= torch.finfo(torch.float32).max:
         raise ValueError(f"{name} must be a finite number, got {value}")
     return float(value)
 
@@ -112,8 +112,8 @@ def tensor(value: Any, name: str, shape: tuple[int | None, ...], kinds: str = "r
     return value
 
 
-def fields(plan: Any, reductions: Sequence[str]) -> None:
-    """Raise ValueError or TypeError for a `MergePlan` whose fields have wrong dtypes or shapes."""
+def fields(plan: Any, reductions: Sequence[str]) -> Any:
+    """The `MergePlan`; ValueError or TypeError if its fields have wrong dtypes or shapes."""
     slot = tensor(plan.assignment, "assignment", (None, None), "integer")
     tensor(plan.anchored, "anchored", tuple(slot.shape), "bool")
     word(plan.reduce, "reduce", reductions)
@@ -122,6 +122,7 @@ def fields(plan: Any, reductions: Sequence[str]) -> None:
     for name in ("weight", "energy"):
         if getattr(plan, name) is not None:
             tensor(getattr(plan, name), name, tuple(slot.shape))
+    return plan
 
 
 def slots(plan: Any) -> None:

@@ -133,8 +133,7 @@ class MergePlan:
         assignment = slot.gather(1, root.clamp_min(0)).masked_fill(root < 0, -1)
         plan = cls._made(assignment=assignment, num_tokens=num_tokens, anchored=anchored, valid=valid, weight=weight,
                          reduce=reduce, energy=energy, drops=drops)
-        checks.fields(plan, REDUCTIONS)
-        return plan
+        return checks.fields(plan, REDUCTIONS)
 
     @classmethod
     def from_merges(
@@ -193,9 +192,8 @@ class MergePlan:
         """
         if unknown := changes.keys() - set(_FIELDS):
             raise TypeError(f"a plan has no field {', '.join(unknown)}; its fields: {', '.join(_FIELDS)}")
-        plan = MergePlan._made(**{name: getattr(self, name) for name in _FIELDS} | changes)
-        checks.fields(plan, REDUCTIONS)
-        return plan
+        values = {name: getattr(self, name) for name in _FIELDS} | changes
+        return checks.fields(MergePlan._made(**values), REDUCTIONS)
 
     @property
     def anchor(self) -> Tensor:

@@ -189,8 +189,7 @@ def apply(
     options = chosen.check_options(options)
     if keep is not None and remove is not None:
         raise ValueError("give keep or remove, not both: the share of tokens to keep, or how many to remove per layer")
-    if keep is None and remove is None:
-        keep = _DEFAULT_KEEP
+    keep = _DEFAULT_KEEP if keep is None and remove is None else keep
     keep = _checked_schedule(keep) if isinstance(keep, (Schedule, Mapping)) else keep
     proportional = proportional if proportional is None else checks.flag(proportional, "proportional")
     restore, compile_step = checks.flag(restore, "restore"), checks.flag(compile_step, "compile_step")
@@ -217,7 +216,7 @@ def _make_patch(model: nn.Module, family: Family, arguments: Arguments) -> Patch
     patch = Patch(method, preset, keep, rows, arguments.restore, arguments.compile_step, family.ragged)
     if any(row and row.insertion == "before" and method.reads_attention(row.options) for row in rows):
         raise ValueError(f"{method.name!r} reads the block's attention map, which is not there before the block")
-    removed: tuple[int, ...] = ()
+    removed = keep.remove if isinstance(keep, Schedule) else ()
     if shape.fixed or not isinstance(keep, Schedule):
         removed = patch.removals(shape.num_patches)  # raises here, and not in the first forward call
     patch.rehearse()
@@ -225,13 +224,9 @@ def _make_patch(model: nn.Module, family: Family, arguments: Arguments) -> Patch
     if reason:
         raise UnsupportedModelError(f"{reason}. Supported: {family.supports}")
     asked = keep.clamped if isinstance(keep, Schedule) else any(ratio < 1 for ratio in keep)
-    if asked and removed and not any(removed):
-        num = shape.num_patches
-        warnings.warn(
-            f"nothing merges: this keeps all {num} tokens in every layer. A keep ratio of 1 - 1/{num} or less removes "
-            "a token",
-            stacklevel=4,
-        )
+    if asked and not any(removed):
+        warnings.warn(f"nothing merges: this keeps all {shape.num_patches} tokens in every layer. A keep ratio of "
+                      f"1 - 1/{shape.num_patches} or less removes a token", stacklevel=4)
     return patch
 
 

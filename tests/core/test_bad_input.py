@@ -93,6 +93,8 @@ BAD = {
     "energy: complex tokens": (lambda: pc.energy_score(tokens().cfloat(), 0.5), V, "metric.*complex64"),
     "energy: margin NaN": (lambda: pc.energy_score(tokens(), NAN), V, "margin.*finite.*nan"),
     "energy: margin infinite": (lambda: pc.energy_score(tokens(), -INF), V, "margin.*finite.*inf"),
+    "energy: margin beyond float32": (lambda: pc.energy_score(tokens(), -1e39, kernel="elu"), V, "margin.*finite"),
+    "energy: margin beyond float64": (lambda: pc.energy_score(tokens(), 10**400), V, "margin.*finite"),
     "energy: margin in words": (lambda: pc.energy_score(tokens(), "0.5"), T, "margin must be a number.*'0.5'"),
     "energy: margin None": (lambda: pc.energy_score(tokens(), None), T, "margin must be a number"),
     "energy: margin per token": (lambda: pc.energy_score(tokens(), torch.zeros(8)), T, r"margin.*shape \(8,\)"),
@@ -530,7 +532,10 @@ def test_methods_that_use_the_public_constructors_can_be_compiled(registry, imag
     with torch.no_grad():
         expected = model(x)
         compiled = torch.compile(model, backend="eager", fullgraph=True)
-        assert torch.equal(compiled(x), expected)
+        traced = torch.jit.trace(model, (x,), check_trace=False)
+        exported = torch.export.export(model, (x,)).module()
+        for graph_of_it in (compiled, traced, exported):
+            torch.testing.assert_close(graph_of_it(x), expected)
 
     def chained(metric, remove):
         return pc.MergePlan.from_roots(torch.arange(metric.shape[1]).sub(1).clamp_min(0).repeat(metric.shape[0], 1))
