@@ -375,15 +375,18 @@ def test_there_are_many_and_every_public_function_is_among_them():
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 
 
-@pytest.mark.parametrize("method", ["pitome", "tome", "crossget", "random_merge", "random_prune", "tofu", "atc"])
+@pytest.mark.parametrize("method", ["pitome", "tome", "crossget", "random_merge", "random_prune", "tofu", "atc", "bsm"])
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
 def test_counts_of_every_integer_type_give_the_same_plan(method, dtype):
-    """Counts per item as uint8 or int8 must not overflow where they are multiplied: 2 k, and k rows of N."""
+    """Counts per item as uint8 or int8 must not overflow where they are multiplied: 2 k, and N k without protection."""
+    options = {"split": "high_low"} if method == "pitome" else {}
+    if method == "bsm":
+        method, options = "pitome", {"protection": False, "edges": "best"}
     number, remove = 300, torch.tensor([100, 127, 3])
     metric = torch.randn(3, number, 4, generator=torch.Generator().manual_seed(1))
     mask = torch.arange(number) < torch.tensor([300, 280, 290])[:, None]
-    expected = pc.plan(metric, remove, method, mask=mask)
-    given = pc.plan(metric, remove.to(dtype), method, mask=mask)
+    expected = pc.plan(metric, remove, method, mask=mask, **options)
+    given = pc.plan(metric, remove.to(dtype), method, mask=mask, **options)
     assert given.num_tokens == expected.num_tokens
     assert torch.equal(given.assignment, expected.assignment)
 
