@@ -104,7 +104,9 @@ def tensor(value: Any, name: str, shape: tuple[int | None, ...], kinds: str = "r
     floating, boolean = value.is_floating_point(), value.dtype == torch.bool
     fits = {"real": not boolean, "floating": floating, "integer": not (floating or boolean), "bool": boolean}[kinds]
     if value.is_complex() or not fits:
-        raise ValueError(f"{name} must be a {kinds} tensor, got {value.dtype}")
+        raise ValueError(f"{name} must be {'an' if kinds == 'integer' else 'a'} {kinds} tensor, got {value.dtype}")
+    if in_graph():  # there, sizes may be symbols or tensors, and a comparison would fix them
+        return value
     given = tuple(value.shape)
     if len(given) != len(shape) or any(want not in (None, have) for want, have in zip(shape, given, strict=True)):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)

@@ -129,6 +129,7 @@ BAD = {
     "plan: t_sim NaN": (lambda: pc.plan(tokens(), 1, "mctf", t_sim=NAN), V, "t_sim.*finite"),
     "plan: t_info infinite": (lambda: pc.plan(tokens(), 1, "mctf", t_info=INF), V, "t_info.*finite"),
     "plan: t_size infinite": (lambda: pc.plan(tokens(), 1, "mctf", t_size=-INF), V, "t_size.*finite"),
+    "plan: t_info 0": (lambda: pc.plan(tokens(), 1, "mctf", t_info=0), V, "temperatures must be above 0.*t_info=0"),
     "plan: share NaN": (lambda: pc.plan(tokens(), 1, "tofu", pruned=NAN), V, "pruned.*finite"),
     "plan: protection in words": (lambda: pc.plan(tokens(), 1, protection="no"), T, "protection must be True or False"),
     "plan: protection 0": (lambda: pc.plan(tokens(), 1, protection=0), T, "protection must be True or False"),
@@ -201,6 +202,7 @@ BAD = {
     "apply: alpha NaN": (lambda: pc.apply(vit(), alpha=NAN), V, "alpha must be a finite number"),
     "apply: t_sim NaN": (lambda: pc.apply(vit(), "mctf", t_sim=NAN), V, "t_sim must be a finite number"),
     "apply: t_info infinite": (lambda: pc.apply(vit(), "mctf", t_info=INF), V, "t_info must be a finite number"),
+    "apply: t_size negative": (lambda: pc.apply(vit(), "mctf", t_size=-1), V, "temperatures must be above 0"),
     "apply: protection in words": (lambda: pc.apply(vit(), protection="no"), T, "protection must be True or False"),
     "apply: seed in words": (lambda: pc.apply(vit(), seed="1"), T, "seed must be an integer"),
     "patched: keep in words": (lambda: pc.patched(vit(), "tome", "0.9").__enter__(), T, "keep must be a number"),
@@ -232,8 +234,8 @@ BAD = {
     "Schedule: a negative prefix": (lambda: pc.Schedule.from_removals(4, [1], prefix=-1), V, "prefix must be 0 or"),
     # --- MergePlan.from_roots
     "roots: a list": (lambda: roots([[0, 0]]), T, "root must be a tensor"),
-    "roots: floats": (lambda: roots(torch.zeros(1, 3)), V, "root must be a integer tensor, got torch.float32"),
-    "roots: bools": (lambda: roots(torch.zeros(1, 3, dtype=torch.bool)), V, "root must be a integer tensor"),
+    "roots: floats": (lambda: roots(torch.zeros(1, 3)), V, "root must be an integer tensor, got torch.float32"),
+    "roots: bools": (lambda: roots(torch.zeros(1, 3, dtype=torch.bool)), V, "root must be an integer tensor"),
     "roots: no batch": (lambda: roots(torch.tensor([0, 0])), V, r"root must have shape \(any, any\), got \(2,\)"),
     "roots: out of range": (lambda: roots(ids(0, 3, 2)), V, "a token, 0 to 2, or -1; got 3"),
     "roots: far below": (lambda: roots(ids(0, -2, 2), drops=True), V, "a token, 0 to 2, or -1; got -2"),
@@ -252,8 +254,8 @@ BAD = {
     "roots: energies of others": (lambda: roots(ids(0, 0, 2), energy=torch.ones(3)), V, "energy must have shape"),
     # --- MergePlan.from_merges
     "merges: a list": (lambda: merges([[0]], [[1]], 3), T, "source must be a tensor"),
-    "merges: floats": (lambda: merges(ids(0.0), ids(1.0), 3), V, "source must be a integer tensor"),
-    "merges: bools": (lambda: merges(ids(0), ids(True), 3), V, "target must be a integer tensor"),
+    "merges: floats": (lambda: merges(ids(0.0), ids(1.0), 3), V, "source must be an integer tensor"),
+    "merges: bools": (lambda: merges(ids(0), ids(True), 3), V, "target must be an integer tensor"),
     "merges: of other numbers": (lambda: merges(ids(0, 1), ids(2), 3), V, r"target must have shape \(1, 2\), got"),
     "merges: out of range": (lambda: merges(ids(0), ids(3), 3), V, "indices 0 to 2, got 0 to 3"),
     "merges: negative": (lambda: merges(ids(-1), ids(1), 3), V, "indices 0 to 2, got -1 to 1"),
@@ -620,7 +622,8 @@ def test_a_merge_of_nothing_is_said_once(keep, warns, recwarn):
 
 def test_a_model_with_too_few_patches_is_said(recwarn):
     pc.apply(vit(img_size=16), keep=0.5)
-    assert "all 1 tokens" in str(recwarn.pop(UserWarning).message)
+    said = recwarn.pop(UserWarning)
+    assert "all 1 tokens" in str(said.message) and said.filename == __file__  # the caller's line
     pc.apply(vit(img_size=16), "tome", remove=8)
     assert "all 1 tokens" in str(recwarn.pop(UserWarning).message)
     pc.apply(vit(img_size=16), "tome", remove=0)
