@@ -379,3 +379,21 @@ def test_quantised_models_of_other_libraries_count_like_the_original(kind):
             pc.flops(twin)
     else:
         assert pc.flops(twin) == whole
+
+
+def test_adapters_of_other_libraries_count_as_they_are():
+    """CLIP: an update of the patch embedding and of queries. SigLIP: one of its pooling attention is not known."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32)
+    model = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**small, patch_size=8))
+    whole = pc.flops(model)
+    wrapper = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "patch_embedding"]))
+    adapted = pc.flops(wrapper.base_model.model)
+    assert adapted.embed - whole.embed == 16 * 4 * (3 * 8 * 8 + 32)
+    for before, after in zip(whole.layers, adapted.layers, strict=True):
+        assert after.attention - before.attention == 17 * 4 * (32 + 32) and after.mlp == before.mlp
+
+    model = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**small, patch_size=8))
+    wrapper = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["head.attention"]))
+    with pytest.raises(pc.UnsupportedModelError, match="head.attention is a MultiheadAttention.*not known"):
+        pc.flops(wrapper.base_model.model)
