@@ -7,7 +7,7 @@ from .family import Family, UnsupportedModelError
 from .merge_plan import LinearPlan, MergePlan
 from .mergers import Method, methods, plan, register_method
 from .mergers.preset_table import Preset, presets
-from .patching import apply, patched, remove, unmerged
+from .patching import apply, patched, remove, settings, unmerged
 from .schedules import Schedule
 from .spectral import spectral_distance
 from .tracing import Trace, record
@@ -37,6 +37,7 @@ __all__ = [
     "register_method",
     "remove",
     "schedule",
+    "settings",
     "spectral_distance",
     "unmerged",
 ]

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import checks
+
 
 def size_bias(size: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Additive attention mask `(B, 1, 1, T)` of log sizes, from sizes `(B, T)`. A padded slot (size 0) gets -inf.
@@ -24,7 +26,14 @@ def size_bias(size: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         >>> size_bias(torch.tensor([[1.0, 2.0, 0.0]]), torch.float32).flatten()
         tensor([0.0000, 0.6931,   -inf])
     """
-    return None if size is None else size.log().to(dtype)[:, None, None, :]
+    return None if size is None else checks.tensor(size, "size", (None, None)).log().to(dtype)[:, None, None, :]
+
+
+def _check_bias(bias: Tensor | None) -> None:
+    """ValueError for a bias that is not added to scores: a mask of bools (True = attend), or integers."""
+    if bias is not None and not bias.is_floating_point():
+        raise ValueError(f"bias must be floating, because it is added to the scores, got {bias.dtype}: "
+                         "0 attends and -inf does not")
 
 
 def attention_map(q: Tensor, k: Tensor, bias: Tensor | None = None, *, scale: float | None = None) -> Tensor:
@@ -39,6 +48,7 @@ def attention_map(q: Tensor, k: Tensor, bias: Tensor | None = None, *, scale: fl
         tensor([[[0.5000, 0.5000],
                  [0.5000, 0.5000]]])
     """
+    _check_bias(bias)
     score = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
     if bias is not None:
         score = score + bias.to(score.dtype)
@@ -73,6 +83,7 @@ def attention(
         >>> attention(q, k, v, size_bias(torch.tensor([[2.0, 1.0]]), torch.float32)).flatten().round(decimals=4)
         tensor([2., 2.])
     """
+    _check_bias(bias)
     if bias is not None:
         bias = bias.to(q.dtype)  # under autocast tokens are float32, and queries and keys are not
     if fused:

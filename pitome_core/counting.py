@@ -7,11 +7,13 @@ call this number "FLOPs").
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from .family import ModelShape
+from . import checks
+from .family import ModelShape, Unknown, UnsupportedModelError
 from .mergers import Method, find_method
 from .mergers.preset_table import PresetRow
 from .patch import Patch, active_patch
@@ -90,7 +92,19 @@ def _count(shape: ModelShape, schedule: Schedule, method: Method | None, patch: 
         released += before * (block.attention_linear + block.mlp_linear) + 2 * before**2 * block.attention_channels
     restored = patch is None or (patch.restore and not patch.method.drops)
     head = shape.head(shape.num_patches if restored else schedule.tokens[shape.reads] - shape.prefix)
-    return Counts(tuple(layers), shape.embed, head, other_ops, released, schedule.tokens)
+    counts = Counts(tuple(layers), shape.embed, head, other_ops, released, schedule.tokens)
+    if isinstance(counts.total, Unknown):
+        raise UnsupportedModelError(f"this model cannot be counted: {counts.total.reason}")
+    return counts
+
+
+def _shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelShape:
+    """The model's sizes. ValueError or TypeError for an input size that is none."""
+    if input_size is not None:
+        if isinstance(input_size, str) or not isinstance(input_size, Sequence):
+            raise TypeError(f"input_size must be (channels, height, width), or (tokens,) of a text; got {input_size!r}")
+        input_size = tuple(checks.count(number, f"input_size[{i}]", 1) for i, number in enumerate(input_size))
+    return family_of(model).shape(model, input_size)
 
 
 def _schedule_of(patch: Patch | None, shape: ModelShape) -> Schedule:
@@ -109,7 +123,8 @@ def flops(model: nn.Module, input_size: tuple[int, ...] | None = None) -> Counts
         input_size: (channels, height, width), or (tokens,) for text; None = the model's own.
 
     Raises:
-        UnsupportedModelError: a model of no supported family.
+        UnsupportedModelError: a model of no supported family, or one with a matrix whose products are not known (most
+            quantised and LoRA layers are known).
         ValueError: a size that the model does not take.
 
     Example:
@@ -119,8 +134,7 @@ def flops(model: nn.Module, input_size: tuple[int, ...] | None = None) -> Counts
         >>> whole, round(pc.flops(pc.apply(model, keep=0.75)).total / whole, 2)
         (17813760, 0.78)
     """
-    shape = family_of(model).shape(model, input_size)
-    patch = active_patch(model)
+    shape, patch = _shape(model, input_size), active_patch(model)
     return _count(shape, _schedule_of(patch, shape), None if patch is None else patch.method, patch)
 
 
@@ -159,8 +173,7 @@ def schedule(
     given_names = [name for name, value in targets.items() if value is not None]
     if len(given_names) != 1:
         raise ValueError(f"give exactly one of keep, remove, tokens, flops; got {', '.join(given_names) or 'none'}")
-    shape = family_of(model).shape(model, input_size)
-    patch = active_patch(model)
+    shape, patch = _shape(model, input_size), active_patch(model)
     method = find_method("pitome") if patch is None else patch.method
     num, depth, prefix = shape.num_patches, len(shape.layers), shape.prefix
     if keep is not None:
@@ -170,7 +183,7 @@ def schedule(
     elif tokens is not None:
         result = target_schedule(num, tokens, depth, prefix)
     else:
-        whole = _count(shape, _schedule_of(None, shape), None, None).total
+        flops, whole = checks.number(flops, "flops"), _count(shape, _schedule_of(None, shape), None, None).total
         budget = flops * whole if flops <= 1 else flops
 
         def cost(option: Schedule) -> float:

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import count, number, tensor, word
+
 # The cosines of one image are computed as one matrix up to this many entries, and in blocks of rows beyond it. On a CPU
 # a block is small, because fresh memory then costs more than the arithmetic: a small block reuses the memory of the
 # block before it. On other devices a block has 2**22 entries (16 MiB of float32).
@@ -51,18 +53,17 @@ def next_below(value: float, dtype: torch.dtype) -> float:
 
 def check_kernel(kernel: str, margin: float) -> None:
     """Raise ValueError for an unknown kernel, or for a margin at which the kernel is not defined."""
-    if kernel not in KERNELS:
-        raise ValueError(f"unknown kernel {kernel!r}: choose one of {', '.join(KERNELS)}")
+    word(kernel, "kernel", KERNELS)
     if kernel == "gaussian" and not margin < 1.0:
         raise ValueError(f"the gaussian kernel has width 1 - margin: margin must be below 1, got {margin}")
 
 
 def check_mask(mask: Tensor | None, metric: Tensor) -> None:
     """Raise ValueError unless `mask` is None or bool `(B, N)` for a metric `(B, N, C)`."""
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != metric.shape[:2]):
+    if mask is not None and (getattr(mask, "dtype", None) != torch.bool or mask.shape != metric.shape[:2]):
         raise ValueError(
             f"mask must be bool (True = real token) of shape {tuple(metric.shape[:2])}, "
-            f"got {mask.dtype} {tuple(mask.shape)}"
+            f"got {getattr(mask, 'dtype', type(mask).__name__)} {tuple(getattr(mask, 'shape', ()))}"
         )
 
 
@@ -184,7 +185,9 @@ def energy_score(
         `(B, N)` float32 (float64 for float64 input).
 
     Raises:
-        ValueError: an unknown kernel; `gaussian` with a margin of 1 or more; a metric that is not `(B, N, C)`.
+        ValueError, TypeError: an unknown kernel; `gaussian` with a margin of 1 or more; a margin or alpha that is no
+            finite number; a metric that is not `(B, N, C)`. A token with NaN or infinity is no error: its energy is
+            -inf.
 
     Example:
         Two equal tokens are redundant. A third token, orthogonal to both, is not.
@@ -194,9 +197,9 @@ def energy_score(
         >>> [round(value, 4) for value in pc.energy_score(tokens, margin=0.5)[0].tolist()]
         [0.5355, 0.5355, 0.071]
     """
-    if metric.ndim != 3:
-        raise ValueError(f"metric must be (batch, tokens, channels), got shape {tuple(metric.shape)}")
+    tensor(metric, "metric (batch, tokens, channels)", (None, None, None))
     check_mask(mask, metric)
+    margin, alpha = number(margin, "margin"), number(alpha, "alpha")
     with torch.autocast(metric.device.type, enabled=False):
         return energy_and_cosine(metric, margin, alpha, kernel, mask)[0]
 
@@ -205,10 +208,12 @@ def margin_schedule(num_layers: int, base: float = 0.9) -> list[float]:
     """Margin of every layer: `base - base * l / num_layers` for l = 0, 1, ...
 
     The paper calls this "an increasing margin", but its formula decreases with depth. This function is the formula.
+    ValueError or TypeError if `num_layers` is no number of layers or `base` no finite number.
 
     Example:
         >>> import pitome_core as pc
         >>> [round(margin, 3) for margin in pc.margin_schedule(4)]
         [0.9, 0.675, 0.45, 0.225]
     """
+    num_layers, base = count(num_layers, "num_layers"), number(base, "base")
     return [base - base * layer / num_layers for layer in range(num_layers)]

@@ -22,6 +22,21 @@ class UnsupportedModelError(TypeError):
 
 
 @dataclass(frozen=True)
+class Unknown:
+    """A number of multiply-accumulates that is not known, and why. What is computed from it is not known either.
+
+    A model with such a number can merge; counting it raises `UnsupportedModelError` with the reason.
+    """
+
+    reason: str
+
+    def _unknown(self, other: object) -> Unknown:
+        return self
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _unknown
+
+
+@dataclass(frozen=True)
 class LayerShape:
     """Sizes of one block, for counting.
 
@@ -30,7 +45,7 @@ class LayerShape:
         heads: H.
         attention_channels: width of all heads together.
         attention_linear: multiply-accumulates per token in the attention's linear maps (q, k, v, output, gate).
-        mlp_linear: the same for the MLP.
+        mlp_linear: the same for the MLP. Both may be `Unknown`.
     """
 
     channels: int

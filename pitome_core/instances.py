@@ -18,6 +18,8 @@ from typing import Any
 
 from torch import nn
 
+from .checks import no_proxy
+
 PATCH_ATTRIBUTE = "_pitome_patch"
 _FUNCTIONS, _BASE, _NAMES = "_pitome_functions", "_pitome_base", "_pitome_names"
 _BEHIND_A_HOOK = "_old_forward"  # where accelerate keeps the forward that its hook calls
@@ -94,6 +96,7 @@ def _dispatcher(base: type, name: str) -> Callable:
     def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         functions = getattr(self, _FUNCTIONS, None)  # a wrapper may call this method after merging was taken out
         if functions and name in functions:
+            no_proxy(*args, *kwargs.values())
             return functions[name](self, self._pitome_patch, *args, **kwargs)
         if kwargs.get("step") is not None:
             raise RuntimeError(REMOVED)

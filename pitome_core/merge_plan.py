@@ -14,6 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import checks
+
+REDUCTIONS = ("mean", "mlerp", "stepwise")
+
 
 def _rows(slot: Tensor, count: int) -> Tensor:
     """Slots `(B, N)`, of which each item has `count`, as row numbers `(B N,)` of a `(B count, C)` matrix.
@@ -32,7 +36,9 @@ def _sum_by_row(values: Tensor, rows: Tensor, number: int) -> Tensor:
 class MergePlan:
     """Which slot every token joins, for a batch of B items with N tokens and M slots each.
 
-    A plan cannot be changed; `settled` makes one with other values.
+    A plan cannot be changed; `settled` makes one with other values. What is given to the constructor and to the class
+    methods is checked (ValueError, TypeError), because a wrong slot would mix items in silence. Values of tensors are
+    not read in a model that is compiled, exported or traced.
 
     Attributes:
         assignment: `(B, N)` long, the slot of every input token; -1 = dropped or padding.
@@ -67,8 +73,25 @@ class MergePlan:
         """The plan that merges nothing; `valid (B, N)` marks the real tokens if there is padding."""
         place = torch.arange(num_tokens, device=device).expand(batch, num_tokens)
         if valid is not None:
-            place = place.masked_fill(~valid, -1)
-        return cls(place, num_tokens, place >= 0, valid, drops=valid is not None)
+            place = place.masked_fill(~checks.tensor(valid, "valid", (batch, num_tokens), "bool"), -1)
+        return cls._made(
+            assignment=place, num_tokens=num_tokens, anchored=place >= 0, valid=valid, drops=valid is not None
+        )
+
+    @classmethod
+    def _made(cls, **values: Any) -> MergePlan:
+        """The plan of these fields; others have their defaults. No value of a tensor is read, so no device waited for.
+
+        Without `assignment` and `anchored` they are worked out from `pairs`, see __getattr__.
+        """
+        plan = object.__new__(cls)
+        plan.__dict__.update(values)
+        return plan
+
+    def __post_init__(self) -> None:
+        checks.fields(self, REDUCTIONS)
+        checks.slots(self)
+        object.__setattr__(self, "assignment", self.assignment.long())
 
     @classmethod
     def from_roots(
@@ -80,15 +103,24 @@ class MergePlan:
         weight: Tensor | None = None,
         reduce: str = "mean",
         drops: bool = False,
+        checked: bool = True,
     ) -> MergePlan:
         """Plan from the anchor that every token joins.
 
         Args:
-            root: `(B, N)` long. `root[i] == i` for an anchor; -1 for a dropped token or padding; for every other token
-                the index of an anchor. That it is an anchor, and not a token that joins another, is not checked.
+            root: `(B, N)` integers. `root[i] == i` for an anchor; -1 for a dropped token or padding; for every other
+                token the index of an anchor.
             num_tokens: the number of anchors, if every item has the same number. None: they are counted, and items
                 with fewer anchors than the largest number get padded slots (`valid`).
+            checked: whether roots are looked at. A GPU has to be waited for then, so a method that is sure of its roots
+                says False.
+
+        Raises:
+            ValueError: a root that is no anchor, or no token; -1 without `drops`; another number of anchors.
+            TypeError: roots that are no tensor.
         """
+        if checked:
+            root = checks.roots(root, num_tokens, drops)
         batch, width = root.shape
         anchored = root == torch.arange(width, device=root.device)
         slot = anchored.cumsum(dim=-1) - 1
@@ -99,7 +131,9 @@ class MergePlan:
             if bool((count < num_tokens).any()):
                 valid = torch.arange(num_tokens, device=root.device) < count[:, None]
         assignment = slot.gather(1, root.clamp_min(0)).masked_fill(root < 0, -1)
-        return cls(assignment, num_tokens, anchored, valid, weight, reduce, energy, drops)
+        plan = cls._made(assignment=assignment, num_tokens=num_tokens, anchored=anchored, valid=valid, weight=weight,
+                         reduce=reduce, energy=energy, drops=drops)
+        return checks.fields(plan, REDUCTIONS)
 
     @classmethod
     def from_merges(
@@ -111,25 +145,31 @@ class MergePlan:
         active: Tensor | None = None,
         mask: Tensor | None = None,
         energy: Tensor | None = None,
+        checked: bool = True,
     ) -> MergePlan:
         """Plan that merges token `source[b, i]` into token `target[b, i]`.
 
         Args:
-            source, target: `(B, k)` long, indices of tokens. Sources are distinct, and no target is a source. This is
-                not checked; where it does not hold, items mix.
+            source, target: `(B, k)` integers, indices of tokens. Sources are distinct, and no target is a source.
             width: N.
-            active: `(B, k)` bool, the pairs in use if items have different numbers of them; None = all.
+            active: `(B, k)` bool, the pairs in use if items have different numbers of them, which needs a mask; None =
+                all.
             mask: `(B, N)` bool, True for real tokens, if there is padding.
+            checked: as in `from_roots`; where unchecked pairs are wrong, items mix.
+
+        Raises:
+            ValueError: pairs that are no such merges, or no tokens; shapes or dtypes that do not fit.
+            TypeError: pairs that are no tensors.
         """
+        if checked:
+            source, target = checks.pairs(source, target, width, active, mask)
         if mask is None:
-            plan = object.__new__(cls)  # without assignment and anchored, see __getattr__
-            plan.__dict__.update(num_tokens=width - source.shape[1], energy=energy, pairs=(source, target))
-            return plan
+            return cls._made(num_tokens=width - source.shape[1], energy=energy, pairs=(source, target))
         root = torch.arange(width + 1, device=source.device).repeat(source.shape[0], 1)  # (B, N + 1)
         if active is not None:
             source = torch.where(active, source, width)  # the spare column
         root = root.scatter(1, source, target)[:, :width]  # (B, N)
-        return cls.from_roots(root.masked_fill(~mask, -1), energy=energy, drops=True)
+        return cls.from_roots(root.masked_fill(~mask, -1), energy=energy, drops=True, checked=False)
 
     def __getattr__(self, name: str) -> Tensor:
         """Work out `assignment` and `anchored` of a plan made from pairs. Python asks here for missing attributes only.
@@ -146,8 +186,14 @@ class MergePlan:
         return self.assignment if name == "assignment" else self.anchored
 
     def settled(self, **changes: Any) -> MergePlan:
-        """A plan with the same values, worked out, and with other values in the fields that are named."""
-        return MergePlan(**{name: getattr(self, name) for name in _FIELDS} | changes)
+        """A plan with the same values, worked out, and with other values in the fields that are named.
+
+        TypeError for an unknown field; dtypes and shapes are checked, slots are not.
+        """
+        if unknown := changes.keys() - set(_FIELDS):
+            raise TypeError(f"a plan has no field {', '.join(unknown)}; its fields: {', '.join(_FIELDS)}")
+        values = {name: getattr(self, name) for name in _FIELDS} | changes
+        return checks.fields(MergePlan._made(**values), REDUCTIONS)
 
     def to(self, device: torch.device | str) -> MergePlan:
         """The plan with its tensors on that device; the plan itself if they are there."""
@@ -183,20 +229,24 @@ class MergePlan:
         return batch, self.num_tokens + removed
 
     def _check(self, x: Tensor, expected: int, name: str) -> None:
-        if x.ndim != 3 or x.shape[:2] != (self.shape[0], expected):
+        if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[:2] != (self.shape[0], expected):
             raise ValueError(
                 f"this plan is for {self.shape[0]} items of {expected} tokens, {name} has shape "
-                f"{tuple(x.shape)}; prefix tokens are not part of a plan (see with_prefix)"
+                f"{tuple(getattr(x, 'shape', ()))}; prefix tokens are not part of a plan (see with_prefix)"
             )
 
     def _sizes_for(self, x: Tensor, size: Tensor | None, prefix: int) -> Tensor:
         """The sizes of the tokens `x`, 1 each if None is given: float64 for float64 tokens, else float32."""
-        self._check(x, prefix + self.shape[1], "x")
+        self._check(x, (prefix if checks.in_graph() else checks.count(prefix, "prefix")) + self.shape[1], "x")
+        if not x.is_floating_point():
+            raise ValueError(f"a merge takes means of floating tokens, got {x.dtype}: give x.float(), or the real and "
+                             "the imaginary part of complex tokens each")
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         if size is None:
             return torch.ones(x.shape[:2], dtype=dtype, device=x.device)
-        if size.shape != x.shape[:2]:
-            raise ValueError(f"size has shape {tuple(size.shape)}, the tokens {tuple(x.shape[:2])}")
+        if not isinstance(size, Tensor) or size.is_complex() or size.shape != x.shape[:2]:
+            got = f"{size.dtype} of shape {tuple(size.shape)}" if isinstance(size, Tensor) else type(size).__name__
+            raise ValueError(f"size must be real numbers of shape {tuple(x.shape[:2])}, as the tokens; got {got}")
         return size.to(dtype)
 
     def _shares(self, size: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -221,7 +271,7 @@ class MergePlan:
         """Merge tokens by their size-weighted mean: `x_b <- sum s_i x_i / sum s_i` over each group.
 
         Args:
-            x: `(B, N, C)` of any dtype; sums run in float32 at least. A token that stays alone passes unchanged.
+            x: `(B, N, C)`, floating; sums run in float32 at least. A token that stays alone passes unchanged.
             size: `(B, N)`, how many original tokens each one stands for; None = 1 each. Padding has size 0.
             prefix: number of tokens in front of the plan's, in x and size, that stay as they are.
 
@@ -230,7 +280,8 @@ class MergePlan:
             in front of both.
 
         Raises:
-            ValueError: x or size does not have the plan's number of items and tokens.
+            ValueError: x or size does not have the plan's number of items and tokens; x is integer (its means would be
+                cut off) or complex.
 
         Example:
             >>> import torch, pitome_core as pc
@@ -287,6 +338,8 @@ class MergePlan:
     def unmerge(self, y: Tensor) -> Tensor:
         """Give every input token the value of its slot: `(B, M, C) -> (B, N, C)`; zeros for dropped tokens.
 
+        Values of any dtype are copied.
+
         Raises:
             ValueError: y does not have the plan's number of items and slots.
 
@@ -314,7 +367,8 @@ class MergePlan:
         is no single reduction, so its `merge` and `matrix` raise.
 
         Raises:
-            ValueError: `other` does not take as many tokens as this plan leaves.
+            ValueError: `other` does not take as many tokens of as many items as this plan leaves.
+            TypeError: `other` is no plan.
 
         Example:
             >>> import torch, pitome_core as pc
@@ -325,8 +379,11 @@ class MergePlan:
         """
         if isinstance(other, LinearPlan):
             return self.as_linear().then(other)
-        if other.shape[1] != self.num_tokens:
-            raise ValueError(f"this plan leaves {self.num_tokens} tokens, the next takes {other.shape[1]}")
+        if not isinstance(other, MergePlan):
+            raise TypeError(f"a plan is followed by a plan, got {type(other).__name__}")
+        if other.shape != (self.shape[0], self.num_tokens):
+            raise ValueError(f"this plan leaves {self.num_tokens} tokens of {self.shape[0]} items, the next takes "
+                             f"{other.shape[1]} of {other.shape[0]}")
         drops = self.drops or other.drops
         slot = self.assignment.clamp_min(0) if self.drops else self.assignment
         assignment = other.assignment.gather(1, slot)  # (B, N)
@@ -351,6 +408,8 @@ class MergePlan:
 
     def with_prefix(self, prefix: int) -> MergePlan:
         """The same plan with `prefix` tokens in front that stay as they are (class, distillation, registers)."""
+        if not checks.in_graph():
+            prefix = checks.count(prefix, "prefix")
         if prefix == 0:
             return self
         place = torch.arange(prefix, device=self.assignment.device).expand(self.assignment.shape[0], prefix)
@@ -367,11 +426,13 @@ class MergePlan:
 
     def keeping(self, kept: Tensor) -> MergePlan:
         """The same plan with the tokens `kept (B, N)`, which it dropped, as slots of their own (a text's [SEP])."""
-        place = torch.arange(kept.shape[1], device=kept.device)
+        place = torch.arange(checks.tensor(kept, "kept", self.shape, "bool").shape[1], device=kept.device)
         root = self.anchor.gather(1, self.assignment.clamp_min(0)).masked_fill(self.assignment < 0, -1)
         weight = None if self.weight is None else self.weight.masked_fill(kept, 1)
         root = torch.where(kept, place, root)
-        return MergePlan.from_roots(root, energy=self.energy, weight=weight, reduce=self.reduce, drops=True)
+        return MergePlan.from_roots(
+            root, energy=self.energy, weight=weight, reduce=self.reduce, drops=True, checked=False
+        )
 
     def as_linear(self) -> LinearPlan:
         """The plan as a pair of matrices (unit sizes)."""
@@ -397,6 +458,12 @@ class LinearPlan:
     drops = False
     valid = None
 
+    def __post_init__(self) -> None:
+        """Raise ValueError or TypeError unless these are two floating matrices, or two per item, there and back."""
+        there = (None,) * (3 if getattr(self.forward, "ndim", 0) == 3 else 2)
+        shape = checks.tensor(self.forward, "forward", there, "floating").shape
+        checks.tensor(self.backward, "backward", (*shape[:-2], shape[-1], shape[-2]), "floating")
+
     @property
     def num_tokens(self) -> int:
         """M, how many tokens the transform leaves."""
@@ -408,6 +475,7 @@ class LinearPlan:
         return LinearPlan(self.forward.to(device), self.backward.to(device), energy)
 
     def _apply(self, matrix: Tensor, x: Tensor) -> Tensor:
+        checks.tensor(x, "x", (None, None, None), "floating")
         if x.shape[1] != matrix.shape[-1]:
             raise ValueError(f"this plan takes {matrix.shape[-1]} tokens, got {x.shape[1]}")
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -428,14 +496,20 @@ class LinearPlan:
         return self.forward
 
     def then(self, other: MergePlan | LinearPlan) -> LinearPlan:
-        """This transform followed by `other`."""
+        """This transform followed by `other`. ValueError if that does not take as many tokens as this one leaves."""
+        if not isinstance(other, (MergePlan, LinearPlan)):
+            raise TypeError(f"a plan is followed by a plan, got {type(other).__name__}")
         other = other if isinstance(other, LinearPlan) else other.as_linear()
+        if other.forward.shape[-1] != self.num_tokens:
+            raise ValueError(f"this plan leaves {self.num_tokens} tokens, the next takes {other.forward.shape[-1]}")
         dtype = torch.promote_types(self.forward.dtype, other.forward.dtype)
         return LinearPlan(other.forward.to(dtype) @ self.forward.to(dtype),
                           self.backward.to(dtype) @ other.backward.to(dtype))
 
     def with_prefix(self, prefix: int) -> LinearPlan:
         """The same transform with `prefix` tokens in front that stay as they are."""
+        if not checks.in_graph():
+            prefix = checks.count(prefix, "prefix")
 
         def framed(matrix: Tensor) -> Tensor:
             out = matrix.new_zeros(*matrix.shape[:-2], matrix.shape[-2] + prefix, matrix.shape[-1] + prefix)

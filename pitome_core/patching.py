@@ -1,4 +1,4 @@
-"""Put merging into a model and take it out again: `apply`, `remove`, `patched`.
+"""Put merging into a model and take it out again: `apply`, `remove`, `patched`; what was put in: `settings`.
 
 A patched model has other methods on the *instance* (`instances.py`); its class stays as it is. The model family says
 which methods these are. What they do in a forward call stands in `patch.py`.
@@ -6,16 +6,17 @@ which methods these are. What they do in a forward call stands in `patch.py`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from numbers import Real
 from typing import Any
 
 from torch import nn
 
+from . import checks
 from .families import find_family
 from .family import Family, UnsupportedModelError
 from .instances import give_methods, original, take_methods
@@ -23,8 +24,9 @@ from .merge_step import METRICS
 from .mergers import Method, find_method
 from .mergers.preset_table import PRESETS, PresetRow
 from .patch import INSERTIONS, LayerRow, Merged, Patch, active_patch
-from .schedules import Schedule, check_keep
+from .schedules import Schedule, check_keep, fixed_schedule
 
+_DEFAULT_KEEP = 0.925
 _INSTALLED_ATTRIBUTE = "_pitome_installed"
 
 
@@ -33,7 +35,8 @@ class Arguments:
     """What `apply` was given for the patch of each tower; its docstring says what the fields mean."""
 
     method: Method
-    keep: float | Sequence[float] | Schedule
+    keep: float | Sequence[float] | Schedule | None
+    remove: int | Sequence[int] | None
     preset: str | None
     proportional: bool | None
     margin: float | Sequence[float] | None
@@ -52,15 +55,19 @@ class Installed:
         root: the model that `apply` was called on. A shallow copy of it holds this object too.
         towers: family and patch of each tower that merges, the image tower's first.
         modules: the modules that got other methods.
+        given: the arguments, as `settings` returns them.
     """
 
     root: nn.Module
     towers: tuple[tuple[Family, Patch], ...]
     modules: tuple[nn.Module, ...]
+    given: dict[str, Any]
 
 
 def _installed(model: nn.Module) -> Installed | None:
-    """What `apply` did to this very module; None if it was not called on it."""
+    """What `apply` did to this very module; None if it was not called on it. TypeError for what is no module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a model, got a {type(model).__qualname__}")
     return vars(model).get(_INSTALLED_ATTRIBUTE)
 
 
@@ -101,7 +108,7 @@ def _extra_repr(model: nn.Module, patch: Patch) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _install(model: nn.Module, towers: tuple[tuple[Family, Patch], ...]) -> None:
+def _install(model: nn.Module, towers: tuple[tuple[Family, Patch], ...], given: dict[str, Any]) -> None:
     """Put patches into a model, in place of those that it has; if that fails, the model stays as it was.
 
     At no time is a patched model unpatched in between, so that a forward in another thread cannot run unmerged.
@@ -114,7 +121,7 @@ def _install(model: nn.Module, towers: tuple[tuple[Family, Patch], ...]) -> None
             else:
                 methods.setdefault(module, (patch, {}))[1][name] = function
     before = _installed(model)
-    vars(model)[_INSTALLED_ATTRIBUTE] = Installed(model, towers, tuple(methods))
+    vars(model)[_INSTALLED_ATTRIBUTE] = Installed(model, towers, tuple(methods), given)
     try:
         for module, (patch, functions) in methods.items():
             give_methods(module, patch, functions)
@@ -124,7 +131,7 @@ def _install(model: nn.Module, towers: tuple[tuple[Family, Patch], ...]) -> None
     except BaseException:  # an interrupt too
         _uninstall(model)
         if before is not None:
-            _install(model, before.towers)
+            _install(model, before.towers, before.given)
         raise
 
 
@@ -152,8 +159,9 @@ def _check_passed_by(module: nn.Module) -> None:
 def apply(
     model: nn.Module,
     method: str = "pitome",
-    keep: float | Sequence[float] | Schedule = 0.925,
+    keep: float | Sequence[float] | Schedule | Mapping[str, Any] | None = None,
     *,
+    remove: int | Sequence[int] | None = None,
     preset: str | None = None,
     proportional: bool | None = None,
     margin: float | Sequence[float] | None = None,
@@ -169,7 +177,11 @@ def apply(
     Args:
         model: a supported model (`book/how_to_run`); the instance is changed and returned.
         method: a name from `pc.methods()`.
-        keep: share of the patch tokens kept per layer; or one share per layer; or a `Schedule` from `pc.schedule`.
+        keep: share of the patch tokens kept per layer; or one share per layer; or a `Schedule` from `pc.schedule` (or
+            its fields, as `pc.settings` gives them). None = 0.925, if `remove` is not given either.
+        remove: in place of keep, patch tokens to remove per layer, or one count per layer: ToMe's r. It is the same as
+            `keep=pc.schedule(model, remove=...)` with the limits of this method, so it is made for the model's own
+            input size, and a layer that cannot lose as many loses as many as it can.
         preset: a name from `pc.presets()`; None = the paper's row for `pitome`, no preset for other methods.
         proportional: whether keys count by token size in attention; None = as the preset says, else True.
         margin: the paper's m: one value for all layers, or one per layer; None = as the preset says.
@@ -189,6 +201,9 @@ def apply(
     Returns:
         The model.
 
+    Warns:
+        UserWarning: no layer removes a token, though `keep` or `remove` asks for it, because there are too few tokens.
+
     Raises:
         UnsupportedModelError: a model, block or attention whose computation a merge would change in other ways than
             intended; the message says which and why.
@@ -205,16 +220,22 @@ def apply(
     """
     family = _family(model)
     offered = family.towers(model)
-    reason = offered.get(towers, "there is no such tower")
+    reason = offered.get(str(towers), "there is no such tower")
     if reason is not None:
         able = " or ".join(repr(name) for name, reason in offered.items() if reason is None)
         raise ValueError(f"towers={towers!r}: {reason}; a {type(model).__qualname__} merges in {able}")
     before = _owned(model)
     _check_alone(model)
     chosen = find_method(method)
-    chosen.check_options(options)
+    options = chosen.check_options(options)
+    if keep is not None and remove is not None:
+        raise ValueError("give keep or remove, not both: the share of tokens to keep, or how many to remove per layer")
+    keep = _DEFAULT_KEEP if keep is None and remove is None else keep
+    keep = _checked_schedule(keep) if isinstance(keep, (Schedule, Mapping)) else keep
+    proportional = proportional if proportional is None else checks.flag(proportional, "proportional")
+    restore, compile_step = checks.flag(restore, "restore"), checks.flag(compile_step, "compile_step")
     arguments = Arguments(
-        chosen, keep, preset, proportional, margin, metric, insertion, restore, compile_step, options
+        chosen, keep, remove, preset, proportional, margin, metric, insertion, restore, compile_step, options
     )
     patches = [(part, _make_patch(model, part, arguments)) for part in family.parts(towers)]
     if before is not None:  # recordings that are open go on
@@ -223,7 +244,8 @@ def apply(
             (part, replace(patch, traces=of_tower))
             for (part, patch), of_tower in zip(patches, traces, strict=False)
         ]
-    _install(model, tuple(patches))
+    given = {name: checks.data(value) for name, value in vars(arguments).items() if name not in ("method", "options")}
+    _install(model, tuple(patches), {"method": chosen.name, **given, "towers": towers, **checks.data(options)})
     return model
 
 
@@ -247,20 +269,28 @@ def _family(model: nn.Module) -> Family:
 
 def _make_patch(model: nn.Module, family: Family, arguments: Arguments) -> Patch:
     """The patch of one tower. Everything that can be checked before a forward call is checked here."""
-    family.check(arguments.method, arguments.keep)
-    shape = family.shape(model, None)
+    shape, method, keep = family.shape(model, None), arguments.method, arguments.keep
+    if keep is None:
+        keep = fixed_schedule(
+            shape.num_patches, arguments.remove, len(shape.layers), shape.prefix, method.max_remove
+        )
+    family.check(method, keep)
     preset, rows = _make_rows(arguments, len(shape.layers))
-    keep = _make_keep(arguments.keep, rows)
-    method = arguments.method
+    keep = _make_keep(keep, rows)
     patch = Patch(method, preset, keep, rows, arguments.restore, arguments.compile_step, family.ragged)
     if any(row and row.insertion == "before" and method.reads_attention(row.options) for row in rows):
         raise ValueError(f"{method.name!r} reads the block's attention map, which is not there before the block")
+    removed = keep.remove if isinstance(keep, Schedule) else ()
     if shape.fixed or not isinstance(keep, Schedule):
-        patch.removals(shape.num_patches)  # raises here, and not in the first forward call
+        removed = patch.removals(shape.num_patches)  # raises here, and not in the first forward call
     patch.rehearse()
     reason = family.refusal(model, patch)
     if reason:
         raise UnsupportedModelError(f"{reason}. Supported: {family.supports}")
+    asked = keep.clamped if isinstance(keep, Schedule) else any(ratio < 1 for ratio in keep)
+    if asked and not any(removed):
+        warnings.warn(f"nothing merges: this keeps all {shape.num_patches} tokens in every layer. A keep ratio of "
+                      f"1 - 1/{shape.num_patches} or less removes a token", stacklevel=4)
     return patch
 
 
@@ -268,9 +298,7 @@ def _make_rows(arguments: Arguments, num_layers: int) -> tuple[str | None, tuple
     """The preset's name and the row of every layer: the preset's row, with the arguments given in its place."""
     method = arguments.method
     preset = "paper" if arguments.preset is None and method.name == "pitome" else arguments.preset
-    if preset is not None and preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; presets: {', '.join(PRESETS)}")
-    if preset is not None and PRESETS[preset].method != method.name:
+    if preset is not None and PRESETS[checks.word(preset, "preset", PRESETS)].method != method.name:
         raise ValueError(f"preset {preset!r} is for method {PRESETS[preset].method!r}, not {method.name!r}")
     explicit = {
         name: getattr(arguments, name)
@@ -278,13 +306,10 @@ def _make_rows(arguments: Arguments, num_layers: int) -> tuple[str | None, tuple
         if getattr(arguments, name) is not None
     }
     for name, allowed in (("metric", METRICS), ("insertion", INSERTIONS)):
-        if explicit.get(name, allowed[0]) not in allowed:
-            raise ValueError(f"unknown {name} {explicit[name]!r}: choose one of {', '.join(allowed)}")
-    margins = None if arguments.margin is None else _per_layer(arguments.margin, num_layers, "margin")
+        checks.word(explicit.get(name, allowed[0]), name, allowed)
+    margins = None if arguments.margin is None else checks.per_layer(arguments.margin, num_layers, "margin")
     if margins is not None and "margin" not in method.needs:
         raise TypeError(f"method {method.name!r} has no margin")
-    if margins is not None and not all(math.isfinite(margin) for margin in margins):
-        raise ValueError(f"margins are cosines, got {list(margins)}")
     rows: list[LayerRow | None] = []
     for layer, row in enumerate([PresetRow()] * num_layers if preset is None else PRESETS[preset].rows(num_layers)):
         if row is None:
@@ -297,11 +322,15 @@ def _make_rows(arguments: Arguments, num_layers: int) -> tuple[str | None, tuple
     return preset, tuple(rows)
 
 
-def _per_layer(value: float | Sequence[float], num_layers: int, name: str) -> tuple[float, ...]:
-    values = [value] * num_layers if isinstance(value, Real) else list(value)
-    if len(values) != num_layers:
-        raise ValueError(f"{name} has {len(values)} entries, the model {num_layers} layers: give one per layer")
-    return tuple(float(v) for v in values)
+def _checked_schedule(given: Schedule | Mapping[str, Any]) -> Schedule:
+    """The schedule, or the one of these fields. ValueError unless its tokens follow from what it removes."""
+    given = given if isinstance(given, Schedule) else Schedule(**given)
+    entering = (tuple(given.tokens) or (0,))[0] - given.prefix
+    made = Schedule.from_removals(entering, given.remove, given.prefix, checks.flag(given.clamped, "clamped"))
+    if made.tokens != tuple(given.tokens):
+        raise ValueError(f"a schedule that removes {list(made.remove)} of {entering} tokens has the tokens "
+                         f"{list(made.tokens)}, got {list(given.tokens)}: make one with pc.schedule")
+    return made
 
 
 def _make_keep(
@@ -309,7 +338,7 @@ def _make_keep(
 ) -> tuple[float, ...] | Schedule:
     """One keep ratio per layer, 1 where the preset does not merge; or the schedule, checked."""
     if not isinstance(keep, Schedule):
-        ratios = [check_keep(ratio) for ratio in _per_layer(keep, len(rows), "keep")]
+        ratios = checks.per_layer(keep, len(rows), "keep", check_keep)
         return tuple(1.0 if row is None else ratio for ratio, row in zip(ratios, rows, strict=True))
     if len(keep.remove) != len(rows):
         raise ValueError(f"the schedule has {len(keep.remove)} layers, the model {len(rows)}")
@@ -348,8 +377,33 @@ def use_merge(model: nn.Module, merge_tokens: Callable[..., Merged]) -> nn.Modul
     installed = _owned(model)
     if installed is None:
         raise ValueError(f"this {type(model).__qualname__} is not patched: call pc.apply on it first")
-    _install(model, tuple((family, replace(patch, merge_tokens=merge_tokens)) for family, patch in installed.towers))
+    towers = tuple((family, replace(patch, merge_tokens=merge_tokens)) for family, patch in installed.towers)
+    _install(model, towers, installed.given)
     return model
+
+
+def settings(model: nn.Module) -> dict[str, Any]:
+    """The arguments that `apply` put merging into a model with, as plain data: `pc.apply(other, **settings)`.
+
+    Weights that are saved (`save_pretrained`, `state_dict`) do not carry merging. Store this beside them, as JSON or
+    the like, and apply it to the model that is loaded.
+
+    Raises:
+        ValueError: the model is not patched.
+        TypeError: an option of a method of your own that is no plain data.
+
+    Example:
+        >>> import json, timm, pitome_core as pc
+        >>> model = pc.apply(timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2), "tome", remove=4)
+        >>> stored = json.dumps(pc.settings(model))
+        >>> other = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2)
+        >>> pc.flops(pc.apply(other, **json.loads(stored))).tokens
+        (17, 13, 9)
+    """
+    installed = _installed(model)
+    if installed is None:
+        raise ValueError(f"this {type(model).__qualname__} is not patched: call pc.apply on it first")
+    return json.loads(json.dumps(installed.given))
 
 
 def remove(model: nn.Module) -> nn.Module:
@@ -392,13 +446,15 @@ def unmerged(block: nn.Module) -> Callable[..., Any]:
         >>> pc.unmerged(model.blocks[0])(torch.zeros(1, 17, 192)).shape
         torch.Size([1, 17, 192])
     """
+    if not isinstance(block, nn.Module):
+        raise TypeError(f"expected a module, got a {type(block).__qualname__}")
     if active_patch(block) is None:
         raise ValueError(f"this {type(block).__qualname__} is no part of a patched model: call it as it is")
     return partial(original(block).forward, block)
 
 
 @contextmanager
-def patched(model: nn.Module, method: str = "pitome", keep: Any = 0.925, **arguments: Any) -> Iterator[nn.Module]:
+def patched(model: nn.Module, method: str = "pitome", keep: Any = None, **arguments: Any) -> Iterator[nn.Module]:
     """`apply` for the length of a `with` block; afterwards the model is patched as it was before, or not at all.
 
     Example:
@@ -418,4 +474,4 @@ def patched(model: nn.Module, method: str = "pitome", keep: Any = 0.925, **argum
         if before is None:
             _uninstall(model)
         else:
-            _install(model, before.towers)
+            _install(model, before.towers, before.given)

@@ -7,10 +7,10 @@ are never removed.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+
+from .checks import count, in_graph, number, per_layer
 
 # Added before rounding down, because 200 * (1 - 0.9) is 19.999999999999996 in floating point and must give 20.
 _GUARD = 1e-9
@@ -21,11 +21,12 @@ def tokens_removed(num_tokens: int, keep: float) -> int:
     return math.floor(num_tokens - num_tokens * keep + _GUARD)
 
 
-def check_keep(keep: float) -> float:
-    """The keep ratio as a float; ValueError unless 0 < keep <= 1."""
+def check_keep(keep: float, name: str = "keep") -> float:
+    """The keep ratio as a float; ValueError unless 0 < keep <= 1, TypeError if it is no number."""
+    keep = number(keep, name)
     if not 0.0 < keep <= 1.0:
-        raise ValueError(f"keep is the share of tokens kept in each layer, above 0 and at most 1; got {keep}")
-    return float(keep)
+        raise ValueError(f"{name} is the share of tokens kept in each layer, above 0 and at most 1; got {keep}")
+    return keep
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,15 @@ class Schedule:
 
     @classmethod
     def from_removals(cls, num_tokens: int, remove: Sequence[int], prefix: int = 0, clamped: bool = False) -> Schedule:
-        """The schedule that removes `remove` from `num_tokens` tokens, which do not include the prefix."""
+        """The schedule that removes `remove` from `num_tokens` tokens, which do not include the prefix.
+
+        ValueError or TypeError for numbers that are no counts, or that remove more tokens than there are.
+        """
+        if not in_graph():  # there, numbers may be tensors
+            remove = tuple(count(k, f"remove[{layer}]") for layer, k in enumerate(remove))
+            prefix, num_tokens = count(prefix, "prefix"), count(num_tokens, "num_tokens")
+            if sum(remove) > num_tokens:
+                raise ValueError(f"cannot remove {sum(remove)} of {num_tokens} tokens: {list(remove)} are too many")
         left = [num_tokens]
         for k in remove:
             left.append(left[-1] - k)
@@ -60,12 +69,9 @@ class Schedule:
 
 def keep_schedule(num_tokens: int, keep: float | Sequence[float], num_layers: int, prefix: int = 0) -> Schedule:
     """The paper's schedule: every layer keeps the share `keep` of its tokens (or a share of its own, from a list)."""
-    ratios = [keep] * num_layers if isinstance(keep, Real) else list(keep)
-    if len(ratios) != num_layers:
-        raise ValueError(f"keep has {len(ratios)} entries, the model {num_layers} layers: give one ratio per layer")
     remove, left = [], num_tokens
-    for ratio in ratios:
-        remove.append(tokens_removed(left, check_keep(ratio)))
+    for ratio in per_layer(keep, num_layers, "keep", check_keep):
+        remove.append(tokens_removed(left, ratio))
         left -= remove[-1]
     return Schedule.from_removals(num_tokens, remove, prefix)
 
@@ -74,11 +80,7 @@ def fixed_schedule(
     num_tokens: int, remove: int | Sequence[int], num_layers: int, prefix: int, max_remove: Callable[[int], int]
 ) -> Schedule:
     """ToMe's schedule: the same k in every layer (or a list), reduced where the method cannot remove as many."""
-    wanted = [int(remove)] * num_layers if isinstance(remove, Integral) else [operator.index(k) for k in remove]
-    if len(wanted) != num_layers:
-        raise ValueError(f"remove has {len(wanted)} entries, the model {num_layers} layers: give one count per layer")
-    if min(wanted) < 0:
-        raise ValueError(f"cannot remove {min(wanted)} tokens: counts are 0 or more")
+    wanted = list(per_layer(remove, num_layers, "remove", count))
     possible, left = [], num_tokens
     for k in wanted:
         possible.append(min(k, max_remove(left)))
@@ -88,6 +90,7 @@ def fixed_schedule(
 
 def target_schedule(num_tokens: int, final: int, num_layers: int, prefix: int) -> Schedule:
     """The schedule that ends with `final` patch tokens and keeps the same share in each layer, up to rounding."""
+    final = count(final, "tokens")
     if not 1 <= final <= num_tokens:
         raise ValueError(f"cannot end with {final} of {num_tokens} patch tokens: choose 1 to {num_tokens}")
     left = [round(num_tokens * (final / num_tokens) ** (layer / num_layers)) for layer in range(num_layers + 1)]

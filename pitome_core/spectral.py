@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .checks import tensor, word
 from .energy import cosine_graph
 from .merge_plan import MergePlan
 
@@ -17,7 +18,13 @@ LAPLACIANS = ("normalized", "combinatorial")
 
 
 def token_graph(metric: Tensor) -> Tensor:
-    """Weights of the complete token graph, `W = 1 - cos` (eq. 3): `(B, N, C) -> (B, N, N)`, float64, diagonal 0."""
+    """Weights of the complete token graph, `W = 1 - cos` (eq. 3): `(B, N, C) -> (B, N, N)`, float64, diagonal 0.
+
+    ValueError for tokens with NaN or infinity, which have no cosine.
+    """
+    broken = int((~tensor(metric, "metric", (None, None, None)).isfinite().all(dim=-1)).sum())
+    if broken:
+        raise ValueError(f"the metric has NaN or infinity in {broken} of {metric.shape[:2].numel()} tokens")
     weights = 1.0 - cosine_graph(metric.double())
     weights = 0.5 * (weights + weights.transpose(-1, -2))
     return weights.clamp_min(0.0).masked_fill(torch.eye(weights.shape[-1], dtype=torch.bool, device=metric.device), 0.0)
@@ -27,9 +34,10 @@ def laplacian(weights: Tensor, kind: str = "normalized") -> Tensor:
     """`L = D - W`, or `I - D^-1/2 W D^-1/2`: `(B, N, N) -> (B, N, N)`.
 
     A vertex of degree 0, which occurs when all tokens are alike, has D^-1/2 = 0, so its diagonal entry is 1.
+    ValueError unless weights are finite, symmetric and not negative, up to rounding.
     """
-    if kind not in LAPLACIANS:
-        raise ValueError(f"unknown laplacian {kind!r}: choose one of {', '.join(LAPLACIANS)}")
+    word(kind, "laplacian", LAPLACIANS)
+    _check_graph(weights)
     degree = weights.sum(dim=-1)
     if kind == "combinatorial":
         return torch.diag_embed(degree) - weights
@@ -40,7 +48,7 @@ def laplacian(weights: Tensor, kind: str = "normalized") -> Tensor:
 
 def spectrum(weights: Tensor, kind: str = "normalized") -> Tensor:
     """Eigenvalues of a Laplacian, ascending: `(B, N, N) -> (B, N)`."""
-    return torch.linalg.eigvalsh(laplacian(weights.double(), kind))
+    return torch.linalg.eigvalsh(laplacian(tensor(weights, "weights", (None, None, None)).double(), kind))
 
 
 def _membership(plan: MergePlan) -> Tensor:
@@ -51,10 +59,13 @@ def _membership(plan: MergePlan) -> Tensor:
     return (plan.assignment[:, None, :] == slots).double()
 
 
-def _check_graph(weights: Tensor, plan: MergePlan) -> None:
-    batch, n = plan.assignment.shape
-    if weights.shape != (batch, n, n):
-        raise ValueError(f"the graph has shape {tuple(weights.shape)}, the plan asks for {(batch, n, n)}")
+def _check_graph(weights: Tensor, shape: tuple[int | None, ...] | None = None) -> None:
+    """ValueError unless weights are those of graphs, of the shape that a plan asks for (None: square matrices)."""
+    size = tensor(weights, "weights", (None, None, None) if shape is None else shape).shape
+    if size[1] != size[2]:
+        raise ValueError(f"weights must be a square matrix per item, got shape {tuple(size)}")
+    if not bool(weights.isfinite().all()):
+        raise ValueError("weights must be finite, got NaN or infinity")
     if bool((weights < -1e-6).any()) or not torch.allclose(weights, weights.transpose(-1, -2), rtol=1e-5, atol=1e-6):
         raise ValueError("weights must be symmetric and not negative, up to rounding: give `1 - cos` or the like")
 
@@ -71,10 +82,9 @@ def coarsen(weights: Tensor, plan: MergePlan, reduce: str = "mean") -> Tensor:
         >>> coarsen(weights, pc.MergePlan.from_roots(torch.tensor([[0, 0, 2]]))).tolist()
         [[[0.5, 3.0], [3.0, 0.0]]]
     """
-    if reduce not in ("mean", "sum"):
-        raise ValueError(f"reduce must be 'mean' or 'sum', got {reduce!r}")
+    word(reduce, "reduce", ("mean", "sum"))
     member = _membership(plan)
-    _check_graph(weights, plan)
+    _check_graph(weights, (*plan.shape, plan.shape[1]))
     if reduce == "mean":
         member = member / member.sum(dim=-1, keepdim=True).clamp_min(1.0)
     return member @ weights.double() @ member.transpose(-1, -2)
@@ -90,6 +100,7 @@ def lift(coarse: Tensor, plan: MergePlan) -> Tensor:
         [[[0.5, 0.5, 3.0], [0.5, 0.5, 3.0], [3.0, 3.0, 0.0]]]
     """
     member = _membership(plan)
+    _check_graph(coarse, (plan.shape[0], plan.num_tokens, plan.num_tokens))
     return member.transpose(-1, -2) @ coarse.double() @ member
 
 
@@ -101,7 +112,7 @@ def inside_shares(weights: Tensor, plan: MergePlan) -> Tensor:
     the normalized Laplacian (derived in book/theorem.md); for other weights it need not be.
     """
     member = _membership(plan)
-    _check_graph(weights, plan)
+    _check_graph(weights, (*plan.shape, plan.shape[1]))
     inside = (member @ weights.double() * member).sum(dim=-1)
     return inside / (member @ weights.double()).sum(dim=-1).clamp_min(torch.finfo(torch.float64).tiny)
 
@@ -126,7 +137,8 @@ def spectral_distance(
         `(B,)` float64.
 
     Raises:
-        ValueError: not exactly one of metric and weights; a plan that drops tokens; weights that are no graph.
+        ValueError, TypeError: not exactly one of metric and weights; a plan that drops tokens; weights that are no
+            graph; NaN or infinity.
 
     Example:
         Merging equal tokens changes nothing; merging different ones does.
@@ -139,6 +151,6 @@ def spectral_distance(
     """
     if plan is None or (metric is None) == (weights is None):
         raise ValueError("give a plan and exactly one of metric and weights")
-    graph = token_graph(metric) if weights is None else weights.double()
+    graph = token_graph(metric) if weights is None else tensor(weights, "weights", (None, None, None)).double()
     lifted = lift(coarsen(graph, plan), plan)
     return (spectrum(graph, laplacian) - spectrum(lifted, laplacian)).abs().sum(dim=-1)

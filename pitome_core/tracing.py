@@ -113,6 +113,8 @@ def record(model: nn.Module) -> Iterator[Trace]:
     """
     if hasattr(model, "_orig_mod"):
         raise RuntimeError("a compiled model cannot be recorded: record the model that was compiled, `model._orig_mod`")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a model, got a {type(model).__qualname__}")
     patch = active_patch(model)
     if patch is None:
         inside = patched_parts(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..family import Unknown
 from ..instances import PATCH_ATTRIBUTE, REMOVED, original
 from ..merge_plan import LinearPlan, MergePlan
 from ..patch import ForwardState, LayerStep, Merged, Patch, anchors
@@ -179,7 +181,56 @@ def check_format(output_fmt: str, patch: Patch) -> None:
         raise ValueError("merged tokens (restore=False) form no grid: ask for output_fmt='NLC'")
 
 
-def linear(*modules: nn.Module | None) -> int:
-    """Multiply-accumulates per token of all linear maps inside the modules."""
-    parts = [part for module in modules if module is not None for part in module.modules()]
-    return sum(part.in_features * part.out_features for part in parts if isinstance(part, nn.Linear))
+def image_size(own: tuple[int, int], input_size: tuple[int, ...] | None) -> tuple[int, int]:
+    """Height and width to count at; `own` are the model's. ValueError for another number of sizes."""
+    if input_size is None:
+        return own
+    if len(input_size) not in (2, 3):
+        raise ValueError(f"the input of this model has a size of (channels, height, width), got {input_size}")
+    return input_size[-2:]
+
+
+# Tensors of attention and pooling modules that are no factor of a product with tokens.
+_NO_FACTORS = {"latent", "pos_embed", "relative_position_bias_table", "relative_position_index"}
+
+
+def linear(*modules: nn.Module | None) -> int | Unknown:
+    """Multiply-accumulates per token of all linear maps inside the modules; of a convolution per output position.
+
+    Maps are counted by their features, so that quantised ones, whose weights are packed, count like others. An adapter
+    of peft counts as it is: its base, and the updates that are active and not added to the base. Where a module holds a
+    matrix in another way, the number is not known.
+    """
+    return sum(_linear(module, "") for module in modules if module is not None)
+
+
+def _linear(module: nn.Module, path: str) -> int | Unknown:
+    here = f"{path or 'it'} is a {type(module).__qualname__}"
+    if hasattr(module, "base_layer") and hasattr(module, "active_adapters"):
+        return _adapted(module, path, here)
+    if hasattr(module, "original_module") and hasattr(module, "modules_to_save"):  # peft's other copy of a module
+        chosen = [] if module.disable_adapters else [n for n in module.active_adapters if n in module.modules_to_save]
+        return _linear(module.modules_to_save[chosen[0]] if chosen else module.original_module, path)
+    children = dict(module.named_children())
+    if isinstance(getattr(module, "in_features", None), int) and (hasattr(module, "weight") or not children):
+        return module.in_features * module.out_features
+    if isinstance(getattr(module, "in_channels", None), int) and hasattr(module, "kernel_size"):
+        return module.out_channels * module.in_channels // module.groups * math.prod(module.kernel_size)
+    if isinstance(getattr(module, "nx", None), int) and isinstance(getattr(module, "nf", None), int):
+        return module.nx * module.nf  # the Conv1D of transformers
+    for name, held in {**module._parameters, **module._buffers, **vars(module)}.items():
+        if isinstance(held, torch.ScriptObject) or (isinstance(held, Tensor) and held.ndim > 1):
+            if name not in _NO_FACTORS:
+                return Unknown(f"{here}, and what its {name!r} costs is not known")
+    return sum(_linear(child, f"{path}.{name}".lstrip(".")) for name, child in children.items())
+
+
+def _adapted(layer: nn.Module, path: str, here: str) -> int | Unknown:
+    """A map with adapters of peft around it."""
+    base = _linear(layer.base_layer, path)
+    if layer.disable_adapters or layer.merged:
+        return base
+    if not hasattr(layer, "lora_A") or set(layer.active_adapters) & set(getattr(layer, "lora_variant", ())):
+        return Unknown(f"{here}, and what its adapters cost is not known: merge them into the weights")
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    return base + sum(_linear(part[name], path) for name in active for part in (layer.lora_A, layer.lora_B))

@@ -22,10 +22,10 @@ from transformers.models.siglip import modeling_siglip as siglip
 from transformers.models.vit import modeling_vit as vit
 
 from ..attention import size_bias
-from ..family import EntryPoint, Family, LayerShape, ModelShape
+from ..family import EntryPoint, Family, LayerShape, ModelShape, Unknown
 from ..instances import own_class
 from ..patch import LayerStep, Merged, Patch
-from .common import Attended, AttentionCall, check_step, linear, own_forward, pooled_by_size, run_block
+from .common import Attended, AttentionCall, check_step, image_size, linear, own_forward, pooled_by_size, run_block
 from .hf_common import CallOptions, attend, implementation_refusal
 
 
@@ -310,8 +310,9 @@ def tower_shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelSh
     """Sizes of a tower; its head is the pooling."""
     tower = TOWERS[own_class(model)]
     projection, own = model.get_submodule(tower.patches), model.config.image_size
-    height, width = ((own, own) if isinstance(own, int) else own) if input_size is None else input_size[-2:]
-    patches = (height // projection.stride[0]) * (width // projection.stride[1])
+    height, width = image_size((own, own) if isinstance(own, int) else own, input_size)
+    rows, columns = getattr(projection, "base_layer", projection).stride
+    patches = (height // rows) * (width // columns)
     layers = []
     for layer in model.get_submodule(tower.layers):
         attn = getattr(layer, tower.layer.attention)
@@ -325,10 +326,12 @@ def tower_shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelSh
             return linear(getattr(model, "pooler", None))
         if not model.use_head:
             return 0
+        if type(model.head.attention) is not nn.MultiheadAttention:
+            return Unknown(f"head.attention is a {type(model.head.attention).__qualname__}, and its cost is not known")
         width = model.config.hidden_size  # one query: its projection, keys and values, their products, output, MLP
         return 2 * width**2 + patches * (2 * width**2 + 2 * width) + linear(model.head.mlp)
 
-    return ModelShape(patches, _prefix(tower, model), tuple(layers), patches * projection.weight.numel(), head)
+    return ModelShape(patches, _prefix(tower, model), tuple(layers), patches * linear(projection), head)
 
 
 def _shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelShape:

@@ -36,6 +36,7 @@ from .common import (
     as_grid,
     check_format,
     check_step,
+    image_size,
     linear,
     own_forward,
     pooled_by_size,
@@ -254,7 +255,7 @@ def _shape(model: nn.Module, input_size: tuple[int, int, int] | None) -> ModelSh
 
         return ModelShape(inner.num_patches, inner.prefix, inner.layers, inner.embed, timm_head)
     own = tuple(tower.image_size)
-    height, width = own if input_size is None else input_size[-2:]
+    height, width = image_size(own, input_size)
     if (height, width) != own:
         raise ValueError(f"this model takes images of {own[0]} x {own[1]} only, not {height} x {width}")
     layers = tuple(
@@ -262,13 +263,13 @@ def _shape(model: nn.Module, input_size: tuple[int, int, int] | None) -> ModelSh
             channels=block.attn.embed_dim,
             heads=block.attn.num_heads,
             attention_channels=block.attn.embed_dim,
-            attention_linear=block.attn.in_proj_weight.numel() + block.attn.out_proj.weight.numel(),
+            attention_linear=block.attn.in_proj_weight.numel() + linear(block.attn.out_proj),
             mlp_linear=linear(block.mlp),
         )
         for block in tower.transformer.resblocks
     )
     patches = tower.grid_size[0] * tower.grid_size[1]
-    return ModelShape(patches, 1, layers, patches * tower.conv1.weight.numel(), partial(_head, tower))
+    return ModelShape(patches, 1, layers, patches * linear(tower.conv1), partial(_head, tower))
 
 
 def _head(tower: VisionTransformer, patches: int) -> int:

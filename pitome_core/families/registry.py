@@ -36,6 +36,8 @@ def register_family(family: Family) -> None:
         >>> pc.flops(Tiny()).total  # 4 tokens: linear maps of attention and MLP, products of attention
         3328
     """
+    if not isinstance(family, Family):
+        raise TypeError(f"expected a Family, got a {type(family).__qualname__}")
     _REGISTERED[:] = [family, *(other for other in _REGISTERED if other.name != family.name)]
 
 

@@ -18,7 +18,7 @@ from ..attention import attention, attention_map, size_bias
 from ..family import EntryPoint, LayerShape, ModelShape
 from ..instances import original, own_class
 from ..patch import Patch
-from .common import AttentionCall, as_grid, check_format, linear, pooled_by_size, weighted_mean
+from .common import AttentionCall, as_grid, check_format, image_size, linear, pooled_by_size, weighted_mean
 
 
 def block_refusal(
@@ -175,7 +175,7 @@ def _forward_intermediates(
 def shape(model: nn.Module, input_size: tuple[int, int, int] | None) -> ModelShape:
     """Sizes of a timm transformer at one input size."""
     own = tuple(model.patch_embed.img_size)
-    height, width = own if input_size is None else input_size[-2:]
+    height, width = image_size(own, input_size)
     if not getattr(model, "dynamic_img_size", False) and (height, width) != own:
         raise ValueError(f"this model takes images of {own[0]} x {own[1]} only, not {height} x {width}")
     rows, columns = model.patch_embed.dynamic_feat_size((height, width))
@@ -200,6 +200,6 @@ def shape(model: nn.Module, input_size: tuple[int, int, int] | None) -> ModelSha
         queries = pool.latent_len * (linear(pool) - linear(pool.kv))
         return outputs + queries + tokens * (linear(pool.kv) + 2 * pool.latent_len * pool.num_heads * pool.head_dim)
 
-    embed = rows * columns * model.patch_embed.proj.weight.numel()
+    embed = rows * columns * linear(model.patch_embed.proj)
     fixed = not getattr(model, "dynamic_img_size", False)
     return ModelShape(rows * columns, model.num_prefix_tokens, layers, embed, head, fixed=fixed)

@@ -87,11 +87,11 @@ def plan_variant(
         dealt = dealt.gather(1, place.masked_fill(~may, 2**40).argsort(dim=-1, stable=True))
     a, b = dealt[:, 0::2], dealt[:, 1::2]  # (B, most / 2) each
     if k == 0:
-        return MergePlan.from_merges(a, a, width, active=active, mask=mask, energy=energy)
+        return MergePlan.from_merges(a, a, width, active=active, mask=mask, energy=energy, checked=False)
 
     similarity = pair_cosines(unit, cos, a, b).masked_fill(~may[:, None, 1::2], -math.inf)
     best, partner = similarity.max(dim=-1)  # the first of equals
     value = (best if variant.edges == "best" else ranked_by.gather(1, a)).masked_fill(~may[:, 0::2], -math.inf)
     chosen = value.argsort(dim=-1, descending=True, stable=True)[:, :k]  # (B, k)
     source, target = a.gather(1, chosen), b.gather(1, partner).gather(1, chosen)
-    return MergePlan.from_merges(source, target, width, active=active, mask=mask, energy=energy)
+    return MergePlan.from_merges(source, target, width, active=active, mask=mask, energy=energy, checked=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..energy import check_mask
 from ..merge_plan import LinearPlan, MergePlan
 
@@ -84,15 +84,26 @@ class Method:
         """How many of `num_tokens` tokens one layer can remove."""
         return num_tokens // 2 if self.limit == "half" else max(num_tokens - 1, 0)
 
-    def check_options(self, options: dict[str, Any]) -> None:
-        """Raise TypeError for an option that the method lacks, ValueError for a value that it does not know."""
+    def check_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options as plain values, of the types that their defaults have (a float has to be finite).
+
+        Raises TypeError for an option that the method lacks or a value of another type, ValueError for other values.
+        """
         unknown = sorted(set(options) - set(self.options))
         if unknown:
             allowed = ", ".join(self.options) or "none"
-            raise TypeError(f"method {self.name!r} has no option {', '.join(unknown)}; its options: {allowed}")
+            hint = "" if {"r", "ratio"}.isdisjoint(unknown) else (
+                ". Tokens to remove in each layer are remove=8, the share of tokens to keep is keep=0.9"
+            )
+            raise TypeError(f"method {self.name!r} has no option {', '.join(unknown)}; its options: {allowed}{hint}")
+        typed = {bool: checks.flag, int: checks.integer, float: checks.number}
+        plain = {}
         for name, value in options.items():
-            if name in self.choices and value not in self.choices[name]:
-                raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(self.choices[name])}")
+            if name in self.choices:
+                checks.word(value, name, self.choices[name])
+            check = typed.get(type(self.options[name]))
+            plain[name] = value if check is None else check(value, name)
+        return plain
 
     def check_remove(self, remove: int, num_tokens: int, remedy: str | None = None) -> None:
         """Raise ValueError when `remove` of `num_tokens` tokens is not possible in one layer; `remedy` says what to do
@@ -128,7 +139,8 @@ def register_method(
     """Add a method to the table, or replace the one of that name; the fields are those of `Method`.
 
     Raises:
-        ValueError: `limit` is neither `half` nor `all`.
+        ValueError: `limit` is neither `half` nor `all`; `choices` of something that is no option.
+        TypeError: what is no function of `(metric, remove, *, ...)`, because other arguments would never be given.
 
     Example:
         A method that merges the last tokens into the first one.
@@ -145,10 +157,24 @@ def register_method(
     """
     if limit not in ("half", "all"):
         raise ValueError(f"limit must be 'half' or 'all', got {limit!r}")
-    _METHODS[name] = Method(
+    if not all(isinstance(text, str) for text in (name, paper, summary)):
+        raise TypeError(f"name, paper and summary must be strings, got {name!r}, {paper!r}, {summary!r}")
+    if not all(callable(part) or (part is None and part is not function) for part in (function, cost, attention_when)):
+        raise TypeError(f"function, cost and attention_when must be functions, got {function!r}, {cost!r}, "
+                        f"{attention_when!r}")
+    parameters = inspect.signature(function).parameters.values()
+    places = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(places) > 2:
+        raise TypeError(f"method {name!r} takes ({', '.join(places)}): a method takes (metric, remove, *, ...), all "
+                        f"else by keyword only, because {places[2]!r} would never be given")
+    partition, drops = checks.flag(partition, "partition"), checks.flag(drops, "drops")
+    method = Method(
         name, function, paper, summary, partition, drops, limit, cost, attention_when, choices or {}, scaling
     )
-    return _METHODS[name]
+    if unknown := method.choices.keys() - method.options.keys():
+        raise ValueError(f"choices of {', '.join(unknown)}: method {name!r} has no such option")
+    _METHODS[name] = method
+    return method
 
 
 def methods() -> dict[str, Method]:
@@ -166,7 +192,7 @@ def methods() -> dict[str, Method]:
 
 def find_method(name: str) -> Method:
     """The method of that name; ValueError names those that exist."""
-    if name not in _METHODS:
+    if not isinstance(name, str) or name not in _METHODS:
         raise ValueError(
             f"unknown method {name!r}; registered: {', '.join(_METHODS)}. "
             "Rivals and controls are registered by `import pitome_core.experiments.baselines`"
@@ -231,10 +257,10 @@ def plan(
 
     Args:
         metric: `(B, N, C)`, what tokens are compared by (keys averaged over heads), without prefix tokens.
-        remove: how many tokens are removed: an int, or with `mask` a `(B,)` long, one number per item.
+        remove: how many tokens are removed: an int, or with `mask` a `(B,)` integer tensor, one number per item.
         method: a name from `pc.methods()`.
         margin: the paper's m, for methods that use one.
-        size: `(B, N)` sizes, for methods that use them.
+        size: `(B, N)` sizes, for methods that use them; above 0 for real tokens.
         mask: `(B, N)` True for real tokens. Padding may stand anywhere; it does not change the result of an item.
         options: the method's own (`pc.methods()[name].options`).
 
@@ -243,8 +269,8 @@ def plan(
 
     Raises:
         ValueError: an unknown method; a count that is too large (the message names both numbers); shapes that do not
-            fit; a metric with NaN or infinity.
-        TypeError: an unknown option.
+            fit; a metric with NaN or infinity (padding may have them); a margin or an option that is not finite.
+        TypeError: an unknown option; an argument of another type.
 
     Example:
         >>> import torch, pitome_core as pc
@@ -254,27 +280,25 @@ def plan(
         (torch.Size([1, 176, 384]), torch.Size([1, 196, 384]))
     """
     chosen = find_method(method)
-    chosen.check_options(options)
-    if metric.ndim != 3 or not metric.is_floating_point():
-        raise ValueError(f"metric must be floating (batch, tokens, channels), got {metric.dtype} {tuple(metric.shape)}")
+    options, margin = chosen.check_options(options), checks.number(margin, "margin")
+    checks.tensor(metric, "metric (batch, tokens, channels)", (None, None, None), "floating")
     check_mask(mask, metric)
-    if size is not None and size.shape != metric.shape[:2]:
-        raise ValueError(f"size has shape {tuple(size.shape)}, the metric {tuple(metric.shape)}")
+    if size is not None:
+        positive = (checks.tensor(size, "size", tuple(metric.shape[:2])) > 0) & size.isfinite()
+        if not bool((positive if mask is None else positive | ~mask).all()):
+            raise ValueError("sizes count tokens: they must be finite and above 0")
     finite = metric.isfinite().all(dim=-1)
     broken = int((~finite if mask is None else ~finite & mask).sum())
     if broken:
         raise ValueError(f"the metric has NaN or infinity in {broken} of {finite.numel()} tokens; mend it or mask them")
     if mask is not None and "mask" not in chosen.needs:
         raise ValueError(f"method {method!r} takes no mask: give it items of one length, or one that names `mask`")
-    if not isinstance(remove, Tensor):
-        remove = operator.index(remove)
+    if getattr(remove, "ndim", 0) == 0:
+        remove = checks.integer(remove, "remove")
     else:
-        if remove.is_floating_point() or remove.is_complex():
-            raise ValueError(f"remove counts tokens: it must be an integer tensor, got {remove.dtype}")
+        remove = checks.tensor(remove, "remove", tuple(metric.shape[:1]), "integer").long()
         if mask is None:
             raise ValueError("remove as a tensor needs a mask: without padding all items have equally many tokens")
-        if remove.shape != metric.shape[:1]:
-            raise ValueError(f"remove has shape {tuple(remove.shape)}, the batch {metric.shape[0]} items")
     lengths = [metric.shape[1]] if mask is None else mask.sum(dim=-1).tolist()
     counts = remove.tolist() if isinstance(remove, Tensor) else [remove] * len(lengths)
     for count, length in zip(counts, lengths, strict=True):

@@ -10,6 +10,7 @@ import torch
 
 import pitome_core as pc
 import pitome_core.experiments.baselines
+from pitome_core.families import find_family
 
 timm = pytest.importorskip("timm")
 
@@ -167,3 +168,228 @@ def test_the_independent_counter_can_disagree(build_vit):
     counts = pc.flops(model, (3, 112, 112))
     blind = counts.total - sum(2 * n * n * 96 for n in counts.tokens[:-1])
     assert abs(blind / counts.total - 1) > 0.01
+
+
+# ------------------------------------------------------------------------------- weights that are not plain nn.Linear
+def tiny(build_vit) -> torch.nn.Module:
+    return build_vit(depth=2)
+
+
+def maps(model: torch.nn.Module) -> int:
+    """The parts of a count that are made of weights alone: embedding, head, and linear maps per token of each block."""
+    shape = find_family(model).shape(model, None)
+    return shape.embed + shape.head(4) + sum(layer.attention_linear + layer.mlp_linear for layer in shape.layers)
+
+
+class Packed(torch.nn.Module):
+    """Like the 4-bit layers of bitsandbytes: features are attributes, the weight is a row of packed numbers."""
+
+    def __init__(self, linear: torch.nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = torch.nn.Parameter(torch.zeros(linear.weight.numel() // 2, 1), requires_grad=False)
+
+
+class PackedElsewhere(torch.nn.Module):
+    """Like GPTQ's layers: no `weight`, an integer buffer in its place."""
+
+    def __init__(self, linear: torch.nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.register_buffer("qweight", torch.zeros(linear.in_features // 8, linear.out_features, dtype=torch.int32))
+
+
+class Wrapped(torch.Tensor):
+    """Like torchao's tensors: it says it is a float matrix and holds other numbers."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=torch.float32)
+
+    def __init__(self, inner):
+        self.inner = inner.to(torch.int8)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, arguments=(), named=None):
+        if function is torch.ops.aten.detach.default:
+            return Wrapped(arguments[0].inner)
+        raise NotImplementedError(function)
+
+
+def with_tensors_inside(linear: torch.nn.Linear) -> torch.nn.Module:
+    linear.weight = torch.nn.Parameter(Wrapped(linear.weight.detach()), requires_grad=False)
+    return linear
+
+
+def as_conv1d(linear: torch.nn.Linear) -> torch.nn.Module:
+    return pytest.importorskip("transformers.pytorch_utils").Conv1D(linear.out_features, linear.in_features)
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
+def quantised(linear: torch.nn.Linear) -> torch.nn.Module:
+    holder = torch.nn.Sequential(linear)
+    return torch.ao.quantization.quantize_dynamic(holder, {torch.nn.Linear})[0]
+
+
+REPLACED = {
+    "torch, dynamic": quantised, "bitsandbytes": Packed, "GPTQ": PackedElsewhere, "torchao": with_tensors_inside,
+    "parametrised": torch.nn.utils.parametrizations.weight_norm, "Conv1D": as_conv1d,
+}
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
+@pytest.mark.parametrize("kind", list(REPLACED))
+def test_layers_that_stand_for_linear_maps_count_like_them(build_vit, kind):
+    """Quantised, packed and wrapped weights: the same numbers as the layers that they stand for, never 0."""
+    model = tiny(build_vit)
+    whole, merged = pc.flops(model), pc.flops(pc.apply(model, keep=0.75))
+    pc.remove(model)
+    replaced = 0
+    for name, part in list(model.named_modules()):
+        if type(part) is torch.nn.Linear and ("mlp" in name or kind != "Conv1D"):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, REPLACED[kind](part))
+            replaced += 1
+    assert replaced == (4 if kind == "Conv1D" else 9) and pc.flops(model) == whole
+    assert pc.flops(pc.apply(model, keep=0.75)) == merged
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
+def test_models_quantised_as_a_whole_count_like_the_original(build_vit, images):
+    model = tiny(build_vit)
+    whole = pc.flops(model)
+    twin = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
+    assert type(twin.blocks[0].attn.qkv) is not torch.nn.Linear and pc.flops(twin) == whole
+    with torch.no_grad():
+        assert pc.apply(twin, keep=0.75)(images()).shape == (2, 7)
+    assert pc.flops(twin) == pc.flops(pc.apply(model, keep=0.75))
+
+
+class Matrix(torch.nn.Module):
+    """A linear map of somebody's own."""
+
+    def __init__(self, **held):
+        super().__init__()
+        self.act = torch.nn.GELU()
+        for name, value in held.items():
+            setattr(self, name, value)
+
+
+HELD = {
+    "a parameter": lambda: Matrix(kernel=torch.nn.Parameter(torch.zeros(4, 4))),
+    "a tensor": lambda: Matrix(kernel=torch.zeros(4, 4)),
+    "a stack of experts": lambda: Matrix(kernel=torch.nn.Parameter(torch.zeros(2, 4, 4))),
+    "packed parameters": lambda: Matrix(kernel=quantised(torch.nn.Linear(4, 4))._packed_params._packed_params),
+    "an embedding": lambda: torch.nn.Embedding(4, 4),
+    "a bilinear map": lambda: torch.nn.Bilinear(4, 4, 4),
+}
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
+@pytest.mark.parametrize("place", ["mlp.fc1", "mlp.drop1", "attn.proj_drop"])
+@pytest.mark.parametrize("kind", list(HELD))
+def test_a_matrix_that_is_not_known_is_refused_by_name(build_vit, kind, place):
+    """It is never counted as 0. A model that has it can merge all the same."""
+    model, part = tiny(build_vit), HELD[kind]()
+    parent, _, child = place.partition(".")
+    setattr(model.blocks[1].get_submodule(parent), child, part)
+    for call in (pc.flops, lambda model: pc.schedule(model, flops=0.8)):
+        with pytest.raises(pc.UnsupportedModelError, match=f"{child} is a {type(part).__name__}.*not known"):
+            call(model)
+    assert pc.schedule(pc.apply(model, keep=0.75), keep=0.75).tokens == (17, 13, 10)
+
+
+def test_layers_without_matrices_are_free(build_vit):
+    """Norms, activations, dropout, scaling: 0."""
+    model = tiny(build_vit)
+    whole = pc.flops(model)
+    for part in (torch.nn.Identity(), torch.nn.LayerNorm(4), torch.nn.BatchNorm1d(4), torch.nn.PReLU(4),
+                 timm.layers.DropPath(0.1), timm.models.vision_transformer.LayerScale(4)):
+        model.blocks[0].mlp.drop1 = part
+        assert pc.flops(model) == whole
+
+
+def lora(model: torch.nn.Module, targets: list[str], **options):
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets, **options))
+
+
+def test_adapters_count_as_they_are(build_vit):
+    """LoRA: the base, and A and B of each active adapter; nothing more once it is merged or switched off."""
+    peft = pytest.importorskip("peft")
+    model = tiny(build_vit)
+    plain = maps(model)
+    wrapper = lora(model, ["qkv", "fc1", "patch_embed.proj"], modules_to_save=["head"])
+    inner, blocks, grid = wrapper.base_model.model, 2, 16
+    update = blocks * 4 * ((48 + 144) + (48 + 192)) + grid * 4 * (3 * 16 * 16 + 48)
+    assert maps(inner) == plain + update
+    assert pc.flops(inner).total > pc.flops(tiny(build_vit)).total
+
+    wrapper.add_adapter("second", peft.LoraConfig(r=2, target_modules=["fc2"]))
+    assert maps(inner) == plain + update  # there, and not active
+    wrapper.base_model.set_adapter(["default", "second"])
+    assert maps(inner) == plain + update + blocks * 2 * (192 + 48)
+    wrapper.set_adapter("default")
+    with wrapper.disable_adapter():
+        assert maps(inner) == plain
+    wrapper.merge_adapter()
+    assert maps(inner) == plain
+    wrapper.unmerge_adapter()
+    assert maps(inner) == plain + update
+    assert maps(wrapper.merge_and_unload()) == plain
+
+
+@pytest.mark.parametrize("kind", ["DoRA", "IA3"])
+def test_adapters_of_other_kinds_are_refused(build_vit, kind):
+    peft = pytest.importorskip("peft")
+    model = tiny(build_vit)
+    if kind == "DoRA":
+        inner = lora(model, ["qkv"], use_dora=True).base_model.model
+    else:
+        config = peft.IA3Config(target_modules=["qkv", "fc1"], feedforward_modules=["fc1"])
+        inner = peft.get_peft_model(model, config).base_model.model
+    with pytest.raises(pc.UnsupportedModelError, match="attn.qkv is a Linear|qkv is a Linear.*merge them"):
+        pc.flops(inner)
+    assert pc.apply(inner, keep=0.75) is inner
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
+@pytest.mark.parametrize("kind", ["CLIP", "SigLIP", "BERT", "open_clip"])
+def test_quantised_models_of_other_libraries_count_like_the_original(kind):
+    if kind == "open_clip":
+        library = pytest.importorskip("open_clip")
+        vision = library.model.CLIPVisionCfg(layers=2, width=64, head_width=32, patch_size=8, image_size=32)
+        text = library.model.CLIPTextCfg(width=32, heads=2, layers=1, vocab_size=100, context_length=8)
+        model = library.model.CLIP(32, vision, text)
+    else:
+        library = pytest.importorskip("transformers")
+        small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+        if kind == "BERT":
+            model = library.BertForSequenceClassification(library.BertConfig(**small, vocab_size=50))
+        else:
+            config = getattr(library, f"{kind.replace('SigLIP', 'Siglip')}VisionConfig")
+            model = getattr(library, f"{kind.replace('SigLIP', 'Siglip')}VisionModel")(
+                config(**small, image_size=32, patch_size=8)
+            )
+    whole = pc.flops(model.eval())
+    twin = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
+    assert any("quantized" in type(part).__module__ for part in twin.modules())
+    assert pc.flops(twin) == whole
+
+
+def test_adapters_of_other_libraries_count_as_they_are():
+    """CLIP: an update of the patch embedding and of queries. SigLIP: one of its pooling attention is not known."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32)
+    model = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**small, patch_size=8))
+    whole = pc.flops(model)
+    wrapper = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "patch_embedding"]))
+    adapted = pc.flops(wrapper.base_model.model)
+    assert adapted.embed - whole.embed == 16 * 4 * (3 * 8 * 8 + 32)
+    for before, after in zip(whole.layers, adapted.layers, strict=True):
+        assert after.attention - before.attention == 17 * 4 * (32 + 32) and after.mlp == before.mlp
+
+    model = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**small, patch_size=8))
+    wrapper = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["head.attention"]))
+    with pytest.raises(pc.UnsupportedModelError, match="head.attention is a MultiheadAttention.*not known"):
+        pc.flops(wrapper.base_model.model)

@@ -383,9 +383,9 @@ def test_linear_plan_keeps_the_dtype(dtype):
 
 # ------------------------------------------------------------------------------------------- the checkers can fail
 BROKEN = {
-    "a slot without members": lambda p: dataclasses.replace(p, assignment=torch.zeros_like(p.assignment)),
-    "a token without a slot": lambda p: dataclasses.replace(p, assignment=torch.tensor([[0, 0, 1, -1]])),
-    "an anchor outside its slot": lambda p: dataclasses.replace(p, anchored=torch.tensor([[True, True, False, False]])),
+    "a slot without members": lambda p: p.settled(assignment=torch.zeros_like(p.assignment)),
+    "a token without a slot": lambda p: p.settled(assignment=torch.tensor([[0, 0, 1, -1]])),
+    "an anchor outside its slot": lambda p: p.settled(anchored=torch.tensor([[True, True, False, False]])),
     "anchors out of order": lambda p: types.SimpleNamespace(
         anchor=p.anchor.flip(1), assignment=1 - p.assignment, num_tokens=p.num_tokens
     ),

@@ -61,8 +61,8 @@ def from_roots(root: Tensor, remove: int | Tensor, mask: Tensor | None, **fields
     A root of -1 drops the token. With `mask (B, N)`, padding is dropped. `fields` go to `MergePlan.from_roots`.
     """
     if mask is None:
-        return MergePlan.from_roots(root, root.shape[1] - remove, **fields)
-    return MergePlan.from_roots(root.masked_fill(~mask, -1), **{**fields, "drops": True})
+        return MergePlan.from_roots(root, root.shape[1] - remove, checked=False, **fields)
+    return MergePlan.from_roots(root.masked_fill(~mask, -1), checked=False, **{**fields, "drops": True})
 
 
 def drop_first(order: Tensor, remove: int | Tensor, mask: Tensor | None) -> MergePlan:

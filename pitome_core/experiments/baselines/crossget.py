@@ -67,7 +67,7 @@ def plan_crossget(metric: Tensor, remove: int | Tensor, *, mask: Tensor | None =
         rows_at_once = max(1, _SIDE**2 // metric.shape[1])
         blocks = [nearest(block @ unit.mT, kept, usable) for block in tokens.split(rows_at_once, dim=1)]
         target = torch.cat(blocks, dim=1)
-    return MergePlan.from_merges(source, target, metric.shape[1], active=active, mask=mask)
+    return MergePlan.from_merges(source, target, metric.shape[1], active=active, mask=mask, checked=False)
 
 
 def _tiles(unit: Tensor) -> Iterator[Tile]:

@@ -41,6 +41,8 @@ def plan_mctf(
     patches to the N patches. `size (B, N)` says how many patches each token stands for; without it the last factor of W
     is left out. `t_sim`, `t_info` and `t_size` are the temperatures of the three factors.
     """
+    if not min(t_sim, t_info, t_size) > 0:
+        raise ValueError(f"temperatures must be above 0, got t_sim={t_sim}, t_info={t_info}, t_size={t_size}")
     attention = required(attention, "attention", "weighs tokens by the attention that they receive")
     unit, usable = unit_tokens(metric)
     width = metric.shape[1]

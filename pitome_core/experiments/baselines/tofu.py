@@ -31,7 +31,7 @@ def plan_tofu(
     if layer < int(pruned * num_layers):
         dropped = join(places(metric), source, target.new_full(target.shape, -1), active)
         return from_roots(dropped, remove, mask, drops=True)
-    plan = MergePlan.from_merges(source, target, metric.shape[1], active=active, mask=mask)
+    plan = MergePlan.from_merges(source, target, metric.shape[1], active=active, mask=mask, checked=False)
     return plan.settled(reduce="mlerp")
 
 
