@@ -84,7 +84,8 @@ class Record:
     def _check(self) -> None:
         """Raise an error of one kind or another where the parts of a file do not fit together."""
         _same_lengths(self.items)
-        dict(self.header)
+        for table in (self.header, *self.runs):
+            dict(table)
         for key, cell in self.cells.items():
             if cell["run"] not in range(len(self.runs)):
                 raise ValueError(f"{key} is of run {cell['run']!r}, there are {len(self.runs)}")
