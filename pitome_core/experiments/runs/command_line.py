@@ -126,7 +126,8 @@ class Command:
                             help="dev explores; test is scored by the protocol and logged (default: %(default)s)")
         parser.add_argument("--output", type=Path, metavar="FOLDER", help="where records go; default: results/<tier> "
                             "for test, _build/results/<tier> for dev")
-        parser.add_argument("--again", action="store_true", help="score cells again that are already recorded")
+        parser.add_argument("--again", action="store_true", help="score cells again that are already recorded; "
+                            "to go on with such a run that was stopped, leave it out in the paper tier")
         parser.add_argument("--allow-modified", action="store_true", help="score a test set although the package "
                             "differs from the commit; record and log say so")
         parser.add_argument("--estimate", action="store_true", help="print how long the run would take, and stop")
