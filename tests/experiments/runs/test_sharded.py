@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -157,6 +158,22 @@ def test_two_processes_give_the_record_of_one(words, tmp_path, whole_run):
     record = load(tmp_path / "out")
     assert values(record) == values(whole_run) and record.header == whole_run.header
     assert list(record.cells) == KEYS and len(record.runs) == 1 and not parts_of(tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words_of, reason", [
+    (lambda words, path: [*words(), "--data", "nowhere.txt"], "no file nowhere.txt: pass --data FILE"),
+    (lambda words, path: words(), "{path} is being written by process 7: wait until it has ended, or stop it"),
+    (lambda words, path: words(lines={12: "stop"}), "line 12 says stop: mend it"),  # the main process reads it
+    (lambda words, path: words(lines={6: "stop"}), "line 6 says stop: mend it"),  # the other one does
+], ids=["no data", "locked", "in the main process", "in the other process"])
+def test_what_two_processes_refuse_is_one_line_and_status_2(words_of, reason, words, tmp_path):
+    path = tmp_path / "out" / "toy-numbers-sine.json"
+    path.parent.mkdir()
+    with FileLock(path.with_name(f".{path.name}.lock")) if "process 7" in reason else contextlib.nullcontext():
+        path.with_name(f".{path.name}.lock").write_text("process 7")
+        statuses, said = processes.side_by_side(words_of(words, path), TOY)
+    assert statuses == [2, 2] and said.splitlines() == [f"error: {reason.format(path=path)}"]
 
 
 @pytest.mark.slow
