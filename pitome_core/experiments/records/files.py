@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -80,9 +81,9 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def left_over(path: Path) -> list[Path]:
-    """The files that writers of ``path`` left which were killed. Ask only where no other process writes it."""
-    prefix = f".{path.name}."
-    return [one for one in path.parent.iterdir() if one.name.startswith(prefix) and one.suffix != ".lock"]
+    """The files that killed writers of ``path`` left, no others (an editor's). Ask where no other process writes it."""
+    name = re.compile(re.escape(f".{path.name}.") + "([a-z0-9_]{8}|new)")  # of `tempfile.mkstemp`, of `save_tensors`
+    return [one for one in path.parent.iterdir() if name.fullmatch(one.name)]
 
 
 def read_json(path: Path) -> Any:

@@ -182,7 +182,7 @@ class _Run:
         """As `_score_all`; whatever is refused in the middle stops the other processes at their next shard."""
         try:
             self._score_all(mine, todo)
-        except (Refused, results.RecordError):
+        except shards.REFUSALS:
             if self.state.num_processes > 1:
                 self.parts.stop()
             raise

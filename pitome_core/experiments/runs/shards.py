@@ -44,6 +44,9 @@ class Refused(ValueError):
     """What was asked for cannot be run; the message says what to do."""
 
 
+REFUSALS = (Refused, results.RecordError, AssetError)
+
+
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
     """Turn a ``ValueError``, such as that of a grid for a keep ratio of 1.5, into `Refused`."""
@@ -135,7 +138,7 @@ def together(state: Any) -> Iterator[None]:
     reason = ""
     try:
         yield
-    except (Refused, results.RecordError, AssetError) as error:
+    except REFUSALS as error:
         reason = str(error)
     reasons = gather_object([reason])
     if any(reasons):

@@ -105,7 +105,7 @@ def test_a_killed_writer_leaves_no_lock_and_no_file(tmp_path):
     path = tmp_path / "toy.json"
     record = Record.open(path, HEADER, ITEMS)
     record.add("one", {}, {"score": [1, 2]}, RUN)
-    beside = [tmp_path / ".other.json.x1", tmp_path / "toy.json.bak"]
+    beside = [tmp_path / name for name in (".other.json.abcdefgh", ".toy.json.swp", "toy.json.bak")]
     for one in beside:
         one.touch()
 
@@ -114,7 +114,7 @@ def test_a_killed_writer_leaves_no_lock_and_no_file(tmp_path):
         record.add("two", {}, {"score": [1, 2]}, RUN)
 
     assert os.WTERMSIG(os.waitpid(in_a_process(killed), 0)[1]) == signal.SIGKILL
-    assert len(list(tmp_path.iterdir())) == 5  # the record, two beside it, the half-written one and the lock
+    assert len(list(tmp_path.iterdir())) == 6  # the record, three beside it, the half-written one and the lock
     record.add("three", {}, {"score": [1, 2]}, RUN)
     assert sorted(tmp_path.iterdir()) == sorted([path, *beside])
     assert list(Record.load(path).cells) == ["one", "three"]
