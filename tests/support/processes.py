@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,22 @@ def command(words: Sequence[str], launcher: Sequence[str] = (), program: Sequenc
         args=[sys.executable, *launcher, *program, *words],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}, cwd=root, text=True,
     )
+
+
+def side_by_side(words: Sequence[str], program: Sequence[str]) -> tuple[list[int], str]:
+    """Exit statuses and stderr of two processes that share the work and have no launcher, which would add its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    how = command(words, program=program)
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    both = [
+        subprocess.Popen(**how | {"env": how["env"] | world | {"RANK": rank, "LOCAL_RANK": rank}},
+                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for rank in ("0", "1")
+    ]
+    said = [process.communicate(timeout=240)[1] for process in both]
+    return [process.returncode for process in both], "".join(said)
 
 
 def in_two_processes(words: Sequence[str], program: Sequence[str] = EXPERIMENTS) -> str:

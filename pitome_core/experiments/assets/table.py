@@ -38,6 +38,7 @@ class Asset:
     inner: str = ""
     folder: str = ""
     optional: bool = False
+    manifest: str = ""
 
     def __post_init__(self) -> None:
         for name, annotation in Asset.__annotations__.items():
@@ -52,8 +53,9 @@ class Asset:
         for name in needed:
             if not getattr(self, name):
                 raise self._wrong(name, f"is missing; an asset of kind {self.kind!r} needs it")
-        if self.sha256 and not re.fullmatch("[0-9a-f]{64}", self.sha256):
-            raise self._wrong("sha256", f"is {self.sha256!r}; 64 digits of 0-9 and a-f are needed")
+        for name in ("sha256", "manifest"):
+            if (value := getattr(self, name)) and not re.fullmatch("[0-9a-f]{64}", value):
+                raise self._wrong(name, f"is {value!r}; 64 digits of 0-9 and a-f are needed")
 
     @property
     def cache_folder(self) -> Path:

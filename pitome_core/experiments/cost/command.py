@@ -40,9 +40,10 @@ from pitome_core.experiments.cost.setups import (
     gpu_setups,
 )
 from pitome_core.experiments.cost.variants import METHODS, Workshop
-from pitome_core.experiments.records import results
+from pitome_core.experiments.records import locking, results
 from pitome_core.experiments.records.fingerprint import code_of
 from pitome_core.experiments.runs.clock import MIN_ROUNDS
+from pitome_core.experiments.runs.command_line import refusing
 from pitome_core.experiments.runs.timings import Timings
 
 UNITS = "seconds per call of the whole batch; macs per image or prompt"
@@ -122,6 +123,7 @@ def setups_of(args: argparse.Namespace, device: torch.device) -> list[Setup]:
     ]
 
 
+@refusing
 def main(args: argparse.Namespace) -> int:
     """Measure what the record lacks. Exit status 1 if a setup failed other than for memory, or if none has a number."""
     device = settings.device()
@@ -133,7 +135,8 @@ def main(args: argparse.Namespace) -> int:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     setups = setups_of(args, device)
     if not on_gpu and any(setup.mode == "graph" for setup in setups):
-        raise SystemExit(f"--mode graph captures CUDA graphs, the device is {device}: choose eager, step or compile")
+        reason = f"--mode graph captures CUDA graphs, the device is {device}: choose eager, step or compile"
+        raise results.RecordError(reason)
     default = results.writable(on_gpu) / ("gpu" if on_gpu else "") / "cost.json"
     record = Timings(args.output or default, "cost", UNITS, code_of(measure, Workshop), args.note)
     todo = [setup for setup in setups if setup.key not in record]
@@ -151,7 +154,15 @@ def main(args: argparse.Namespace) -> int:
     if args.list:
         print("\n".join(("- " if setup in todo else "x ") + setup.key for setup in setups))
         return 0
-    workshop, start, failed = Workshop(device, args.methods), time.monotonic(), 0
+    with locking.alone(record.path):
+        return _measure(args, record, setups, todo, seconds)
+
+
+def _measure(
+    args: argparse.Namespace, record: Timings, setups: list[Setup], todo: list[Setup], seconds: float
+) -> int:
+    """Measure ``todo``, those of the ``setups`` that the record lacks; the exit status, as `main` returns it."""
+    workshop, start, failed = Workshop(settings.device(), args.methods), time.monotonic(), 0
     for number, setup in enumerate(todo):
         if time.monotonic() - start > 60 * args.minutes:
             print(f"{len(todo) - number} setups not measured within {args.minutes:g} minutes; run it again to go on")

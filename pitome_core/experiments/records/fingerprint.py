@@ -35,7 +35,7 @@ PACKAGE = Path(__file__).resolve().parents[2]
 RECORDED = "recorded"  # folder of an installed package that holds records: outcomes, which are no code
 NOT_CODE = {"__all__", "__version__"}  # assignments that no computation reads
 # Fields of a table's entry that change no byte that a computation reads: what stands beside a hash of the package.
-REMARKS = {"purpose", "licence", "package", "version", "filename", "size", "optional"}
+REMARKS = {"purpose", "licence", "package", "version", "filename", "size", "optional", "manifest"}
 
 Computation = str | ModuleType | type | Callable[..., Any]
 

@@ -9,20 +9,15 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
-import shlex
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from pitome_core.experiments import settings
-from pitome_core.experiments.records import files, results
+from pitome_core.experiments.records import files, locking, results
 from pitome_core.experiments.records.results import Record, RecordError
 
 PACKAGES = ("pitome-core", "torch", "torchvision", "timm", "transformers", "open_clip_torch", "numpy", "scikit-learn")
@@ -51,11 +46,11 @@ def of_run(code: str, seed: int | None = 0, *, test: bool = False, allow_modifie
     if test and modified and not allow_modified:
         raise RecordError(
             f"pitome_core differs from commit {commit[:7]}, and a test set is scored by code that a commit has: commit "
-            f"first, or pass --allow-modified. What differs:\n{changes}"
+            f"first, or pass --allow-modified. What differs: {'; '.join(changes.splitlines())}"
         )
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *_arguments()]),
+        "date": locking.now(),
+        "command": locking.command(),
         "commit": given_commit or commit,
         "modified": modified,
         **({"allow_modified": True} if test and modified else {}),
@@ -88,10 +83,11 @@ def log_test(record: Record, cells: Sequence[str], run: Mapping[str, Any], log: 
         "date": run["date"], **about, "items": len(record), "new": len(cells) - len(recorded), "again": len(recorded),
         **{name: run[name] for name in names if name in run},
     }
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(log.with_name(f".{log.name}.lock")):  # tasks may run side by side
-        entries = json.loads(log.read_text(encoding="utf-8")) if log.exists() else []
-        lines = ",\n".join(f" {files.one_line(line)}" for line in [*entries, entry])
+    with locking.alone(log, wait=60):  # tasks may run side by side
+        entries = files.read_json(log) if log.exists() else []
+        if not isinstance(entries, list):
+            raise RecordError(f"{log} is no list of scored test sets: {files.REMEDY}")
+        lines = ",\n".join(f" {files.one_line(line)}" for line in [*entries, files.plain(entry)])
         files.write_atomically(log, f"[\n{lines}\n]\n")
 
 
@@ -101,27 +97,12 @@ def note(name: str, entry: Mapping[str, Any], code: str, log: Path | None = None
     The line is `entry` with date, code, device and command. `log` is another file to write to.
     """
     log = log or results.writable(committed=False) / f"{name}.jsonl"
-    log.parent.mkdir(parents=True, exist_ok=True)
     run = of_run(code, None)
-    line = {**entry, **{name: run[name] for name in ("date", "code", "device", "command")}}
-    with log.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
-
-
-def _arguments() -> list[str]:
-    """How this process was started, without the folders of this machine."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    words = [_without_folders(word) for word in sys.argv]
-    if spec is not None and spec.name:
-        return ["-m", spec.name.removesuffix(".__main__"), *words[1:]]
-    return words if words and words[0] else []
-
-
-def _without_folders(word: str) -> str:
-    """``/data/imagenet/val`` -> ``.../val``, also behind ``--data=`` and ``local-dir:``."""
-    before, value = re.fullmatch(r"(.*?[=:](?=[/~]))?(.*)", word, re.DOTALL).groups("")
-    is_path = value.startswith("~") or Path(value).is_absolute()
-    return f"{before}.../{Path(value).name}" if is_path else word
+    line = files.plain({**entry, **{name: run[name] for name in ("date", "code", "device", "command")}})
+    with files.writing(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line, allow_nan=False) + "\n")
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -2,13 +2,15 @@
 
 A record is one JSON file, ``results/<tier>/<name>.json``: the items (what was scored), the cells (one way of running
 the model each, with an outcome per item) and the runs that made them. It is written anew after every cell, all at once,
-so a run that is killed loses no more than the cell it was in and continues there when it is started again.
+so a run that is killed loses no more than the cell it was in and continues there when it is started again. Whoever
+writes holds the lock of the file (`locking.alone`) and first takes over what others have put into it since it was read.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pitome_core.experiments.records import files
+from pitome_core.experiments.records import files, locking
 from pitome_core.experiments.records.cells import Cell
+from pitome_core.experiments.records.files import RecordError
 from pitome_core.experiments.records.statistics import Difference, bootstrap_mean, mcnemar, paired_difference
 
 FORMAT = 1  # of the file; raise it when the layout changes
 DIGITS = 5  # of outcomes: more would be noise of the processor
+WAIT = 60.0  # seconds that adding a cell waits for another writer; whoever writes for longer holds the lock for a run
 HERE = Path(__file__).resolve()
 
 
@@ -42,10 +46,6 @@ def clone() -> Path | None:
     return root if (root / "pyproject.toml").is_file() else None
 
 
-class RecordError(RuntimeError):
-    """A record cannot be used for what was asked; the message says what to do."""
-
-
 class Record:
     """One file of outcomes.
 
@@ -59,23 +59,42 @@ class Record:
 
     def __init__(self, path: Path, header: dict, items: dict[str, list], runs: list[dict], cells: dict[str, dict]):
         self.path, self.header, self.items, self.runs, self.cells = Path(path), header, items, runs, cells
-        self._runs_before = len(self.runs)  # by other processes: a run of this one is none of them
+        self._own: list[dict] = []  # the runs that this object added: a run of another process is none of them
+        self._seen = _stamp(self.path)  # the state of the file that the attributes hold
 
     @classmethod
     def load(cls, path: Path | str) -> Record:
         """Read a file. `RecordError` if it is missing, damaged or of another format."""
         path = Path(path)
+        seen = _stamp(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: None)
             if (version := content["format"]) != FORMAT:
                 raise RecordError(f"{path} has format {version}, this code reads {FORMAT}: run `make results`")
             items = {name: _expanded(column) for name, column in content["items"].items()}
-            return cls(path, content["header"], items, content["runs"], content["cells"])
+            record = cls(path, content["header"], items, content["runs"], content["cells"])
+            record._check()
         except FileNotFoundError:
             raise RecordError(f"no record {path}: run `make results`, or the command in its chapter") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            remedy = "restore it from version control, or delete it"
-            raise RecordError(f"{path} is no record ({error!r}): {remedy}") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+            raise RecordError(f"{path} is no record ({error!r}): {files.REMEDY}") from error
+        record._seen = seen
+        return record
+
+    def _check(self) -> None:
+        """Raise an error of one kind or another where the parts of a file do not fit together."""
+        _same_lengths(self.items)
+        for table in (self.header, *self.runs):
+            dict(table)
+        for key, cell in self.cells.items():
+            if cell["run"] not in range(len(self.runs)):
+                raise ValueError(f"{key} is of run {cell['run']!r}, there are {len(self.runs)}")
+            for name, values in cell["outcomes"].items():
+                length = values["length"] if isinstance(values, dict) else len(values)
+                if length != len(self):
+                    raise ValueError(f"outcome {name!r} of {key} has {length} values for {len(self)} items")
+                if isinstance(values, dict) and "bits" in values:
+                    unpack(values)
 
     @classmethod
     def open(cls, path: Path | str, header: Mapping[str, Any], items: Mapping[str, Sequence]) -> Record:
@@ -85,11 +104,9 @@ class Record:
             RecordError: the file was made for other items, another model or another protocol.
             ValueError: columns of unequal length, or identities that repeat.
         """
-        path, header = Path(path), json.loads(json.dumps(dict(header)))
-        items = {name: json.loads(json.dumps(list(column))) for name, column in items.items()}
-        lengths = {name: len(column) for name, column in items.items()}
-        if len(set(lengths.values())) != 1 or "id" not in items:
-            raise ValueError(f"items need a column id and columns of one length, got {lengths}")
+        path, header = Path(path), files.plain(dict(header))
+        items = {name: files.plain(list(column)) for name, column in items.items()}
+        _same_lengths(items)
         if len(set(items["id"])) != len(items["id"]):
             raise ValueError("items need ids that differ")
         if not path.exists():
@@ -98,7 +115,8 @@ class Record:
         changed = [name for name in {**header, **record.header} if header.get(name) != record.header.get(name)]
         if changed or items != record.items:
             differences = ", ".join(f"{n} {record.header.get(n)!r} there, {header.get(n)!r} now" for n in changed) or (
-                f"{len(record)} items there, {lengths['id']} now" if len(record) != lengths["id"] else "other items"
+                f"{len(record)} items there, {len(items['id'])} now"
+                if len(record) != len(items["id"]) else "other items"
             )
             raise RecordError(f"{path} is of another run ({differences}): move it away, or choose another --output")
         return record
@@ -112,7 +130,7 @@ class Record:
     def add(
         self, key: str, cell: Mapping[str, Any], outcomes: Mapping[str, Any], run: Mapping[str, Any]
     ) -> None:
-        """Add (or replace) a cell and write the file.
+        """Add (or replace) a cell and write the file, with the cells that others have put into it meanwhile.
 
         Args:
             key: of the cell.
@@ -123,27 +141,40 @@ class Record:
 
         Raises:
             ValueError: an outcome has another number of values than there are items.
+            RecordError: another run holds the lock of the file, the file cannot be written, or it is of another run by
+                now.
         """
         lists = {name: values if isinstance(values, dict) else _rounded(values) for name, values in outcomes.items()}
         for name, values in lists.items():
             length = values["length"] if isinstance(values, dict) else len(values)
             if length != len(self):
                 raise ValueError(f"outcome {name!r} of {key} has {length} values for {len(self)} items")
-        self.cells[key] = {**cell, "run": self._number_of(run), "outcomes": lists}
-        self.save()
+        with locking.alone(self.path, WAIT):
+            self._merge()
+            self.cells[key] = files.plain({**cell, "run": self._number_of(run), "outcomes": lists})
+            files.write_atomically(self.path, self._text())
+            self._seen = _stamp(self.path)
+
+    def _merge(self) -> None:
+        """Take over what the file holds, if it has changed since it was read; what it lacks of this record stays."""
+        if self._seen == _stamp(self.path) or not self.path.exists():
+            return
+        there = self.open(self.path, self.header, self.items)
+        there._own = self._own
+        for key in [key for key in self.cells if key not in there]:
+            cell = self.cells[key]
+            there.cells[key] = cell | {"run": there._number_of(self.runs[cell["run"]])}
+        self.runs, self.cells = there.runs, there.cells
 
     def _number_of(self, run: Mapping[str, Any]) -> int:
-        """Where the run stands in `runs`; it is added if it is not there."""
-        run = json.loads(json.dumps(dict(run)))
-        for number in range(self._runs_before, len(self.runs)):
-            if self.runs[number] | {"date": None} == run | {"date": None}:
+        """Where the run stands in `runs`, the last one that is the same; it is added if it is not there."""
+        run = files.plain(dict(run))
+        for number, other in reversed(list(enumerate(self.runs))):
+            if other in self._own and other | {"date": None} == run | {"date": None}:
                 return number
         self.runs.append(run)
+        self._own.append(run)
         return len(self.runs) - 1
-
-    def save(self) -> None:
-        """Write the file, whole or not at all."""
-        files.write_atomically(self.path, self._text())
 
     def _text(self) -> str:
         """JSON with one line per column, run and cell, so that a diff can be read."""
@@ -287,11 +318,36 @@ def pack(values: Sequence[float]) -> dict[str, Any]:
 
 
 def unpack(packed: Mapping[str, Any]) -> np.ndarray:
-    """The values that `pack` was given, as floats: ``(items,)``."""
-    stored = np.frombuffer(base64.b64decode(packed["bits"]), dtype=np.uint8)
-    values = np.unpackbits(stored, count=packed["length"]).astype(float)
-    values[packed["missing"]] = np.nan
+    """The values that `pack` was given, as floats: ``(items,)``.
+
+    Raises:
+        ValueError: there are more or fewer bits than values, bits that are no base64, or places that are not there.
+    """
+    length, missing = packed["length"], np.array(packed["missing"], dtype=int)
+    stored = np.frombuffer(base64.b64decode(packed["bits"], validate=True), dtype=np.uint8)
+    if len(stored) != (length + 7) // 8:
+        raise ValueError(f"{len(stored)} bytes of bits for {length} values, {(length + 7) // 8} are needed")
+    values = np.unpackbits(stored)
+    if values[length:].any() or not ((missing >= 0) & (missing < length)).all() or values[missing].any():
+        raise ValueError(f"bits are set, or values missing, at places that none of {length} values has")
+    values = values[:length].astype(float)
+    values[missing] = np.nan
     return values
+
+
+def _same_lengths(items: Mapping[str, Sequence]) -> None:
+    lengths = {name: len(column) for name, column in items.items()}
+    if len(set(lengths.values())) != 1 or "id" not in items:
+        raise ValueError(f"items need a column id and columns of one length, got {lengths}")
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What tells one state of a file from another; None: there is no file."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_mtime_ns, state.st_size
 
 
 def _shortened(column: list) -> list | dict[str, int]:
@@ -304,7 +360,7 @@ def _expanded(column: list | dict[str, int]) -> list:
 
 
 def _rounded(values: Any) -> list:
-    """Numbers with `DIGITS` decimals, whole ones as integers, NaN as None; lists as they are nested."""
+    """Numbers with `DIGITS` decimals, whole ones as integers, NaN and infinity as None; lists as they are nested."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().numpy()
     array = np.asarray(values)
@@ -316,6 +372,6 @@ def _rounded(values: Any) -> list:
             return [one(v) for v in value]
         if not isinstance(value, float):
             return value
-        return None if value != value else round(value, DIGITS)
+        return round(value, DIGITS) if math.isfinite(value) else None
 
     return [one(value) for value in array.tolist()]

@@ -8,6 +8,7 @@ error and is not ignored.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,19 @@ from pitome_core.experiments.records.results import Record, RecordError
 from pitome_core.experiments.runs import grid, sweep
 
 KEEP = f"share of the tokens that every layer keeps (default: the protocol's, {list(grid.KEEPS)})"
+
+
+def refusing(main: Callable[..., int]) -> Callable[..., int]:
+    """The main function of a command, for which what cannot be run is one line on stderr and the exit status 2."""
+    @functools.wraps(main)
+    def run(*arguments: Any) -> int:
+        try:
+            return main(*arguments)
+        except (AssetError, RecordError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return run
 
 
 class Options:
@@ -112,7 +126,8 @@ class Command:
                             help="dev explores; test is scored by the protocol and logged (default: %(default)s)")
         parser.add_argument("--output", type=Path, metavar="FOLDER", help="where records go; default: results/<tier> "
                             "for test, _build/results/<tier> for dev")
-        parser.add_argument("--again", action="store_true", help="score cells again that are already recorded")
+        parser.add_argument("--again", action="store_true", help="score cells again that are already recorded; "
+                            "to go on with such a run that was stopped, leave it out in the paper tier")
         parser.add_argument("--allow-modified", action="store_true", help="score a test set although the package "
                             "differs from the commit; record and log say so")
         parser.add_argument("--estimate", action="store_true", help="print how long the run would take, and stop")
@@ -126,6 +141,7 @@ class Command:
         self.paper.configure(paper)
         parser.set_defaults(tiers=(embedded, paper))
 
+    @refusing
     def main(self, args: argparse.Namespace) -> int:
         """Run what was asked for and print a table per task.
 
@@ -153,12 +169,8 @@ class Command:
         if self.counted and args.count is not None and args.count < 1:
             print(f"error: --count {args.count} is below 1", file=sys.stderr)
             return 2
-        try:
-            if self.act is None or not self.act(args):
-                self._score(args)
-        except (AssetError, RecordError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        if self.act is None or not self.act(args):
+            self._score(args)
         return 0
 
     def _score(self, args: argparse.Namespace) -> None:

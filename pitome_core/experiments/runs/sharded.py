@@ -13,13 +13,14 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from tqdm.auto import tqdm
 
 from pitome_core.experiments import settings
-from pitome_core.experiments.records import provenance, results
+from pitome_core.experiments.records import locking, provenance, results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.fingerprint import code_of
 from pitome_core.experiments.runs import shards
@@ -45,19 +46,25 @@ def run(
         The exit status. 0: every item of every cell has an outcome. 1: something was left out, and stderr says what.
         2: it cannot be run, for the reason on stderr.
     """
+    state, status = None, 0
     try:
         state, device = shards.processes()
-        shards.check_numbers(args)
-        data, status = load_data(args), 0
+        with shards.together(state):
+            shards.check_numbers(args)
+            data = load_data(args)
         for model in args.model:
-            with state.main_process_first():  # one process downloads, the others find the files in the cache
-                task = load_task(args, device, data, model)
-            status = max(status, _Run(task, state).score())
-    except (Refused, results.RecordError) as error:
-        # The process that stops says why. Where there are several, the launcher ends the others.
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if state.num_processes > 1:
+            for first in (True, False):  # one process downloads, the others find the files in the cache
+                with shards.together(state):
+                    if state.is_main_process == first:
+                        task = load_task(args, device, data, model)
+            with shards.together(state):
+                work = _Run(task, state)
+            status = max(status, work.score())
+    except Refused as error:
+        if str(error):  # all processes end, and one of them says why
+            print(f"error: {error}", file=sys.stderr)
+        status = 2
+    if state is not None and state.num_processes > 1:
         state.destroy_process_group()
     return status
 
@@ -65,57 +72,78 @@ def run(
 class _Run:
     """The work on one record in one process.
 
-    ``waiting`` are the cells that the record lacks (with ``--again``: all), ``costs`` what they cost; ``units`` are
-    the units of all pieces by the key of the piece.
+    ``waiting`` are the cells that the record lacks or that are to be scored again, ``costs`` what they cost; ``units``
+    are the units of all pieces by the key of the piece.
     """
 
     def __init__(self, task: ShardedTask, state: Any):
         self.task, self.state, self.args = task, state, task.args
         settings.exact_float32()  # under autocast too: plans are float32 there
-        header = {
+        self.header = header = {
             "experiment": task.experiment, "task": task.name, "tier": settings.profile(), "split": task.split,
             "protocol": task.protocol, "clusters": list(task.clusters), "dtype": self.args.dtype, **task.about,
         }
-        self.record = results.Record.open(task.path, header, task.items)
-        self.waiting = [cell for cell in task.cells if self.args.again or cell.key not in self.record]
-        self.scores_test = self.args.split == "test" and not self.args.estimate and bool(self.waiting)
-        self.origin = provenance.of_run(
-            code_of(type(task)), test=self.scores_test, allow_modified=self.args.allow_modified
-        )
+        code = code_of(type(task))
         self.parts = shards.Parts(task.path, {
-            "code": self.origin["code"], **header, **task.identity, "packages": self.origin["packages"],
-            "device": task.device.type, "shard": self.args.shard,
+            "code": code, **header, **task.identity, "packages": provenance.versions(), "device": task.device.type,
+            "shard": self.args.shard,
         })
+        self._look()
+        self.scores_test = self.args.split == "test" and not self.args.estimate and bool(self.waiting)
+        self.origin = provenance.of_run(code, test=self.scores_test, allow_modified=self.args.allow_modified)
         pieces = {piece.key: piece for cell in task.cells for piece in task.pieces(cell)}
         self.units = {key: shards.split(piece, task.size(piece), self.args.shard) for key, piece in pieces.items()}
+
+    def _look(self) -> None:
+        """Read the record, and find what is waiting."""
+        self.record = results.Record.open(self.task.path, self.header, self.task.items)
+        again = self.parts.again
+        self.waiting = [
+            cell for cell in self.task.cells if self.args.again or cell.key in again or cell.key not in self.record
+        ]
 
     def score(self) -> int:
         """Score all that is missing; the exit status (on all but the main process: 0)."""
         from accelerate.utils import broadcast_object_list
 
-        main = self.state.is_main_process
+        main, together = self.state.is_main_process, partial(shards.together, self.state)
         with contextlib.ExitStack() as stack:
-            plan: list[Any] = [None]
-            if main:
-                stack.enter_context(shards.alone(self.parts.root))
-                self.parts.begin()
-                plan = [[(unit.piece.key, unit.shard) for unit in self._missing()]]
+            plan: list[Any] = [[]]
+            with together():
+                if main and (self.waiting or self.parts.root.exists()):
+                    stack.enter_context(locking.alone(self.task.path))
+                    plan = [[(unit.piece.key, unit.shard) for unit in self._begin()]]
+                elif main:
+                    self._announce([])
             # One process looks and tells the others: if each of them looked, they might find another state each.
             todo = [self.units[key][number] for key, number in broadcast_object_list(plan)[0]]
-            if main:
-                self._announce(todo)
-                self.costs = {cell.key: self.task.cost(cell) for cell in self.waiting}
             mine = todo[self.state.process_index :: self.state.num_processes]
-            self._score_units(mine[:1] if self.args.estimate else mine, todo)
+            with together():
+                self._score_units(mine[:1] if self.args.estimate else mine, todo)
             if self.args.estimate:
                 return 0
-            self.state.wait_for_everyone()
-            if not main:
-                return 0
-            self._collect(final=True)
-            self.parts.end()
+            with together():
+                if main:
+                    self._collect(final=True)
+                    self.parts.end()
+        if not main:
+            return 0
         print(self.task.table(self.record))
         return self._report()
+
+    def _begin(self) -> list[Unit]:
+        """What has to be scored, cell by cell, now that no other run can change it; it is announced."""
+        self._look()
+        again = self.args.again and not self.args.estimate
+        self.parts.begin([cell.key for cell in self.waiting] if again else ())
+        # A run that died while it recorded a cell has left its parts.
+        self._remove([cell for cell in self.task.cells if cell not in self.waiting], self.waiting)
+        with shards.refusing():  # what was asked for cannot be merged
+            self.costs = {cell.key: self.task.cost(cell) for cell in self.waiting}
+        units = list(dict.fromkeys(unit for cell in self.waiting for unit in self._units_of(cell)))
+        todo = units if self.args.again else self.parts.missing(units)
+        self._announce(todo)
+        return todo
 
     def _report(self) -> int:
         """Say on stderr what was left out; 1 if anything was, else 0."""
@@ -131,13 +159,6 @@ class _Run:
 
     def _units_of(self, cell: Cell) -> list[Unit]:
         return [unit for piece in self.task.pieces(cell) for unit in self.units[piece.key]]
-
-    def _missing(self) -> list[Unit]:
-        """What has to be scored, cell by cell. Clears the parts that a run left that died while it recorded a cell."""
-        recorded = [cell for cell in self.task.cells if cell.key in self.record]
-        taken = [cell for cell in recorded if not self.parts.missing(self._units_of(cell))]
-        self._remove(taken, [cell for cell in self.task.cells if cell not in recorded])
-        return self.parts.missing(list(dict.fromkeys(unit for cell in self.waiting for unit in self._units_of(cell))))
 
     def _remove(self, cells: Sequence[Cell], others: Sequence[Cell]) -> None:
         """Remove the parts of cells that the record has, but for pieces that other cells still need."""
@@ -158,6 +179,15 @@ class _Run:
             provenance.log_test(self.record, [cell.key for cell in self.waiting], self.origin)
 
     def _score_units(self, mine: Sequence[Unit], todo: Sequence[Unit]) -> None:
+        """As `_score_all`; whatever is refused in the middle stops the other processes at their next shard."""
+        try:
+            self._score_all(mine, todo)
+        except shards.REFUSALS:
+            if self.state.num_processes > 1:
+                self.parts.stop()
+            raise
+
+    def _score_all(self, mine: Sequence[Unit], todo: Sequence[Unit]) -> None:
         """Score this process's units, a part each; the main process shows progress and records complete cells."""
         if not mine:
             return
@@ -168,6 +198,8 @@ class _Run:
                 bar.set_description(piece.key)
                 with task.applied(piece) as running:
                     for unit in units:
+                        if self.parts.stopped:
+                            return
                         seconds, unreadable = self._score_unit(running, unit, batches)
                         for line in (line for name, line in unreadable.items() if name not in named):
                             bar.write(line, file=sys.stderr)
@@ -214,6 +246,7 @@ class _Run:
                 return
             cell = self.waiting.pop(0)
             self._take(cell)
+            self.parts.recorded(cell.key)
             self._remove([cell], self.waiting)
 
     def _take(self, cell: Cell) -> None:

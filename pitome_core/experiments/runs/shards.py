@@ -3,6 +3,9 @@
 A unit is a piece of work, usually a cell of the grid, on a shard of consecutive items. Its part is a file in
 ``<record>.parts/<digest>``, where the digest stands for everything that can change an outcome. So parts of different
 runs never mix. `sharded` runs the units.
+
+Parts are removed by a rename, all of a piece or all there are. So a process that is killed while it removes them leaves
+none that could be taken for new ones.
 """
 
 from __future__ import annotations
@@ -19,12 +22,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
-from filelock import FileLock, Timeout
 from torch import nn
 
 from pitome_core.experiments import settings
+from pitome_core.experiments.assets import AssetError
 from pitome_core.experiments.records import files, results
 from pitome_core.experiments.records.cells import Cell
 
@@ -38,6 +42,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 class Refused(ValueError):
     """What was asked for cannot be run; the message says what to do."""
+
+
+REFUSALS = (Refused, results.RecordError, AssetError)
 
 
 @contextlib.contextmanager
@@ -120,6 +127,25 @@ def processes() -> tuple[Any, torch.device]:
     return state, device
 
 
+@contextlib.contextmanager
+def together(state: Any) -> Iterator[None]:
+    """What one process refuses inside the block, all of them refuse at its end. They wait for each other there.
+
+    The first process that has a reason raises `Refused` with it; the others raise one without a text.
+    """
+    from accelerate.utils import gather_object
+
+    reason = ""
+    try:
+        yield
+    except REFUSALS as error:
+        reason = str(error)
+    reasons = gather_object([reason])
+    if any(reasons):
+        speaks = state.process_index == [bool(one) for one in reasons].index(True)
+        raise Refused(reason if speaks else "")
+
+
 def weights_digest(model: nn.Module) -> str:
     """12 hexadecimal digits of a SHA-256 over parameters and buffers of a model on the CPU, names and shapes too."""
     digest = hashlib.sha256()
@@ -132,14 +158,17 @@ def weights_digest(model: nn.Module) -> str:
 class Parts:
     """The finished units of one run, one file each: ``<record>.parts/<digest of the run>/<piece>/shard-00012.json``.
 
-    ``identity`` is everything that can change what a part holds.
+    ``identity`` is everything that can change what a part holds. ``again.json`` lists the cells that are to be scored
+    again, from the moment when ``--again`` began until the last of them is recorded, whatever is killed in between.
     """
 
     def __init__(self, record: Path, identity: Mapping[str, Any]):
         self.root = record.with_suffix(".parts")
-        self.identity = json.loads(json.dumps(dict(identity)))
+        self.identity = files.plain(dict(identity))
         self.digest = _digest(self.identity)
         self.folder = self.root / self.digest
+        self.note = self.root / "again.json"
+        self._flag = self.folder / "stopped"
 
     def path(self, unit: Unit) -> Path:
         return self._folder_of(unit.piece) / f"shard-{unit.shard:05d}.json"
@@ -153,8 +182,8 @@ class Parts:
 
     def write(self, unit: Unit, content: Mapping[str, Any]) -> None:
         """Write one part, whole or not at all."""
-        part = self._about(unit) | {"content": json.loads(json.dumps(dict(content)))}
-        text = json.dumps(part | {"digest": _digest(part)}, ensure_ascii=False, indent=1)
+        part = self._about(unit) | {"content": files.plain(dict(content))}
+        text = json.dumps(part | {"digest": _digest(part)}, ensure_ascii=False, indent=1, allow_nan=False)
         files.write_atomically(self.path(unit), text + "\n")
 
     def read(self, unit: Unit) -> dict[str, Any]:
@@ -176,12 +205,68 @@ class Parts:
         return {"run": self.digest, "piece": unit.piece.key, "start": unit.start, "stop": unit.stop}
 
     def remove(self, piece: Cell) -> None:
-        """Remove the parts of a piece."""
-        shutil.rmtree(self._folder_of(piece), ignore_errors=True)
+        """Remove the parts of a piece, all at once."""
+        self._remove(self._folder_of(piece))
 
-    def begin(self) -> None:
-        """Write down what this folder is of, and name on stderr the parts of other runs of the record."""
-        files.write_atomically(self.folder / "run.json", json.dumps(self.identity, indent=1) + "\n")
+    def _remove(self, folder: Path) -> None:
+        """Give a folder another name, in one step, and delete it; `begin` deletes what is left after a kill."""
+        gone = self.root / f".removed-{uuid4().hex}"
+        with files.writing(folder), contextlib.suppress(FileNotFoundError):
+            folder.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+    @property
+    def again(self) -> list[str]:
+        """The cells that a run with ``--again`` has still to score, by their keys."""
+        return self._noted()["cells"]
+
+    def _noted(self) -> dict[str, Any]:
+        noted = files.read_json(self.note) if self.note.exists() else {"cells": [], "cleared": True}
+        if not isinstance(noted, dict) or not {"cells", "cleared"} <= set(noted):
+            raise results.RecordError(f"{self.note} is damaged: delete it and pass --again")
+        return noted
+
+    def _write_note(self, cells: Sequence[str], cleared: bool) -> None:
+        files.write_atomically(self.note, files.one_line({"cells": list(cells), "cleared": cleared}) + "\n")
+
+    def recorded(self, cell: str) -> None:
+        """Note that a cell has been scored again."""
+        if cell in (left := self.again):
+            left.remove(cell)
+            if left:
+                self._write_note(left, cleared=True)
+            else:
+                self.note.unlink()
+
+    def stop(self) -> None:
+        """Tell the other processes to stop."""
+        files.write_atomically(self._flag, "")
+
+    @property
+    def stopped(self) -> bool:
+        """Whether one of the processes has said `stop` since `begin`."""
+        return self._flag.exists()
+
+    def begin(self, again: Sequence[str] = ()) -> None:
+        """Write down what this folder is of, and name on stderr the parts of other runs of the record.
+
+        ``again`` are cells to be scored again: no part that is there now will be used, by this run or a later one. Call
+        it with the lock of the record: what killed processes have left is deleted.
+        """
+        with files.writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            for one in list(self.root.rglob(".*")):  # parts that were removed, and files that were not yet written
+                shutil.rmtree(one, ignore_errors=True)
+                if one.is_file():
+                    one.unlink()
+        if again:
+            self._write_note(dict.fromkeys([*self.again, *again]), cleared=False)
+        if not (noted := self._noted())["cleared"]:
+            for folder in [one for one in self.root.iterdir() if one.is_dir()]:
+                self._remove(folder)
+            self._write_note(noted["cells"], cleared=True)
+        self._flag.unlink(missing_ok=True)
+        files.write_atomically(self.folder / "run.json", json.dumps(self.identity, indent=1, allow_nan=False) + "\n")
         for other in sorted(path for path in self.root.iterdir() if path.is_dir() and path != self.folder):
             try:
                 theirs = json.loads((other / "run.json").read_text(encoding="utf-8"))
@@ -193,30 +278,13 @@ class Parts:
 
     def end(self) -> None:
         """Remove the folder once nothing unfinished lies in it."""
+        if not self.root.exists():  # nothing was to be done
+            return
         if not list(self.folder.glob("*/shard-*.json")):
             shutil.rmtree(self.folder, ignore_errors=True)
-        if not any(path.is_dir() for path in self.root.iterdir()):
+        if not any(path.is_dir() or path == self.note for path in self.root.iterdir()):
             shutil.rmtree(self.root, ignore_errors=True)
 
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
-
-
-@contextlib.contextmanager
-def alone(root: Path) -> Iterator[None]:
-    """Let one run at a time work on a record. The operating system frees the lock when the process ends, killed or not.
-
-    Raises:
-        RecordError: another run holds the lock.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise results.RecordError(f"another run is working in {root}: wait for it, or stop it") from None
-    try:
-        yield
-    finally:
-        lock.release()

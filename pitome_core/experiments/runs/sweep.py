@@ -14,7 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from pitome_core.experiments import assets, settings
-from pitome_core.experiments.records import provenance, results
+from pitome_core.experiments.records import locking, provenance, results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.fingerprint import code_of
 
@@ -76,8 +76,8 @@ def run(
     """Score the cells that the record at `path` lacks (``again``: all), writing it after each one.
 
     The estimate is printed first, from the time of the whole model on a few images. A test set's scoring is logged
-    before it starts. Raises `results.RecordError` if the file is of another run, and for a test set if the package
-    differs from the commit, unless ``allow_modified``.
+    before it starts. Raises `results.RecordError` if the file is of another run, while another run scores for it, where
+    it cannot be written, and for a test set if the package differs from the commit, unless ``allow_modified``.
     """
     code = code_of(type(task))  # once: what this process runs does not change when a file is edited meanwhile
 
@@ -89,7 +89,7 @@ def run(
         "clusters": list(task.clusters), **task.about,
     }
     record = results.Record.open(path, header, task.items)
-    todo = [cell for cell in cells if again or cell.key not in record]
+    todo = _missing(record, cells, again)
     done = len(cells) - len(todo)
     print(f"{experiment}-{task.name}, {split}: {len(record)} items, {len(cells)} cells, {done} recorded already")
     if todo:
@@ -101,19 +101,27 @@ def run(
         print(f"  estimate: {seconds / 60:.1f} min on this machine for {len(todo)} cells")
     if estimate_only or not todo:
         return record
-    if split == "test":
-        provenance.log_test(record, [cell.key for cell in todo], origin())
-    task.prepare()
-    bar = tqdm(todo, unit="cell", file=sys.stdout, disable=None, mininterval=1)
-    for cell in bar:
-        bar.set_description(cell.key)
-        now, start = origin(), time.perf_counter()
-        about = cell.describe() | costs[cell.key]
-        with task.applied(cell) as running:
-            outcomes = task.score(running, cell)
-        about["seconds"] = round(time.perf_counter() - start, 2)
-        record.add(cell.key, about, outcomes, now)
+    with locking.alone(path):
+        record = results.Record.open(path, header, task.items)  # another run may have ended since
+        todo = _missing(record, todo, again)
+        if split == "test" and todo:
+            provenance.log_test(record, [cell.key for cell in todo], origin())
+        task.prepare()
+        bar = tqdm(todo, unit="cell", file=sys.stdout, disable=None, mininterval=1)
+        for cell in bar:
+            bar.set_description(cell.key)
+            now, start = origin(), time.perf_counter()
+            about = cell.describe() | costs[cell.key]
+            with task.applied(cell) as running:
+                outcomes = task.score(running, cell)
+            about["seconds"] = round(time.perf_counter() - start, 2)
+            record.add(cell.key, about, outcomes, now)
     return record
+
+
+def _missing(record: results.Record, cells: Sequence[Cell], again: bool) -> list[Cell]:
+    """The cells that the record lacks; all of them to score them ``again``."""
+    return [cell for cell in cells if again or cell.key not in record]
 
 
 def available(name: str, tasks: Mapping[str, Any], optional: Mapping[str, str]) -> bool:

@@ -6,6 +6,7 @@ device, set of packages, number of threads, TF32 setting and version of CUDA. Un
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pitome_core.experiments.records import files, provenance, results
+from pitome_core.experiments.records import files, locking, provenance, results
 
 FORMAT = 1  # of the file; raise it when the layout changes
 CIRCUMSTANCES = ("code", "device", "packages", "threads", "tf32", "torch_cuda")
@@ -23,26 +24,30 @@ def load(path: Path, experiment: str) -> dict[str, dict[str, Any]]:
     """The cells of a file by key; the field `run` of a cell is the run that measured it. No file: no cells.
 
     Raises:
-        RecordError: the file is no record of timings of that experiment in this format.
+        RecordError: the file is no record of timings of that experiment in this format, or it is damaged.
     """
     if not path.exists():
         return {}
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if record.get("format") != FORMAT or record.get("experiment") != experiment:
+    record = files.read_json(path)
+    about = record if isinstance(record, dict) else {}
+    if about.get("format") != FORMAT or about.get("experiment") != experiment:
         raise results.RecordError(
             f"{path} is no record of {experiment!r} timings in format {FORMAT}: choose another --output"
         )
-    if "lengths" in record:  # an older layout: one run, and the variants of every length of a text
-        return {
-            f"{tokens} tokens, batch {record['batch']}":
-                {"tokens": int(tokens), "batch": record["batch"], "variants": variants, "run": record["run"]}
-            for tokens, variants in record["lengths"].items()
-        }
-    return {key: {**cell, "run": record["runs"][cell["run"]]} for key, cell in record["cells"].items()}
+    try:
+        if "lengths" in record:  # an older layout: one run, and the variants of every length of a text
+            return {
+                f"{tokens} tokens, batch {record['batch']}":
+                    {"tokens": int(tokens), "batch": record["batch"], "variants": variants, "run": record["run"]}
+                for tokens, variants in record["lengths"].items()
+            }
+        return {key: {**cell, "run": record["runs"][cell["run"]]} for key, cell in record["cells"].items()}
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise results.RecordError(f"{path} is damaged ({error!r}): {files.REMEDY}") from error
 
 
 class Timings:
-    """The record at `path`, to be added to. It is written after every cell, all at once.
+    """The record at `path`, to be added to. It is written after every cell, all at once, as `results.Record` is.
 
     Attributes:
         cells: as `load` returns them.
@@ -64,9 +69,11 @@ class Timings:
         return all(cell["run"].get(name) == self.now[name] for name in CIRCUMSTANCES)
 
     def add(self, key: str, cell: Mapping[str, Any]) -> None:
-        """Add or replace a cell and write the file."""
-        self.cells[key] = {**cell, "run": self.now}
-        files.write_atomically(self.path, self.text())
+        """Add or replace a cell and write the file, with the cells that others have put into it meanwhile."""
+        with locking.alone(self.path, results.WAIT):
+            self.cells |= load(self.path, self.experiment)
+            self.cells[key] = files.plain({**cell, "run": self.now})
+            files.write_atomically(self.path, self.text())
 
     def text(self) -> str:
         """The file: JSON with one line per run and cell, so that a diff can be read.
@@ -78,10 +85,10 @@ class Timings:
             if cell["run"] not in numbered:
                 numbered.append(cell["run"])
         numbered.sort(key=lambda run: run["date"])
-        runs = ",\n".join(f"  {json.dumps(run)}" for run in numbered)
+        line = functools.partial(json.dumps, allow_nan=False)
+        runs = ",\n".join(f"  {line(run)}" for run in numbered)
         cells = ",\n".join(
-            f"  {json.dumps(key)}: {json.dumps({**cell, 'run': numbered.index(cell['run'])})}"
-            for key, cell in self.cells.items()
+            f"  {line(key)}: {line({**cell, 'run': numbered.index(cell['run'])})}" for key, cell in self.cells.items()
         )
         return (
             f'{{\n "format": {FORMAT},\n "experiment": {json.dumps(self.experiment)},\n'

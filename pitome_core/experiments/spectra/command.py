@@ -28,8 +28,9 @@ from tqdm import tqdm
 import pitome_core.experiments.baselines  # noqa: F401  registers rivals and controls
 from pitome_core.experiments import settings
 from pitome_core.experiments.models import vit
-from pitome_core.experiments.records import provenance, results
+from pitome_core.experiments.records import locking, provenance, results
 from pitome_core.experiments.records.fingerprint import code_of
+from pitome_core.experiments.runs.command_line import refusing
 
 from .layers import OUTCOMES
 from .tasks import KEEP, TASKS, TEXT_KEEP, available, cells, load
@@ -49,6 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--estimate", action="store_true", help="print how long the run would take, and stop")
 
 
+@refusing
 def main(args: argparse.Namespace) -> int:
     """Measure the tasks, print a table for each, and return the exit status."""
     if args.count and not args.output:
@@ -79,13 +81,14 @@ def run(task: str, args: argparse.Namespace) -> results.Record:
     print(f"spectra-{task}: {len(record)} items, {len(todo)} cells to go, about {minutes:.0f} min on one core")
     if args.estimate or not todo:
         return record
-    layers = data.make_layers()
-    for cell in tqdm(todo, unit="cell", file=sys.stdout, disable=None):
-        origin = provenance.of_run(code_of(load))
-        start = time.perf_counter()
-        outcomes = layers.score(cell)
-        description = cell.describe() | {"seconds": round(time.perf_counter() - start, 1)}
-        record.add(cell.key, description, outcomes, origin)
+    with locking.alone(record.path):
+        layers = data.make_layers()
+        for cell in tqdm(todo, unit="cell", file=sys.stdout, disable=None):
+            origin = provenance.of_run(code_of(load))
+            start = time.perf_counter()
+            outcomes = layers.score(cell)
+            description = cell.describe() | {"seconds": round(time.perf_counter() - start, 1)}
+            record.add(cell.key, description, outcomes, origin)
     return record
 
 

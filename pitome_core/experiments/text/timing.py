@@ -11,7 +11,7 @@ import torch
 
 from pitome_core.experiments import settings
 from pitome_core.experiments.models import bert
-from pitome_core.experiments.records import results
+from pitome_core.experiments.records import locking, results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.fingerprint import code_of
 from pitome_core.experiments.records.statistics import quartiles
@@ -76,11 +76,14 @@ def run(output: Path | None = None, lengths=LENGTHS, seconds: float | None = Non
     """Measure the lengths that ``text-time.json`` lacks. The file is written after every length."""
     on_gpu = settings.device().type == "cuda"
     folder = output or results.writable(committed=on_gpu) / ("gpu" if on_gpu else settings.profile())
-    record = Timings(folder / "text-time.json", "text-time", UNITS, code_of(measure))
-    for length in lengths:
-        key = f"{length} tokens, batch {batch}"
-        if key not in record:
-            record.add(key, measure(length, seconds or (1.5 if on_gpu else 10.0), batch))
-        speedups = [f"{name} {variant['speedup'][1]:.2f}" for name, variant in record.cells[key]["variants"].items()]
-        print(f"{length} tokens: {'  '.join(speedups)}", flush=True)
+    path = folder / "text-time.json"
+    with locking.alone(path):
+        record = Timings(path, "text-time", UNITS, code_of(measure))
+        for length in lengths:
+            key = f"{length} tokens, batch {batch}"
+            if key not in record:
+                record.add(key, measure(length, seconds or (1.5 if on_gpu else 10.0), batch))
+            variants = record.cells[key]["variants"]
+            speedups = [f"{name} {variant['speedup'][1]:.2f}" for name, variant in variants.items()]
+            print(f"{length} tokens: {'  '.join(speedups)}", flush=True)
     return 0

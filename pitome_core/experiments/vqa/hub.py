@@ -293,7 +293,10 @@ class BenchmarkAnswers(ShardedTask):
                     "score": None if answer is None else round(score, results.DIGITS)}
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
         folder = answers_folder(self.path)
-        files.write_atomically(folder / f"{cell.key.replace('/', '+')}.jsonl", "".join(lines))
+        file = folder / f"{cell.key.replace('/', '+')}.jsonl"
+        files.write_atomically(file, "".join(lines))
+        for one in files.left_over(file):  # by a run that was killed here; this one holds the lock of the record
+            one.unlink()
         if self.left_out:
             files.write_atomically(folder / "left_out.txt", "\n".join([*self.left_out, ""]))
 

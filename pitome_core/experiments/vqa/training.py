@@ -422,8 +422,8 @@ def sheet(weights: Path | None = None) -> dict[str, Any]:
     path = sheet_path(weights)
     if not (path.is_file() and weights.is_file()):
         raise results.RecordError(f"no {weights.name} with {path.name}: run `make vqa-weights`")
-    about = json.loads(path.read_text(encoding="utf-8"))
-    if about["weights"] != files.digest(weights):
+    about = files.read_json(path)
+    if not isinstance(about, dict) or about.get("weights") != files.digest(weights):
         raise results.RecordError(f"{path.name} is about other weights than {weights.name}: run `make vqa-weights`")
     return about
 
@@ -440,8 +440,8 @@ def finish(state: State, recipe: LlavaRecipe, weights: Path, count: int = VALIDA
     }
     origin = provenance.of_run(code_of(train), recipe.seed)
     kept = {name: origin[name] for name in ("date", "code", "device", "packages", "command")}
-    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in
-                       (about | {"losses": state.losses, "made": kept}).items())
+    content = files.plain(about | {"losses": state.losses, "made": kept})
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())
     files.write_atomically(sheet_path(weights), f"{{\n{lines}\n}}\n")
     provenance.note(LOG, about, code_of(train), log)
     for kind, row in validation.items():

@@ -1,5 +1,7 @@
 """The store: filled once, whole or not at all, verified at every use. No package is downloaded here."""
 
+import errno
+import json
 import os
 import shutil
 import signal
@@ -12,6 +14,8 @@ from toy_packages import asset_of
 
 from pitome_core.experiments import assets
 from pitome_core.experiments.assets import store
+from pitome_core.experiments.assets.__main__ import main
+from pitome_core.experiments.assets.sources.common import sha256
 
 ROOT = Path(__file__).parents[3]
 CONTENT = {"a.bin": b"first" * 1000, "folder/b.txt": b"second"}
@@ -93,6 +97,64 @@ def test_damage_is_noticed_and_mended(warm, toy, damage):
     assert assets.state("toy") == "damaged"
     assert_right(assets.fetch("toy"))
     assert assets.state("toy") == "ready" and toy == ["toy"]
+
+
+def forge(folder):
+    """Put another file there, and a manifest that agrees with it."""
+    (folder / "a.bin").write_bytes(b"forged")
+    manifest = json.loads((folder / assets.MANIFEST).read_bytes())
+    manifest["files"]["a.bin"] = {"sha256": sha256(folder / "a.bin"), "size": 6}
+    (folder / assets.MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def test_a_forged_file_with_a_forged_manifest_is_noticed_and_mended(warm, toy, only):
+    """The table knows the hash of the manifest; a cache that was filled before it did is as good as ever."""
+    asset = only(asset_of(Path(__file__)))
+    pin = sha256(warm / assets.MANIFEST)
+    only(asset, manifest=pin)
+    assert assets.fetch("toy") == warm and toy == []
+    forge(warm)
+    assert assets.state("toy") == "damaged"
+    only(asset)
+    assert assets.state("toy") == "ready"  # without the pin nothing tells
+    only(asset, manifest=pin)
+    assert_right(assets.fetch("toy"))
+    assert toy == ["toy"] and assets.state("toy") == "ready"
+
+
+def test_files_of_another_manifest_than_the_tables_are_not_kept(toy, only):
+    only(asset_of(Path(__file__)), manifest="0" * 64)
+    with pytest.raises(assets.AssetError, match=f"manifest with sha256 .* where {'0' * 64} is pinned: the table"):
+        assets.fetch("toy")
+    assert assets.state("toy") == "missing" and not list(assets.path("toy").parent.glob(".toy-1.0.tmp-*"))
+
+
+@pytest.mark.parametrize("place", ["fill", "mkdtemp", "replace"])
+def test_a_full_disk_is_said_in_one_line(toy, monkeypatch, place):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if place == "fill":
+        monkeypatch.setitem(store.FILL, "wheel", full)
+    else:
+        monkeypatch.setattr({"mkdtemp": store.tempfile, "replace": store.os}[place], place, full)
+    words = r"cannot be written \(No space left on device\): make room, or set PITOME_CACHE"
+    with pytest.raises(assets.AssetError, match=words) as error:
+        assets.fetch("toy")
+    assert "\n" not in str(error.value) and not list(assets.path("toy").parent.glob(".toy-1.0.tmp-*"))
+
+
+def test_a_cache_that_cannot_be_read_is_damaged_and_named(warm, monkeypatch, capsys):
+    """Root reads everything, so the system's refusal is made up here."""
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", refused)
+    assert assets.state("toy") == "damaged"
+    assert main(["list"]) == 0 and "damaged" in capsys.readouterr().out
+    monkeypatch.setattr(store, "FileLock", refused)
+    assert main(["fetch", "toy"]) == 1
+    assert "cannot be written (Permission denied): make room, or set PITOME_CACHE" in capsys.readouterr().err
 
 
 def test_another_pin_makes_the_old_files_damaged(warm, only):

@@ -26,6 +26,7 @@ def test_the_assets():
         if asset.kind == "installed":
             assert assets.state(name) == "ready"
             continue
+        assert asset.manifest, "a fetch with a made-up manifest names the right one"
         stems = {"debian": f"{asset.package}_", "npm": asset.package.strip("@").replace("/", "-") + "-"}
         stem = stems.get(asset.kind, f"{asset.package.replace('-', '_')}-")
         assert asset.filename.startswith(stem + asset.version)
@@ -47,6 +48,7 @@ def test_an_entry_is_an_asset():
         (ENTRY.replace('licence = "MIT"', ""), "asset 'toy': field 'licence' is missing"),
         (ENTRY.replace("sha256", "#"), "asset 'toy': field 'sha256' is missing; an asset of kind 'wheel' needs it"),
         (ENTRY.replace("0" * 64, "0" * 63), "asset 'toy': field 'sha256' is '0+'; 64 digits"),
+        (ENTRY + 'manifest = "f"', "asset 'toy': field 'manifest' is 'f'; 64 digits"),
         (ENTRY.replace("1_000", '"1000"'), "asset 'toy': field 'size' is '1000' of type str; int is needed"),
         (ENTRY + "optional = 1", "asset 'toy': field 'optional' is 1 of type int; bool is needed"),
         (ENTRY + 'members = ["a"]', "asset 'toy': field 'members' is .'a'. of type list; Mapping"),

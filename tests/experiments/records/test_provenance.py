@@ -150,6 +150,31 @@ def test_each_scoring_adds_a_line_that_tells_new_from_again(tmp_path):
     assert first.removesuffix("\n]\n") in log.read_text() and "test_log.json" in os.listdir(log.parent)
 
 
+@pytest.mark.parametrize("text", ["", "[", '{"a": 1}', "3"])
+def test_a_damaged_log_is_named_with_its_remedy_and_kept(tmp_path, text):
+    record, log = Record.open(tmp_path / "toy.json", HEADER, {"id": ["a"]}), tmp_path / "test_log.json"
+    log.write_text(text)
+    with pytest.raises(RecordError, match="test_log.json .*restore it from version control, or delete it") as error:
+        provenance.log_test(record, ["one"], of_run(test=True), log)
+    assert "\n" not in str(error.value) and log.read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["test_log.json"]
+
+
+def test_logs_are_json_by_the_book(tmp_path):
+    log, run = tmp_path / "test_log.json", of_run(test=True)
+    record = Record.open(tmp_path / "toy.json", HEADER, {"id": ["a"]})
+    provenance.log_test(record, [], run | {"device": float("nan")}, log)
+    assert json.loads(log.read_text())[0]["device"] is None and "NaN" not in log.read_text()
+    provenance.note("toy", {"loss": [1.0, float("inf")]}, "0123456789ab", tmp_path / "notes.jsonl")
+    assert '"loss": [1.0, null]' in (tmp_path / "notes.jsonl").read_text()
+
+
+def test_a_note_that_cannot_be_written_is_an_error_with_a_remedy(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RecordError, match="notes.jsonl cannot be written"):
+        provenance.note("toy", {}, "0123456789ab", tmp_path / "file" / "notes.jsonl")
+
+
 def test_a_note_is_a_line_with_who_wrote_it(tmp_path):
     log = tmp_path / "sub" / "notes.jsonl"
     for number in range(2):

@@ -91,6 +91,59 @@ def test_packing_loses_nothing(length):
     assert not np.array_equal(results.unpack(packed), 1 - values, equal_nan=True)
 
 
+@pytest.mark.parametrize("damage, words", [
+    ({"bits": "gA=="}, "1 bytes of bits for 12 values, 2 are needed"),
+    ({"bits": ""}, "0 bytes of bits for 12 values, 2 are needed"),
+    ({"bits": "gIAA"}, "3 bytes of bits"),
+    ({"bits": "gIA"}, "padding"),
+    ({"bits": "gI!A="}, "base64"),
+    ({"length": 20}, "2 bytes of bits for 20 values, 3 are needed"),
+    ({"bits": "gI8="}, "bits are set.* none of 12 values has"),
+    ({"missing": [12]}, "none of 12 values has"),
+    ({"missing": [-1]}, "none of 12 values has"),
+    ({"missing": [0]}, "none of 12 values has"),  # its bit is set as well
+])
+def test_truncated_bits_are_refused(tmp_path, damage, words):
+    """In `unpack`, and where a record with them is read."""
+    values = np.zeros(12)
+    values[[0, 8]], values[3] = 1, np.nan
+    packed = results.pack(values)
+    assert packed == {"length": 12, "missing": [3], "bits": "gIA="}
+    with pytest.raises(ValueError, match=words):
+        results.unpack(packed | damage)
+    made = Record.open(tmp_path / "toy.json", HEADER, {"id": list(range(12))})
+    made.add("one", {}, {"correct": packed}, RUN)
+    text = json.loads(made.path.read_text())
+    text["cells"]["one"]["outcomes"]["correct"] |= damage
+    made.path.write_text(json.dumps(text))
+    with pytest.raises(RecordError, match="is no record .*restore it from version control, or delete it"):
+        Record.load(made.path)
+
+
+INFINITE = [1.0, float("inf"), -float("inf"), float("nan")]
+
+
+def test_what_is_not_finite_is_null_and_read_as_nan(tmp_path):
+    """In outcomes, in what is said of cells, runs, header and items, and where an older file has the words."""
+    header = HEADER | {"prior": {"a": float("nan")}, "limits": (1, float("inf"))}
+    items = {"id": ["a", "b", "c", "d"], "weight": INFINITE}
+    made = Record.open(tmp_path / "toy.json", header, items)
+    outcomes = {"score": INFINITE, "deep": [[x] for x in INFINITE]}
+    made.add("one", {"loss": float("inf"), "by": {"x": [float("nan")]}}, outcomes, RUN | {"minutes": float("inf")})
+    text = made.path.read_text()
+    assert "NaN" not in text and "Infinity" not in text and '"score": [1.0, null, null, null]' in text
+    found = Record.open(made.path, header, items)  # what a run says of itself is compared by the same rule
+    assert (found.header, found.items, found.cells, found.runs) == (made.header, made.items, made.cells, made.runs)
+    assert found.cells["one"]["loss"] is None and found.header["limits"] == [1, None]
+    np.testing.assert_array_equal(found.outcome("one", "score"), [1, nan, nan, nan])
+    np.testing.assert_array_equal(found.outcome("one", "deep"), [[1], [nan], [nan], [nan]])
+    made.path.write_text(text.replace("[1.0, null, null, null]", "[1.0, Infinity, -Infinity, NaN]"))
+    older = Record.load(made.path)
+    np.testing.assert_array_equal(older.outcome("one", "score"), [1, nan, nan, nan])
+    older.add("two", {}, {"score": INFINITE}, RUN)
+    assert "Infinity" not in made.path.read_text()
+
+
 def test_packing_refuses_what_it_would_lose():
     with pytest.raises(ValueError, match="2 of 3 are not, the first at 1"):
         results.pack([1, 0.5, 2])
@@ -226,14 +279,58 @@ def test_an_outcome_of_another_length_is_refused(tmp_path):
         ("[]", "is no record"),
         ('{"format": 1, "header": {}}', "is no record .*items"),
         ('{"format": 99}', "has format 99, this code reads 1"),
+        ("[" * 100_000, "is no record .*restore it"),
+        ("\udcff", "is no record .*utf-8.*restore it"),
     ],
 )
 def test_files_that_are_no_records(tmp_path, text, words):
     path = tmp_path / "toy.json"
     if text is not None:
-        path.write_text(text)
+        path.write_text(text, errors="surrogateescape")
     with pytest.raises(RecordError, match=words):
         Record.load(path)
+
+
+def damaged(**changes):
+    """A change of the parts of the file by its path in dots."""
+    def change(content):
+        for name, value in changes.items():
+            *path, last = name.split("__")
+            for part in path:
+                content = content[part]
+            content[last] = value
+    return change
+
+
+@pytest.mark.parametrize("change", [
+    damaged(items=[]), damaged(items={"label": [1, 2, 3, 4]}), damaged(items__object=["x"]), damaged(header=[1]),
+    damaged(runs=[]), damaged(runs=[3]), damaged(runs={}), damaged(cells=[]), damaged(cells__one=[]),
+    damaged(cells__one__run=-1), damaged(cells__one__run=1), damaged(cells__one__run="0"),
+    damaged(cells__one__outcomes=[1]), damaged(cells__one__outcomes__score=[1, 2, 3]),
+    damaged(cells__one__outcomes__score=7), damaged(cells__one__outcomes__score={"bits": ""}),
+    damaged(cells__one={"run": 0}),
+])
+def test_parts_that_do_not_fit_together_are_damage(tmp_path, change):
+    """It is found where the file is read, with the remedy, and not where an outcome is asked for."""
+    made = record(tmp_path, one=[1, 2, 3, 4])
+    content = json.loads(made.path.read_text())
+    change(content)
+    made.path.write_text(json.dumps(content))
+    with pytest.raises(RecordError, match="toy.json is no record .*restore it from version control, or delete it"):
+        Record.load(made.path)
+
+
+def test_a_record_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    made = record(tmp_path, one=[1, 2, 3, 4])
+    with pytest.raises(RecordError, match="is no record .*Is a directory.*restore it"):
+        Record.load(tmp_path)
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(RecordError, match="Permission denied"):
+        Record.load(made.path)
 
 
 def test_what_is_missing_is_named_with_what_there_is(tmp_path):

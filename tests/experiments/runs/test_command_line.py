@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 
 import pytest
+import toy_sharded
+from filelock import FileLock
 
 from pitome_core.experiments import __main__ as command
+from pitome_core.experiments.assets import AssetError
+from pitome_core.experiments.cost import command as cost
+from pitome_core.experiments.records import locking
+from pitome_core.experiments.records.results import RecordError
 from pitome_core.experiments.runs.command_line import Options
+from pitome_core.experiments.spectra import command as spectra
 
 
 @pytest.mark.parametrize("words, options, tier", [
@@ -40,6 +47,28 @@ def test_numbers_out_of_range_are_refused_with_their_reason(words, reason, capsy
                                    ["retrieval", "--recipe", "decay-2"]])
 def test_an_option_that_means_nothing_by_itself_is_an_error(words, capsys):
     assert command.main(words) == 2 and f"{words[1]} goes with --train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [RecordError("it is held"), AssetError("no network")])
+@pytest.mark.parametrize("module", [spectra, cost])
+def test_what_cannot_be_run_is_one_line_and_status_2(module, error, capsys, monkeypatch, tmp_path):
+    """In the commands that are none of `Command`, too."""
+    def refused(*_, **__):
+        raise error
+
+    monkeypatch.setattr(module.settings, "exact_float32", refused)
+    name = module.__name__.split(".")[-2]
+    assert command.main([name, "--output", str(tmp_path / "x")]) == 2
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_a_record_that_another_run_holds_is_refused_by_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PITOME_PROFILE", "paper")
+    monkeypatch.setattr(toy_sharded.COMMAND.paper, "run", lambda args: locking.alone(tmp_path / "toy.json").__enter__())
+    with FileLock(tmp_path / ".toy.json.lock"):
+        assert toy_sharded.main([]) == 2
+    assert capsys.readouterr().err == (f"error: {tmp_path / 'toy.json'} is being written by another run: wait until it "
+                                       "has ended, or stop it\n")
 
 
 def test_defaults_are_those_of_argparse():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,6 +161,22 @@ def test_two_processes_give_the_record_of_one(words, tmp_path, whole_run):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("words_of, reason", [
+    (lambda words, path: [*words(), "--data", "nowhere.txt"], "no file nowhere.txt: pass --data FILE"),
+    (lambda words, path: words(), "{path} is being written by process 7: wait until it has ended, or stop it"),
+    (lambda words, path: words(lines={12: "stop"}), "line 12 says stop: mend it"),  # the main process reads it
+    (lambda words, path: words(lines={6: "stop"}), "line 6 says stop: mend it"),  # the other one does
+], ids=["no data", "locked", "in the main process", "in the other process"])
+def test_what_two_processes_refuse_is_one_line_and_status_2(words_of, reason, words, tmp_path):
+    path = tmp_path / "out" / "toy-numbers-sine.json"
+    path.parent.mkdir()
+    with FileLock(path.with_name(f".{path.name}.lock")) if "process 7" in reason else contextlib.nullcontext():
+        path.with_name(f".{path.name}.lock").write_text("process 7")
+        statuses, said = processes.side_by_side(words_of(words, path), TOY)
+    assert statuses == [2, 2] and said.splitlines() == [f"error: {reason.format(path=path)}"]
+
+
+@pytest.mark.slow
 def test_a_killed_run_loses_and_repeats_no_shard(words, tmp_path, whole_run, scored):
     process = subprocess.Popen(**processes.command(words("--pause", 0.1), program=TOY), start_new_session=True,
                                stdout=subprocess.DEVNULL)
@@ -199,7 +218,7 @@ def test_a_run_that_died_while_it_recorded_a_cell(words, tmp_path, whole_run, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(shards.shutil, "rmtree", killed)
+        patch.setattr(shards.Parts, "remove", killed)
         main(words())
     assert list(load(tmp_path / "out").cells) == ["whole"] and len(parts_of(tmp_path / "out")) == 8
     assert main(words()) == 0
@@ -208,7 +227,7 @@ def test_a_run_that_died_while_it_recorded_a_cell(words, tmp_path, whole_run, mo
 
 def test_parts_that_the_record_has_are_not_taken_for_new_ones(words, tmp_path, whole_run, monkeypatch, scored):
     with monkeypatch.context() as patch:
-        patch.setattr(shards.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(shards.Parts, "remove", lambda *_: None)
         assert main(words()) == 0
     assert len(parts_of(tmp_path / "out")) == SHARDS
     scored.clear()
@@ -218,11 +237,143 @@ def test_parts_that_the_record_has_are_not_taken_for_new_ones(words, tmp_path, w
 
 
 def test_one_run_at_a_time(words, tmp_path, capsys):
-    root = tmp_path / "out" / "toy-numbers-sine.parts"
-    root.mkdir(parents=True)
-    with FileLock(root / ".lock"):
+    path = tmp_path / "out" / "toy-numbers-sine.json"
+    path.parent.mkdir()
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        path.with_name(f".{path.name}.lock").write_text("process 7 (`python x`)")
         assert main(words()) == 2
-    assert "another run is working in" in capsys.readouterr().err
+        assert main(words("--estimate")) == 2
+    assert f"error: {path} is being written by process 7 (`python x`): wait" in capsys.readouterr().err
+    assert not path.with_suffix(".parts").exists() and main(words()) == 0
+
+
+def test_a_finished_record_needs_no_lock_and_no_write(words, tmp_path, monkeypatch, capsys):
+    assert main(words()) == 0
+
+    def read_only(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    capsys.readouterr()
+    monkeypatch.setattr(FileLock, "acquire", read_only)
+    assert main(words()) == 0
+    assert main(words("--again")) == 2  # found out before the work
+    captured = capsys.readouterr()
+    assert captured.out.count("0 of 0 shards") == 1 and "estimate" not in captured.out.splitlines()[-1]
+    words = "cannot be written (Permission denied): make room, or choose a folder that can be written\n"
+    assert captured.err == f"error: {tmp_path / 'out' / 'toy-numbers-sine.json'} {words}"
+
+
+# ------------------------------------------------------------------------------------------------- scored once more
+STEPS = ("rename", "replace", "unlink", "rmdir")  # of the file system, by which parts come and go
+FEW = ("--shard", 9, "--keep", 0.9)  # two shards for each of four pieces
+
+
+def killed_at(step: int, arguments: list[str]) -> bool:
+    """Run the command in a process that ends, as a kill would end it, before its change number `step` of the disk.
+
+    Returns whether it got that far. It says so by its exit status alone: nothing of it is closed or cleaned up.
+    """
+    child = os.fork()
+    if child:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status in (0, 9)
+        return status == 9
+    count = itertools.count()
+
+    def counted(function):
+        def call(*positional, **named):
+            if next(count) == step:
+                os._exit(9)
+            return function(*positional, **named)
+        return call
+
+    try:
+        for name in STEPS:
+            setattr(os, name, counted(getattr(os, name)))
+        os._exit(main(arguments))
+    finally:
+        os._exit(1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that share what was imported")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("restart", [(), ("--again",)], ids=["without --again", "with --again"])
+def test_no_stale_shard_is_used_wherever_again_is_killed(restart, words, tmp_path, monkeypatch, capsys):
+    """A line could not be read; all parts of the recorded cells are still there; the line is mended.
+
+    From the moment when --again has begun, every way of going on ends with the record of a whole run on the mended
+    lines. Before that moment, the record is as it was.
+    """
+    assert main(words(*FEW)) == 0
+    right = values(load(tmp_path / "out"))
+    shutil.rmtree(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.Parts, "remove", lambda *_: None)
+        assert main(words(*FEW, lines={3: "x"})) == 1
+    stale, state = values(load(tmp_path / "out")), tmp_path / "state"
+    assert len(parts_of(tmp_path / "out")) == 8 and all(stale[key] != right[key] for key in right)
+    (tmp_path / "out").rename(state)
+    begun = []
+    for step in itertools.count():
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        shutil.copytree(state, tmp_path / "out")
+        if not killed_at(step, words(*FEW, "--again")):
+            break
+        begun.append((tmp_path / "out" / "toy-numbers-sine.parts" / "again.json").exists())
+        before = values(load(tmp_path / "out"))
+        status = main(words(*FEW, *restart))
+        after = values(load(tmp_path / "out"))
+        if restart or begun[-1] or before == right:
+            assert (status, after) == (0, right), step
+        else:
+            assert (status, after) == (1, stale), step
+        names = {path.name for path in (tmp_path / "out").iterdir()}
+        assert names - {".toy-numbers-sine.json.lock"} == {"toy-numbers-sine.json"}  # a lock that nobody holds may stay
+    assert sum(begun) > 20 and values(load(tmp_path / "out")) == right
+
+
+def test_parts_of_a_run_before_are_not_taken_by_again(words, tmp_path, scored, capsys):
+    """A run that was stopped has left parts, one with a line that could not be read; the line is mended."""
+    assert main(words(lines={1: "x", 12: "stop"})) == 2
+    assert len(parts_of(tmp_path / "out")) == 2
+    scored.clear()
+    assert main(words("--again")) == 0
+    assert len(scored) == SHARDS and load(tmp_path / "out").cells["whole"]["unreadable"] == []
+
+
+def test_a_run_with_again_that_was_stopped_goes_on_without_it(words, tmp_path, monkeypatch, scored, whole_run, capsys):
+    """What it has scored is kept, cells of another call included; with it, everything is scored again."""
+    assert main(words()) == 0
+    first = load(tmp_path / "out")
+    scored.clear()
+    score = Numbers.score
+
+    def stopping(self, *arguments):
+        if len(scored) == 11:
+            raise KeyboardInterrupt
+        return score(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Numbers, "score", stopping)
+        main(words("--again"))
+    assert main(words("--keep", 0.9)) == 0  # three cells
+    assert main(words()) == 0
+    assert len(scored) == len(set(scored)) + 4 == SHARDS + 4  # the shared piece went with the last cell that needed it
+    again = load(tmp_path / "out")
+    assert values(again) == values(first) == values(whole_run)
+    assert all(again.cells[key]["run"] > first.cells[key]["run"] for key in KEYS)
+    assert not (tmp_path / "out" / "toy-numbers-sine.parts").exists()
+
+
+def test_an_estimate_of_again_begins_nothing(words, tmp_path, scored, capsys):
+    assert main(words()) == 0
+    text = load(tmp_path / "out").path.read_text()
+    assert main(words("--again", "--estimate")) == 0
+    assert f"the first of {SHARDS} shards" in capsys.readouterr().out
+    scored.clear()
+    assert main(words()) == 0 and not scored and load(tmp_path / "out").path.read_text() == text
+    assert not parts_of(tmp_path / "out")
 
 
 def test_a_shard_that_nobody_delivers_is_missed_at_the_end(words, tmp_path, monkeypatch, capsys):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from pitome_core.experiments.records import provenance, results
 from pitome_core.experiments.records.fingerprint import code_of
@@ -244,3 +247,68 @@ def test_killed_it_goes_on_where_it_was(tmp_path):
     task = Fake()
     assert list(run(tmp_path, task).cells) == KEYS and task.scored == KEYS[3:]
     assert [path.name for path in tmp_path.iterdir()] == ["toy.json"]
+
+
+# --- two runs on one record
+def refused(work) -> str:
+    """The reason for which the work is refused in another thread, which stands for another process."""
+    reasons = []
+
+    def guarded():
+        try:
+            work()
+        except results.RecordError as error:
+            reasons.append(str(error))
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    thread.join()
+    return reasons[0] if reasons else ""
+
+
+def test_two_runs_at_once_lose_nothing(tmp_path, logged):
+    """The second is refused before it scores, with the name of the first; the first loses nothing."""
+    second = Fake()
+    reasons = []
+
+    class First(Fake):
+        def score(self, running, cell):
+            reasons.append(refused(lambda: run(tmp_path, second, CELLS[1:], split="test")))
+            return super().score(running, cell)
+
+    made = run(tmp_path, First(), CELLS[:2], split="test")
+    assert all(f"toy.json is being written by process {os.getpid()}" in reason for reason in reasons)
+    assert len(reasons) == 2 and second.scored == [] and second.prepared == 0 and logged == [(KEYS[:2], [])]
+    run(tmp_path, second, CELLS[1:], split="test")  # and when the first has ended, the second goes on
+    assert list(results.Record.load(tmp_path / "toy.json").cells) == KEYS and list(made.cells) == KEYS[:2]
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.json"]
+
+
+def test_what_another_run_records_meanwhile_is_kept_and_not_scored_again(tmp_path, logged):
+    """The first has read the record and takes its time over the estimate, in which the second begins and ends."""
+    class Slow(Fake):
+        def seconds_per_item(self) -> float:
+            run(tmp_path, Fake(), CELLS[:3], split="test")
+            return super().seconds_per_item()
+
+    task = Slow()
+    made = run(tmp_path, task, split="test")
+    assert task.scored == KEYS[3:] and logged == [(KEYS[:3], []), (KEYS[3:], KEYS[:3])]
+    assert list(made.cells) == list(results.Record.load(tmp_path / "toy.json").cells) == KEYS
+    assert made.cells[KEYS[0]]["run"] == 0 and made.cells[KEYS[3]]["run"] == 1
+
+
+def test_results_that_cannot_be_written_are_found_out_before_the_work(tmp_path, monkeypatch, logged):
+    """What needs no writing, an estimate or a table of what is recorded, still runs."""
+    run(tmp_path, Fake(), CELLS[:2])
+
+    def read_only(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(FileLock, "acquire", read_only)
+    task = Fake()
+    with pytest.raises(results.RecordError, match=r"toy.json cannot be written \(Permission denied\)"):
+        run(tmp_path, task, split="dev")
+    assert task.scored == [] and task.prepared == 0
+    run(tmp_path, Fake(), estimate_only=True)
+    assert list(run(tmp_path, Fake(), CELLS[:2]).cells) == KEYS[:2]

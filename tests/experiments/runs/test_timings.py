@@ -27,6 +27,27 @@ def test_a_cell_is_there_under_its_circumstances_only(tmp_path):
         again.now[name] = value
 
 
+def test_what_others_have_measured_meanwhile_is_kept(tmp_path):
+    path = tmp_path / "times.json"
+    first, second = (Timings(path, "cost", "seconds", "code") for _ in range(2))
+    first.add("a", {"seconds": 1.0})
+    second.add("b", {"seconds": [float("inf"), 2.0]})
+    first.add("c", {"seconds": 3.0})
+    assert set(load(path, "cost")) == set(first.cells) == {"a", "b", "c"} and "Infinity" not in path.read_text()
+    assert load(path, "cost")["b"]["seconds"] == [None, 2.0]
+    assert [one.name for one in tmp_path.iterdir()] == ["times.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"format": 1, "experiment": "cost"}', '{"format": 1, "experiment": "cost", '
+                                  '"runs": [], "cells": {"a": {"run": 0}}}', '{"format": 1, "experiment": "cost", '
+                                  '"lengths": {}, "cells": [], "runs": 3, "batch": 1, "lengths": [1]}'])
+def test_a_damaged_file_is_named_with_its_remedy(tmp_path, text):
+    path = tmp_path / "times.json"
+    path.write_text(text)
+    with pytest.raises(results.RecordError, match="times.json .*restore it from version control, or delete it"):
+        Timings(path, "cost", "seconds", "code")
+
+
 def test_runs_without_a_cell_are_dropped(tmp_path):
     """The others keep their number by date, and every cell its run."""
     path = tmp_path / "times.json"

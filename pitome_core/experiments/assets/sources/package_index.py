@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import logging
 import ssl
 import subprocess
@@ -20,6 +21,8 @@ import unearth
 from packaging.utils import canonicalize_name
 from unearth.auth import MultiDomainBasicAuth
 from unearth.fetchers import PyPIClient
+
+from pitome_core.experiments.assets.sources.common import run
 
 PUBLIC_INDEX = unearth.PackageFinder().sources[0]["url"]  # where a finder looks that is given no place
 
@@ -55,6 +58,8 @@ def download(project: str, to: Path) -> list[str]:
             reasons.append(f"an index has no {to.name}")
         except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError) as error:
             to.unlink(missing_ok=True)
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise  # no other place helps against a full disk
             reasons.append(f"an index gave {type(error).__name__}")
     return reasons
 
@@ -62,7 +67,7 @@ def download(project: str, to: Path) -> list[str]:
 def pip_options() -> dict[str, str]:
     """pip's settings for a download: environment variables before its section ``download`` before ``global``."""
     command = [sys.executable, "-m", "pip", "config", "list", "--no-input", "--disable-pip-version-check"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    done = run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     sections: dict[str, dict[str, str]] = {"global": {}, "download": {}, ":env:": {}}
     for line in done.stdout.splitlines():
         name, _, value = line.partition("=")

@@ -20,21 +20,22 @@ ZLIB, FOLDER, ZSTD = 1, 2, 4  # flags of a node
 NODE_SIZE = {1: 14, 2: 22, 3: 22}  # bytes, by format version
 
 
-def read(resources: bytes) -> dict[str, bytes]:
+def read(resources: bytes, most: int = 1 << 30) -> dict[str, bytes]:
     """``{path without a leading slash: content}`` of a whole ``.rcc`` file, in the order of its tree.
 
-    Raises ``ValueError`` for bytes that are no such file, are cut off, hold a loop, or are packed with zstd.
+    Raises ``ValueError`` for bytes that are no such file, are cut off, hold a loop, are packed with zstd, or hold
+    contents of more than ``most`` bytes together.
     """
     try:
         magic, version, tree, contents, names = struct.unpack_from(">4s4I", resources)
         if magic != b"qres" or version not in NODE_SIZE:
             raise ValueError(f"starts with {resources[:8]!r}, not with b'qres' and a version from 1 to 3")
-        return _walk(resources, NODE_SIZE[version], tree, contents, names)
+        return _walk(resources, NODE_SIZE[version], tree, contents, names, most)
     except (struct.error, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"no whole Qt resource file: {error}") from error
 
 
-def _walk(resources: bytes, node_size: int, tree: int, contents: int, names: int) -> dict[str, bytes]:
+def _walk(resources: bytes, node_size: int, tree: int, contents: int, names: int, most: int) -> dict[str, bytes]:
     """The files of the tree. ``tree``, ``contents`` and ``names`` are the offsets of the three tables, in bytes."""
     files = {}
     visited = set()
@@ -57,8 +58,19 @@ def _walk(resources: bytes, node_size: int, tree: int, contents: int, names: int
                 raise ValueError(f"{path} is packed with zstd, which is not read here")
             (size,) = struct.unpack_from(">I", resources, contents + second)
             content = _part(resources, contents + second + 4, size)
-            files[path] = zlib.decompress(content[4:]) if flags & ZLIB else content
+            files[path] = _inflated(content, most) if flags & ZLIB else content
+            if (most := most - len(files[path])) < 0:
+                raise ValueError(f"the contents up to {path} are {-most} bytes more than may be unpacked")
     return files
+
+
+def _inflated(content: bytes, most: int) -> bytes:
+    """Content packed with zlib, behind its length; at most one byte more than ``most``."""
+    (size,) = struct.unpack_from(">I", content)
+    inflated = zlib.decompressobj().decompress(content[4:], min(size, most) + 1)
+    if len(inflated) != size and len(inflated) <= most:
+        raise ValueError(f"no whole Qt resource file: a content of {size} bytes has {len(inflated)}")
+    return inflated
 
 
 def _part(resources: bytes, start: int, size: int) -> bytes:

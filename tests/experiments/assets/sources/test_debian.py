@@ -1,5 +1,6 @@
 """Debian packages, with stand-ins for apt-get and dpkg-deb; the package is a plain tar archive."""
 
+import os
 import shutil
 import zipfile
 
@@ -7,6 +8,7 @@ import pytest
 from toy_packages import asset_of, qt_resources_of, tar_of
 
 from pitome_core.experiments import assets
+from pitome_core.experiments.assets.sources import common
 
 STAMPS = {"a/cat.png": b"cat", "a/cat.txt": b"A cat.", "a/cat.ogg": b"mew", "../etc/x.txt": b""}
 
@@ -57,6 +59,46 @@ def test_pictures_inside_qt_resource_files(stamps, package, only):
     with pytest.raises(assets.AssetError, match="holds no none.rcc: the table"):
         assets.fetch("toy")
     assert assets.state("toy") == "missing"
+
+
+@pytest.mark.parametrize("script, reason", [
+    ('cat "$2"; exit 2', "dpkg-deb ended with exit status 2"),
+    ("head -c 1024 \"$2\"; exit 2", "dpkg-deb ended with exit status 2"),  # up to the end of a file: a whole archive
+    ("exit 2", "dpkg-deb ended with exit status 2"),
+    ('head -c 700 "$2"', "unexpected end of data"),
+    ("exit 0", "empty file"),
+    ('cat "$2"; kill -9 $$', "dpkg-deb ended with exit status -9"),
+])
+def test_a_package_that_is_unpacked_in_part_is_not_accepted(stamps, tools, package, script, reason):
+    for tool in ("cat", "head"):
+        script = script.replace(f"{tool} ", f"{shutil.which(tool, path=os.defpath)} ")
+    tools(dpkg_deb=script)
+    with pytest.raises(assets.AssetError, match=f"{package.name} cannot be unpacked .{reason}.: fetch it again"):
+        assets.fetch("toy")
+    assert assets.state("toy") == "missing"
+
+
+def test_what_follows_the_archive_ends_nothing(stamps, tools):
+    """dpkg-deb writes more than the archive needs; it may write it to its end."""
+    cat, head = (shutil.which(tool, path=os.defpath) for tool in ("cat", "head"))
+    tools(dpkg_deb=f'set -e; {cat} "$2"; {head} -c 3000000 /dev/zero')
+    assert set(kept()) == {"cat.png", "cat.txt"}
+
+
+def test_no_more_is_unpacked_than_there_may_be(stamps, package, only, monkeypatch):
+    for name, limit in (("LARGEST", 8), ("MOST_FILES", 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(common, name, limit)
+            with pytest.raises(assets.AssetError, match=f"unpacks to more than .*{limit:,} (bytes|files)"):
+                assets.fetch("toy")
+    resources = qt_resources_of({"app/a.webp": bytes(100_000)}, packed=True)
+    package.write_bytes(tar_of({"./usr/share/toy/a/quiz.rcc": resources}))
+    only(stamps, sha256=asset_of(package).sha256, members={"quiz.rcc": "app"})
+    with monkeypatch.context() as patch:
+        patch.setattr(common, "LARGEST", 99_999)
+        with pytest.raises(assets.AssetError, match="contents up to app/a.webp are 1 bytes more than may be unpacked"):
+            assets.fetch("toy")
+    assert list(kept()) == ["quiz/a.webp"]
 
 
 @pytest.mark.parametrize(

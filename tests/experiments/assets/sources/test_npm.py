@@ -44,6 +44,13 @@ def test_one_that_cannot_be_had(icons, only, changes, message):
     assert assets.state("toy") == "missing"
 
 
+def test_colours_do_not_hide_the_reason(icons, only, tools, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    tools(npm="printf 'npm \\033[31merror\\033[39m code \\033[1mE404\\033[0m\\n' >&2; exit 1")
+    with pytest.raises(assets.AssetError, match="npm gave E404"):
+        assets.fetch("toy")
+
+
 def test_without_npm(icons, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(assets.AssetError, match="no npm here.*it is optional.*PITOME_CACHE"):

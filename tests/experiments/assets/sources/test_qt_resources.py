@@ -1,5 +1,7 @@
 """Resource files of Qt, written by the helper and read back."""
 
+import struct
+
 import pytest
 from toy_packages import qt_resources_of
 
@@ -12,6 +14,18 @@ def test_qt_resource_files(version, packed):
     files = {"a/b/é.txt": b"deep", "a/c": b"x" * 300, "d": b"", "e/f": b"last"}
     assert qt_resources.read(qt_resources_of(files, version, packed)) == files
     assert qt_resources.read(qt_resources_of({}, version)) == {}
+
+
+def test_contents_that_lie_about_their_length():
+    """A content that unpacks to more, or to less, than it says; and more than may be unpacked."""
+    whole = qt_resources_of({"a": bytes(1000)}, packed=True)
+    at = whole.index(struct.pack(">I", 1000))
+    for size in (999, 1001, 0):
+        with pytest.raises(ValueError, match=f"no whole Qt resource file: a content of {size} bytes has"):
+            qt_resources.read(whole[:at] + struct.pack(">I", size) + whole[at + 4 :])
+    assert qt_resources.read(whole, most=1000) == {"a": bytes(1000)}
+    with pytest.raises(ValueError, match="contents up to a are 1 bytes more than may be unpacked"):
+        qt_resources.read(whole, most=999)
 
 
 def test_files_that_are_cut_off():

