@@ -16,7 +16,7 @@ from torch import Tensor
 def size_bias(size: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Additive attention mask `(B, 1, 1, T)` of log sizes, from sizes `(B, T)`. A padded slot (size 0) gets -inf.
 
-    None, which stands for sizes of 1, gives None: no mask.
+    None, which stands for sizes of 1, gives None: no mask. The logarithm is taken in float32, for float64 in float64.
 
     Example:
         >>> import torch
@@ -24,7 +24,9 @@ def size_bias(size: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         >>> size_bias(torch.tensor([[1.0, 2.0, 0.0]]), torch.float32).flatten()
         tensor([0.0000, 0.6931,   -inf])
     """
-    return None if size is None else size.log().to(dtype)[:, None, None, :]
+    if size is None:
+        return None
+    return size.to(torch.promote_types(size.dtype, dtype)).log().to(dtype)[:, None, None, :]
 
 
 def attention_map(q: Tensor, k: Tensor, bias: Tensor | None = None, *, scale: float | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from .schedules import Schedule
 
 # A method of a module that is replaced while the model is patched: the module, the name, the bound function.
 EntryPoint = tuple[nn.Module, str, Callable]
+PROTECTS = ("ends", "cls")  # the choice of protected tokens that families of texts have, see `pc.apply`
 
 
 class UnsupportedModelError(TypeError):
@@ -80,6 +81,8 @@ class Family:
         shape: `(model, input_size or None) -> ModelShape`.
         towers: `(model) -> {tower: None, or the reason why it cannot merge}`.
         ragged: whether items have lengths of their own (text): keep ratios only, and methods that take a mask.
+        protects: values of the argument `protect` of `pc.apply` that the family knows, its default first; empty if
+            there is no choice of the tokens that never merge.
         text: the family of the text tower, for models with two towers that both can merge; it takes the whole model.
     """
 
@@ -91,6 +94,7 @@ class Family:
     shape: Callable[[nn.Module, tuple[int, ...] | None], ModelShape]
     towers: Callable[[nn.Module], dict[str, str | None]] = _vision_alone
     ragged: bool = False
+    protects: tuple[str, ...] = ()
     text: Family | None = None
 
     def parts(self, towers: str) -> tuple[Family, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 from open_clip.hf_model import ClsLastHiddenStatePooler, ClsPooler, HFTextEncoder, MeanPooler
 from torch import Tensor, nn
 
-from ..family import Family, ModelShape, UnsupportedModelError
+from ..family import PROTECTS, Family, ModelShape, UnsupportedModelError
 from ..patch import Patch
 from .common import linear
 from .registry import find_family
@@ -82,4 +82,5 @@ TEXT = Family(
     entry_points=_entry_points,
     shape=_shape,
     ragged=True,
+    protects=PROTECTS,
 )

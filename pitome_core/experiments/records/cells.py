@@ -43,7 +43,7 @@ class Arm:
     def settings(self) -> dict[str, set]:
         """What its layers use: the sets of their values of ``metric``, ``insertion`` and ``proportional``."""
         preset = pc.presets().get(self.options.get("preset", ""))
-        rows = [] if preset is None else [row for row in (preset.early, preset.late) if row is not None]
+        rows = [] if preset is None else [preset.early, preset.late]
         defaults = {"metric": "keys", "insertion": "between", "proportional": True} | dict(self.options)
         return {
             name: {getattr(row, name) for row in rows} or {defaults[name]}
