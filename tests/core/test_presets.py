@@ -128,7 +128,7 @@ def test_presets_as_documented():
     assert {row.margin for row in rows["released-clip"]} == {(0.95, 0.95)}
     assert {row.metric for row in rows["released-clip"] + rows["released-llava"]} == {"hidden"}
     assert [row.merges for row in rows["released-bert"]] == [True] * 3 + [False] * 9
-    assert {(row.sized, row.proportional, row.insertion) for row in rows["released-bert"]} == {(False, False, "between")}
+    assert {(row.sized, row.proportional) for row in rows["released-bert"]} == {(False, False)}
     assert [name for name, preset in pc.presets().items() if preset.protect is not None] == ["released-bert"]
     assert pc.presets()["released-bert"].protect == "cls"
     llava = pc.presets()["released-llava"].rows(24)

@@ -76,7 +76,7 @@ def test_a_vit_equals_the_slow_forward(variant, depth, build_vit):
 
 @pytest.mark.parametrize("variant, depth", [("released-llava", 15), ("released-llava", 2), ("released-clip", 3)])
 def test_a_clip_tower_equals_the_slow_forward(variant, depth):
-    """Layers 0 to 12 of the LLaVA variant are ToMe, 13 and 14 PiToMe; means are plain, merges stand behind the block."""
+    """Layers 0 to 12 of the LLaVA variant are ToMe, 13 and 14 PiToMe; means are plain, merges behind the block."""
     model, images = clip_tower(depth), pictures(2, (64, 64), torch.float64)
     ratios = keeps(depth, 0.9, 1)
     slow = [oracle_released.hf_clip(model, image, variant, ratios) for image in images]

@@ -59,7 +59,8 @@ ARMS: dict[str, Arm] = {arm.name: arm for arm in (
         also_off=False),
     Arm("pitome-released-mae", "PiToMe (released, MAE)", "pitome", "pitome", {"preset": "released-mae"},
         also_off=False),
-    Arm("pitome-released-bert", "PiToMe (released, BERT)", "pitome", "pitome", {"preset": "released-bert"},
+    Arm("pitome-released-bert", "PiToMe (released, BERT)", "pitome", "pitome",
+        {"preset": "released-bert", "protect": "ends"},  # [SEP] stays, as with the other arms: equal tokens
         also_off=False),
     Arm("pitome-released-llava", "PiToMe (released, LLaVA)", "pitome", "pitome", {"preset": "released-llava"},
         also_off=False),
