@@ -18,7 +18,7 @@ from . import checks
 def size_bias(size: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Additive attention mask `(B, 1, 1, T)` of log sizes, from sizes `(B, T)`. A padded slot (size 0) gets -inf.
 
-    None, which stands for sizes of 1, gives None: no mask.
+    None, which stands for sizes of 1, gives None: no mask. The logarithm is taken in float32, for float64 in float64.
 
     Example:
         >>> import torch
@@ -26,7 +26,10 @@ def size_bias(size: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         >>> size_bias(torch.tensor([[1.0, 2.0, 0.0]]), torch.float32).flatten()
         tensor([0.0000, 0.6931,   -inf])
     """
-    return None if size is None else checks.tensor(size, "size", (None, None)).log().to(dtype)[:, None, None, :]
+    if size is None:
+        return None
+    size = checks.tensor(size, "size", (None, None))
+    return size.to(torch.promote_types(size.dtype, dtype)).log().to(dtype)[:, None, None, :]
 
 
 def _check_bias(bias: Tensor | None) -> None:

@@ -72,12 +72,11 @@ def _count(shape: ModelShape, schedule: Schedule, method: Method | None, patch: 
     layers, other_ops, released = [], 0, 0
     rows = [PAPER_ROW] * len(shape.layers) if patch is None else patch.rows
     for block, row, before, after in zip(shape.layers, rows, schedule.tokens, schedule.tokens[1:], strict=False):
-        insertion = "between" if row is None else row.insertion
-        attending = after if insertion == "before" else before
+        attending = after if row.insertion == "before" else before
         attention = attending * block.attention_linear + 2 * attending**2 * block.attention_channels
         merge = 0
         if before != after and method is not None:
-            kind = row.metric.partition("-")[0] if insertion != "before" else "hidden"
+            kind = row.metric.partition("-")[0] if row.insertion != "before" else "hidden"
             width = {"keys": block.attention_channels // block.heads, "concat": block.attention_channels,
                      "hidden": block.channels}[kind]
             if method.cost is not None:
@@ -88,7 +87,7 @@ def _count(shape: ModelShape, schedule: Schedule, method: Method | None, patch: 
                 other_ops += before**2 * block.heads
             transform = not (method.partition or method.drops)
             merge += before * (after if transform else 1) * block.channels  # applying the plan
-        layers.append(LayerCounts(attention, (before if insertion == "after" else after) * block.mlp_linear, merge))
+        layers.append(LayerCounts(attention, (before if row.insertion == "after" else after) * block.mlp_linear, merge))
         released += before * (block.attention_linear + block.mlp_linear) + 2 * before**2 * block.attention_channels
     restored = patch is None or (patch.restore and not patch.method.drops)
     head = shape.head(shape.num_patches if restored else schedule.tokens[shape.reads] - shape.prefix)

@@ -15,6 +15,7 @@ from .schedules import Schedule
 # that is called with the module, the patch and the method's arguments. None for a function: the patched model passes
 # by this module, so its method must not have been changed.
 EntryPoint = tuple[nn.Module, str, Callable | None]
+PROTECTS = ("ends", "cls")  # the choice of protected tokens that families of texts have, see `pc.apply`
 
 
 class UnsupportedModelError(TypeError):
@@ -97,6 +98,8 @@ class Family:
         shape: `(model, input_size or None) -> ModelShape`.
         towers: `(model) -> {tower: None, or the reason why it cannot merge}`.
         ragged: whether items have lengths of their own (text): keep ratios only, and methods that take a mask.
+        protects: values of the argument `protect` of `pc.apply` that the family knows, its default first; empty if
+            there is no choice of the tokens that never merge.
         text: the family of the text tower, for models with two towers that both can merge; it takes the whole model.
     """
 
@@ -108,6 +111,7 @@ class Family:
     shape: Callable[[nn.Module, tuple[int, ...] | None], ModelShape]
     towers: Callable[[nn.Module], dict[str, str | None]] = _vision_alone
     ragged: bool = False
+    protects: tuple[str, ...] = ()
     text: Family | None = None
 
     def parts(self, towers: str) -> tuple[Family, ...]:

@@ -47,6 +47,7 @@ class LayerRow:
     sized: bool
     insertion: str
     options: dict[str, Any]
+    merges: bool
 
 
 @dataclass(frozen=True)
@@ -73,19 +74,19 @@ class LayerStep:
     counts: Tensor | None = None
 
     @property
-    def row(self) -> LayerRow | None:
-        """This layer's row of the patch; None where the preset does not merge."""
+    def row(self) -> LayerRow:
+        """This layer's row of the patch."""
         return self.patch.rows[self.layer]
 
     @property
     def proportional(self) -> bool:
         """Whether attention in this layer counts keys by size."""
-        return self.row is None or self.row.proportional
+        return self.row.proportional
 
     @property
     def insertion(self) -> str:
-        """Where the merge sits; `between` where nothing merges."""
-        return "between" if self.row is None else self.row.insertion
+        """Where the merge sits, or would sit where nothing merges."""
+        return self.row.insertion
 
     @property
     def reads_attention(self) -> bool:
@@ -305,10 +306,11 @@ class Patch:
         method: the method.
         preset: the name of the preset, or None.
         keep: one keep ratio per layer, or a schedule.
-        rows: what every layer does; None in layers that do not merge.
+        rows: what every layer does.
         restore: whether every token output gets its original shape back.
         compile_step: whether the merge steps are compiled.
         ragged: whether items have lengths of their own (text).
+        protect: which tokens never merge, in families that have a choice; else None.
         merge_tokens: what merges the tokens of a layer; `patching.use_merge` puts another function in its place.
         traces: the open recordings.
     """
@@ -316,10 +318,11 @@ class Patch:
     method: Method
     preset: str | None
     keep: tuple[float, ...] | Schedule
-    rows: tuple[LayerRow | None, ...]
+    rows: tuple[LayerRow, ...]
     restore: bool
     compile_step: bool = False
     ragged: bool = False
+    protect: str | None = None
     merge_tokens: Callable[[LayerStep, Tensor, Tensor | None, Tensor | None, Tensor | None], Merged] = merge_tokens
     traces: list[Any] = field(default_factory=list)
 
@@ -372,7 +375,7 @@ class Patch:
         return [
             make_plan(self.method, metric, remove, {**context, "margin": row.margin, "layer": layer}, row.options)
             for layer, row in enumerate(self.rows)
-            if row is not None
+            if row.merges
         ]
 
     def describe(self) -> str:
@@ -381,11 +384,16 @@ class Patch:
             keep = f"remove={list(self.keep.remove)}"
         else:
             keep = f"keep={self.keep[0]:g}" if len(set(self.keep)) == 1 else f"keep={list(self.keep)}"
-        rows = [row for row in self.rows if row is not None]
+        rows = [row for row in self.rows if row.merges]
         words = [repr(self.method.name), keep, f"preset={self.preset!r}"]
         if "margin" in self.method.needs:
             words.append(f"margin={_span([row.margin for row in rows])}")
-        words += [f"{name}={_span([getattr(row, name) for row in rows])}" for name in ("metric", "proportional")]
+        words.append(f"metric={_span([row.metric for row in rows])}")
+        words.append(f"proportional={_span([row.proportional for row in self.rows])}")  # of layers without merges, too
+        for name, usual in (("insertion", "between"), ("sized", True)):
+            values = [getattr(row, name) for row in rows]
+            words += [] if set(values) == {usual} else [f"{name}={_span(values)}"]
+        words += [] if self.protect is None else [f"protect={self.protect!r}"]
         words.append(f"restore={self.restore}")
         words += ["compile_step=True"] if self.compile_step else []
         for name in dict.fromkeys(name for row in rows for name in row.options):
@@ -403,6 +411,8 @@ class Patch:
 
 
 def _span(values: list) -> str:
-    """The values of the layers in short: one value if they agree, else the first and the last."""
+    """The values of the layers in short: one if they agree, else the first and the last; all if these two are equal."""
     words = [f"{value:g}" if isinstance(value, float) else repr(value) for value in values]
+    if words[0] == words[-1] and len(set(words)) > 1:
+        return f"[{', '.join(words)}]"
     return words[0] if len(set(words)) == 1 else f"{words[0]}..{words[-1]}"

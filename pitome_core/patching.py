@@ -42,6 +42,7 @@ class Arguments:
     margin: float | Sequence[float] | None
     metric: str | None
     insertion: str | None
+    protect: str | None
     restore: bool
     compile_step: bool
     options: dict[str, Any]
@@ -167,6 +168,7 @@ def apply(
     margin: float | Sequence[float] | None = None,
     metric: str | None = None,
     insertion: str | None = None,
+    protect: str | None = None,
     restore: bool = True,
     compile_step: bool = False,
     towers: str = "vision",
@@ -189,6 +191,8 @@ def apply(
             also with the mean token subtracted (`keys-centred`, ...); None = as the preset says, else `keys`.
         insertion: where the merge sits: `between` attention and MLP, `after` the block, or `before` it (tokens are then
             compared by hidden states); None = as the preset says, else `between`.
+        protect: which tokens of a text never merge and do not count in N: `ends` ([CLS], every [SEP], the last token of
+            the text and of each segment) or `cls` (the first token alone); None = as the preset says, else `ends`.
         restore: give every token output its original shape, merged tokens copied back to their places. False: outputs
             hold the merged tokens.
         compile_step: put the merge step of each layer through `torch.compile`, once for every shape that it meets (one
@@ -235,9 +239,15 @@ def apply(
     proportional = proportional if proportional is None else checks.flag(proportional, "proportional")
     restore, compile_step = checks.flag(restore, "restore"), checks.flag(compile_step, "compile_step")
     arguments = Arguments(
-        chosen, keep, remove, preset, proportional, margin, metric, insertion, restore, compile_step, options
+        chosen, keep, remove, preset, proportional, margin, metric, insertion, protect, restore, compile_step,
+        options,
     )
-    patches = [(part, _make_patch(model, part, arguments)) for part in family.parts(towers)]
+    parts = family.parts(towers)
+    known = [name for part in parts for name in part.protects]
+    if protect is not None and protect not in known:
+        remedy = f"choose one of {', '.join(known)}" if known else "leave it out, the tokens in front never merge"
+        raise ValueError(f"protect={protect!r} is not offered by {' and '.join(part.name for part in parts)}: {remedy}")
+    patches = [(part, _make_patch(model, part, arguments)) for part in parts]
     if before is not None:  # recordings that are open go on
         traces = [patch.traces for _, patch in before.towers]
         patches[: len(traces)] = [
@@ -277,8 +287,10 @@ def _make_patch(model: nn.Module, family: Family, arguments: Arguments) -> Patch
     family.check(method, keep)
     preset, rows = _make_rows(arguments, len(shape.layers))
     keep = _make_keep(keep, rows)
-    patch = Patch(method, preset, keep, rows, arguments.restore, arguments.compile_step, family.ragged)
-    if any(row and row.insertion == "before" and method.reads_attention(row.options) for row in rows):
+    wanted = arguments.protect or (None if preset is None else PRESETS[preset].protect)
+    protect = wanted if wanted in family.protects else next(iter(family.protects), None)
+    patch = Patch(method, preset, keep, rows, arguments.restore, arguments.compile_step, family.ragged, protect)
+    if any(row.merges and row.insertion == "before" and method.reads_attention(row.options) for row in rows):
         raise ValueError(f"{method.name!r} reads the block's attention map, which is not there before the block")
     removed = keep.remove if isinstance(keep, Schedule) else ()
     if shape.fixed or not isinstance(keep, Schedule):
@@ -294,7 +306,7 @@ def _make_patch(model: nn.Module, family: Family, arguments: Arguments) -> Patch
     return patch
 
 
-def _make_rows(arguments: Arguments, num_layers: int) -> tuple[str | None, tuple[LayerRow | None, ...]]:
+def _make_rows(arguments: Arguments, num_layers: int) -> tuple[str | None, tuple[LayerRow, ...]]:
     """The preset's name and the row of every layer: the preset's row, with the arguments given in its place."""
     method = arguments.method
     preset = "paper" if arguments.preset is None and method.name == "pitome" else arguments.preset
@@ -310,15 +322,13 @@ def _make_rows(arguments: Arguments, num_layers: int) -> tuple[str | None, tuple
     margins = None if arguments.margin is None else checks.per_layer(arguments.margin, num_layers, "margin")
     if margins is not None and "margin" not in method.needs:
         raise TypeError(f"method {method.name!r} has no margin")
-    rows: list[LayerRow | None] = []
+    rows: list[LayerRow] = []
     for layer, row in enumerate([PresetRow()] * num_layers if preset is None else PRESETS[preset].rows(num_layers)):
-        if row is None:
-            rows.append(None)
-            continue
         base, slope = row.margin
         margin = base - slope * layer / num_layers if margins is None else margins[layer]
         fields = {"metric": row.metric, "insertion": row.insertion, "proportional": row.proportional, **explicit}
-        rows.append(LayerRow(margin=margin, sized=row.sized, options={**row.options, **arguments.options}, **fields))
+        options = {**row.options, **arguments.options}
+        rows.append(LayerRow(margin=margin, sized=row.sized, options=options, merges=row.merges, **fields))
     return preset, tuple(rows)
 
 
@@ -333,16 +343,14 @@ def _checked_schedule(given: Schedule | Mapping[str, Any]) -> Schedule:
     return made
 
 
-def _make_keep(
-    keep: float | Sequence[float] | Schedule, rows: tuple[LayerRow | None, ...]
-) -> tuple[float, ...] | Schedule:
+def _make_keep(keep: float | Sequence[float] | Schedule, rows: tuple[LayerRow, ...]) -> tuple[float, ...] | Schedule:
     """One keep ratio per layer, 1 where the preset does not merge; or the schedule, checked."""
     if not isinstance(keep, Schedule):
         ratios = checks.per_layer(keep, len(rows), "keep", check_keep)
-        return tuple(1.0 if row is None else ratio for ratio, row in zip(ratios, rows, strict=True))
+        return tuple(ratio if row.merges else 1.0 for ratio, row in zip(ratios, rows, strict=True))
     if len(keep.remove) != len(rows):
         raise ValueError(f"the schedule has {len(keep.remove)} layers, the model {len(rows)}")
-    idle = [layer for layer, (k, row) in enumerate(zip(keep.remove, rows, strict=True)) if k and row is None]
+    idle = [layer for layer, (k, row) in enumerate(zip(keep.remove, rows, strict=True)) if k and not row.merges]
     if idle:
         raise ValueError(f"the schedule removes tokens in layers {idle}, where the preset does not merge")
     return keep

@@ -21,7 +21,8 @@ chosen on them; `none` for illustrations, which carry no verdict; `not needed` f
 Model and split of a recorded difference must be those of its record.
 
 `uncommitted` lists codes of recorded runs (the field `code`) that no commit has, although the runs name a commit. Of
-such runs, and of runs with `modified: true`, the page says that they are of an uncommitted state of the code.
+such runs, and of runs with `modified: true`, the page says that they are of an uncommitted state of the code. Of a
+cell made with other options than its arm has today it says that it is of an earlier form of the arm.
 
 A verdict has to fit its evidence. "Holds here": something is for the claim and nothing against it. "Mixed here":
 something is for it and something is not. "Does not hold here": nothing is for it. Where there is evidence from a test
@@ -417,7 +418,9 @@ def _result(entry: dict, root: Path) -> str:
         text += "" if kinds == ["item"] else ", as if items were independent"
     runs = [record.runs[cell["run"]] for key in (pointer["first"], pointer["second"]) for cell in _cells(record, key)]
     uncommitted = any(run["modified"] or run["code"] in entry["uncommitted"] for run in runs)
-    return f"{text}; recorded{', of an uncommitted state of the code' if uncommitted else ''}"
+    text += f"; recorded{', of an uncommitted state of the code' if uncommitted else ''}"
+    earlier = any(record.is_outdated(pointer[name]) for name in ("first", "second"))
+    return f"{text}{', with an earlier form of the arm, to be made again' if earlier else ''}"
 
 
 def _verdict(claim: dict) -> str:

@@ -7,7 +7,8 @@ A text differs from an image in three ways.
 - Padding takes no part: it does not merge, it is no key in attention, and energies do not count it.
 - Some tokens in the middle never merge: the first real token ([CLS]), the last one, and the last of every segment that
   `token_type_ids` tells apart (their [SEP]). If `model.config.sep_token_id` is set and the model gets `input_ids`, the
-  tokens with that id do not merge either.
+  tokens with that id do not merge either. With `protect="cls"` the first real token alone never merges, as in the
+  authors' released code (which lets padding merge, too: here it does not).
 
 With `restore`, outputs have all T places again. The unpatched model leaves arbitrary values in padded places; here they
 are zero once tokens have merged.
@@ -22,9 +23,9 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.bert import modeling_bert as bert
 
-from ..family import EntryPoint, Family, LayerShape, ModelShape
+from ..family import PROTECTS, EntryPoint, Family, LayerShape, ModelShape
 from ..instances import own_class
-from ..patch import LayerStep, Merged, Patch
+from ..patch import LayerStep, Merged, Patch, active_patch
 from .common import AttentionCall, check_step, linear, own_forward
 from .hf_common import CallOptions, attend, implementation_refusal
 
@@ -156,11 +157,17 @@ def _real(attention_mask: Tensor | None, x: Tensor) -> Tensor:
 
 
 def protected_tokens(
-    real: Tensor, input_ids: Tensor | None = None, token_type_ids: Tensor | None = None, sep_token_id: int | None = None
+    real: Tensor, input_ids: Tensor | None = None, token_type_ids: Tensor | None = None,
+    sep_token_id: int | None = None, protect: str = "ends",
 ) -> Tensor:
-    """`(B, T)` bool: tokens that never merge, of `real (B, T)`: first, last, last of each segment, every [SEP]."""
+    """`(B, T)` bool: tokens that never merge, of `real (B, T)`: first, last, last of each segment, every [SEP].
+
+    With `protect="cls"` it is the first alone.
+    """
     place = torch.arange(real.shape[1], device=real.device)
     protected = place == real.to(torch.int8).argmax(dim=1, keepdim=True)
+    if protect == "cls":
+        return protected
     segments = [real]
     if token_type_ids is not None:
         segments += [real & (token_type_ids == kind) for kind in token_type_ids.unique()]
@@ -191,7 +198,7 @@ def _forward(model: nn.Module, patch: Patch, *args: Any, **kwargs: Any):
         inputs_embeds=arguments.get("inputs_embeds"),
     )
     real = _real(arguments.get("attention_mask"), x)
-    protected = protected_tokens(real, ids, kinds, getattr(model.config, "sep_token_id", None))
+    protected = protected_tokens(real, ids, kinds, getattr(model.config, "sep_token_id", None), patch.protect)
     state = patch.start(x, 0, True, None, size=real.to(torch.float32), protected=protected)
     x, states = options.run(model.encoder.layer, x, state)
     read = state.as_read(x, state.plan)
@@ -220,10 +227,12 @@ def _shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelShape:
         )
         for layer in encoder.encoder.layer
     )
+    patch = active_patch(encoder)
+    prefix = 1 if patch is not None and patch.protect == "cls" else 2  # [CLS], and [SEP] where it never merges
     name, reads_all = _AROUND.get(own_class(model), (None, False))
     behind = 0 if name is None else linear(getattr(model, name))
     pooler = linear(encoder.pooler)
-    return ModelShape(tokens - 2, 2, layers, 0, lambda n: pooler + behind * (n + 2 if reads_all else 1))
+    return ModelShape(tokens - prefix, prefix, layers, 0, lambda n: pooler + behind * (n + prefix if reads_all else 1))
 
 
 FAMILY = Family(
@@ -235,4 +244,5 @@ FAMILY = Family(
     shape=_shape,
     towers=_towers,
     ragged=True,
+    protects=PROTECTS,
 )

@@ -12,7 +12,7 @@ from typing import Any
 from open_clip.hf_model import ClsLastHiddenStatePooler, ClsPooler, HFTextEncoder, MeanPooler
 from torch import Tensor, nn
 
-from ..family import EntryPoint, Family, ModelShape, UnsupportedModelError
+from ..family import PROTECTS, EntryPoint, Family, ModelShape, UnsupportedModelError
 from ..instances import original, own_class
 from ..patch import Patch
 from .common import linear
@@ -80,4 +80,5 @@ TEXT = Family(
     entry_points=_entry_points,
     shape=_shape,
     ragged=True,
+    protects=PROTECTS,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -13,10 +13,11 @@ class PresetRow:
     Attributes:
         metric: what tokens are compared by, as in `pc.apply`.
         margin: (base, slope) of the margin in layer l of L: `base - slope * l / L`.
-        proportional: whether keys count by token size in attention.
+        proportional: whether keys count by token size in attention, also where nothing merges.
         sized: whether merged values are means weighted by size; False = plain means of the tokens at hand.
         insertion: where the merge sits, as in `pc.apply`.
         options: the method's options.
+        merges: whether the layer merges. Where it does not, attention still follows `proportional`.
     """
 
     metric: str = "keys"
@@ -25,6 +26,7 @@ class PresetRow:
     sized: bool = True
     insertion: str = "between"
     options: dict[str, Any] = field(default_factory=dict)
+    merges: bool = True
 
 
 @dataclass(frozen=True)
@@ -33,20 +35,22 @@ class Preset:
 
     Attributes:
         summary: one line.
-        early, late: the rows; None = no merging in those layers.
-        switch: the first late layer: a number, or None for half the depth (`L // 2`).
+        early, late: the rows.
+        switch: the first late layer: a number, or None for half the depth, rounded up (`ceil(L / 2)`).
         method: the method it configures.
+        protect: which tokens never merge, as in `pc.apply`, for families that have a choice; None = as they do it.
     """
 
     summary: str
     early: PresetRow
-    late: PresetRow | None
+    late: PresetRow
     switch: int | None = None
     method: str = "pitome"
+    protect: str | None = None
 
-    def rows(self, num_layers: int) -> list[PresetRow | None]:
+    def rows(self, num_layers: int) -> list[PresetRow]:
         """The row of every layer."""
-        switch = num_layers // 2 if self.switch is None else min(self.switch, num_layers)
+        switch = (num_layers + 1) // 2 if self.switch is None else min(self.switch, num_layers)
         return [self.early] * switch + [self.late] * (num_layers - switch)
 
 
@@ -67,7 +71,9 @@ def _llava(**options: Any) -> PresetRow:
     return PresetRow(metric="hidden", proportional=False, sized=False, insertion="after", options=options)
 
 
-_BERT = PresetRow(margin=(0.9, 0.25), proportional=False, options={"kernel": "gaussian", "split": "high_low"})
+_BERT = PresetRow(
+    margin=(0.9, 0.25), proportional=False, sized=False, options={"kernel": "gaussian", "split": "high_low"}
+)
 
 PRESETS = {
     "paper": Preset("the method as the paper's text and equations define it", _PAPER, _PAPER),
@@ -85,7 +91,8 @@ PRESETS = {
         _llava(**_TOME), _llava(), switch=13,
     ),
     "released-bert": Preset(
-        "released code, BERT: Gaussian energy, high/low split, first three layers", _BERT, None, switch=3
+        "released code, BERT: Gaussian energy, high/low split, plain means, first three layers",
+        _BERT, replace(_BERT, merges=False), switch=3, protect="cls",
     ),
 }
 
@@ -96,6 +103,6 @@ def presets() -> dict[str, Preset]:
     Example:
         >>> import pitome_core as pc
         >>> pc.presets()["released-bert"].summary
-        'released code, BERT: Gaussian energy, high/low split, first three layers'
+        'released code, BERT: Gaussian energy, high/low split, plain means, first three layers'
     """
     return dict(PRESETS)

@@ -14,6 +14,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 import claims
 
+from pitome_core.experiments.records.cells import ARMS
 from pitome_core.experiments.records.results import FORMAT
 from pitome_core.experiments.records.statistics import mcnemar, paired_difference
 from pitome_core.experiments.retrieval import recall
@@ -419,6 +420,15 @@ def test_what_no_commit_has_is_said(root):
         assert claims.page(ledger(), root).count(words) == (2 if modified else 0)
     listed["uncommitted"] = ["no code"]
     assert any("'no code' does not match" in text for text in claims.problems(listed, root))
+
+
+def test_an_earlier_form_of_an_arm_is_said(root):
+    """Of a cell whose options are not those that its arm has today."""
+    words, record = ", with an earlier form of the arm, to be made again)", small_record()
+    for options, times in ((dict(ARMS["pitome-released-bert"].options), 0), ({"preset": "released-bert"}, 2)):
+        record["cells"]["a@0.9"] |= {"arm": "pitome-released-bert", "options": options}
+        (root / "results/record.json").write_text(json.dumps(record, indent=1))
+        assert claims.page(ledger(), root).count(words) == times
 
 
 def test_published_numbers_keep_their_digits(root):

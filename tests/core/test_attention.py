@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import oracle
 import pytest
@@ -98,8 +100,19 @@ def test_low_precision_attention(dtype, fused):
     size = torch.randint(1, 30, (2, 17), generator=torch.Generator().manual_seed(0)).float()
     out = attention(q, k, v, size_bias(size, dtype), fused=fused)
     assert out.dtype == dtype
-    exact = attention(q.double(), k.double(), v.double(), size_bias(size, torch.float64), fused=False)
+    bias = size_bias(size, torch.float32).double()  # its own rounding is another matter, see below
+    exact = attention(q.double(), k.double(), v.double(), bias, fused=False)
     torch.testing.assert_close(out.double(), exact, rtol=0, atol=4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_bias_is_the_logarithm_to_the_accuracy_of_its_dtype(dtype):
+    """Sizes are float32, which holds them exactly; their logarithm in float64 is that of float64."""
+    size = torch.arange(1, 4000, dtype=torch.float32)[None]
+    exact = torch.tensor([math.log(n) for n in range(1, 4000)], dtype=torch.float64)
+    bias = size_bias(size, dtype)
+    assert bias.dtype == dtype and bias.shape == (1, 1, 1, 3999)
+    torch.testing.assert_close(bias[0, 0, 0].double(), exact, rtol=torch.finfo(dtype).eps, atol=0)
 
 
 def test_dropout_is_applied():

@@ -120,10 +120,17 @@ def test_presets_as_documented():
     loose = [row.options.get("protection", True) is False for row in rows["released-deit"]]
     assert loose == [True] * 6 + [False] * 6
     assert [row.options.get("protection", True) is False for row in rows["released-mae"]] == [not x for x in loose]
+    for depth, first in ((1, 1), (5, 3), (13, 7), (24, 12)):  # the first half of an odd depth is the longer one
+        for name in ("released-deit", "released-mae"):
+            loose = [row.options.get("protection", True) is False for row in pc.presets()[name].rows(depth)]
+            assert loose == [(layer < first) == (name == "released-deit") for layer in range(depth)]
     assert {row.margin for row in rows["released-deit"]} == {(0.75, 0.75)}
     assert {row.margin for row in rows["released-clip"]} == {(0.95, 0.95)}
     assert {row.metric for row in rows["released-clip"] + rows["released-llava"]} == {"hidden"}
-    assert [row is not None for row in rows["released-bert"]] == [True] * 3 + [False] * 9
+    assert [row.merges for row in rows["released-bert"]] == [True] * 3 + [False] * 9
+    assert {(row.sized, row.proportional) for row in rows["released-bert"]} == {(False, False)}
+    assert [name for name, preset in pc.presets().items() if preset.protect is not None] == ["released-bert"]
+    assert pc.presets()["released-bert"].protect == "cls"
     llava = pc.presets()["released-llava"].rows(24)
     assert [row.options.get("split") == "position" for row in llava] == [True] * 13 + [False] * 11
     assert {(row.insertion, row.sized, row.proportional) for row in llava} == {("after", False, False)}
@@ -135,7 +142,7 @@ def test_presets_run_with_equal_tokens_and_show(preset, build_vit, images):
     model = pc.apply(build_vit(depth=4), "pitome", 0.8, preset=preset)
     with pc.record(model) as trace, torch.no_grad():
         model(images())
-    merging = [row is not None for row in pc.presets()[preset].rows(4)]
+    merging = [row.merges for row in pc.presets()[preset].rows(4)]
     left, expected = 16, []
     for merges in merging:
         left -= int(left - left * 0.8 + 1e-9) if merges else 0

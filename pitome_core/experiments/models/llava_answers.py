@@ -153,11 +153,10 @@ def released_order(layers: Sequence[LayerTrace], patch: Patch) -> Tensor:
         removed = count - plan.num_tokens
         if removed == 0:
             continue
-        options = {} if row is None else row.options
-        if plan.energy is not None and options.get("split", "alternate") == "alternate":
+        if plan.energy is not None and row.options.get("split", "alternate") == "alternate":
             rank = plan.energy.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
             second = rank % 2 == 1
-            if options.get("protection", True):
+            if row.options.get("protection", True):
                 second = second & (rank < 2 * removed)
         else:
             rank, second = order.argsort(dim=1), place % 2 == 1

@@ -43,7 +43,7 @@ class Arm:
     def settings(self) -> dict[str, set]:
         """What its layers use: the sets of their values of ``metric``, ``insertion`` and ``proportional``."""
         preset = pc.presets().get(self.options.get("preset", ""))
-        rows = [] if preset is None else [row for row in (preset.early, preset.late) if row is not None]
+        rows = [] if preset is None else [preset.early, preset.late]
         defaults = {"metric": "keys", "insertion": "between", "proportional": True} | dict(self.options)
         return {
             name: {getattr(row, name) for row in rows} or {defaults[name]}
@@ -59,7 +59,8 @@ ARMS: dict[str, Arm] = {arm.name: arm for arm in (
         also_off=False),
     Arm("pitome-released-mae", "PiToMe (released, MAE)", "pitome", "pitome", {"preset": "released-mae"},
         also_off=False),
-    Arm("pitome-released-bert", "PiToMe (released, BERT)", "pitome", "pitome", {"preset": "released-bert"},
+    Arm("pitome-released-bert", "PiToMe (released, BERT)", "pitome", "pitome",
+        {"preset": "released-bert", "protect": "ends"},  # [SEP] stays, as with the other arms: equal tokens
         also_off=False),
     Arm("pitome-released-llava", "PiToMe (released, LLaVA)", "pitome", "pitome", {"preset": "released-llava"},
         also_off=False),

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from pitome_core.experiments.records import files, locking
-from pitome_core.experiments.records.cells import Cell
+from pitome_core.experiments.records.cells import ARMS, Cell
 from pitome_core.experiments.records.files import RecordError
 from pitome_core.experiments.records.statistics import Difference, bootstrap_mean, mcnemar, paired_difference
 
@@ -214,6 +214,16 @@ class Record:
         if not keys:
             raise KeyError(f"no cell {key!r} in {self.path.name}; there are {', '.join(self.cells)}")
         return keys
+
+    def is_outdated(self, key: str) -> bool:
+        """Whether the cell `key` was made with other options than its arm has today.
+
+        Its outcomes are then those of an earlier form of the arm: a live run is another computation, and the cell is to
+        be made again.
+        """
+        cells = [self.cells[name] for name in self.seeds_of(key)]
+        arms = [(cell, ARMS[cell["arm"]]) for cell in cells if cell.get("arm") in ARMS]
+        return any(cell.get("options", {}) != arm.options for cell, arm in arms)
 
     def groups(self, cells: Iterable[Cell] | None = None) -> list[str]:
         """Keys without seeds, each once, in order: of the given cells, or of all cells of the record."""
