@@ -7,12 +7,15 @@ contain prefix tokens; `with_prefix` puts them in front. A `LinearPlan` is the s
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .exporting import exporting
 
 
 def _rows(slot: Tensor, count: int) -> Tensor:
@@ -123,7 +126,8 @@ class MergePlan:
         """
         if mask is None:
             plan = object.__new__(cls)  # without assignment and anchored, see __getattr__
-            plan.__dict__.update(num_tokens=width - source.shape[1], energy=energy, pairs=(source, target))
+            count = operator.index(width) - operator.index(source.shape[1])  # an int, also where shapes are traced
+            plan.__dict__.update(num_tokens=count, energy=energy, pairs=(source, target))
             return plan
         root = torch.arange(width + 1, device=source.device).repeat(source.shape[0], 1)  # (B, N + 1)
         if active is not None:
@@ -227,6 +231,8 @@ class MergePlan:
         if self.reduce == "stepwise":
             raise ValueError("a composition with mlerp is no single reduction: merge with one plan after the other")
 
+        if self.pairs is not None and exporting():
+            return self._merge_pairs(x, size, prefix)
         if self.pairs is not None:
             # k pairs: copy the tokens that stay, add the k sources. Tokens are rows of a matrix, T = prefix + N.
             source, target = self.pairs
@@ -259,6 +265,25 @@ class MergePlan:
         if self.reduce == "mlerp":
             out = self._rescale(out, x.to(out.dtype))
         return out.to(x.dtype), total.float()
+
+    def _merge_pairs(self, x: Tensor, size: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+        """`merge` of a plan made from pairs by gathers and sums within each item, for graphs of any batch size."""
+        source, target = self.pairs
+        batch, count, channels = x.shape[0], prefix + self.num_tokens, x.shape[2]
+        x = x.view(batch, count + source.shape[1], channels)  # a traced graph refuses other numbers of tokens here
+        front = torch.arange(prefix, device=x.device).expand(batch, prefix)
+        staying, going = torch.cat([front, self.anchor + prefix], dim=1), source + prefix  # (B, M), (B, k)
+        slot = self.assignment.gather(1, target) + prefix  # (B, k)
+        own, added = size.gather(1, staying), size.gather(1, going)
+        total = own.scatter_add(1, slot, added)  # (B, M)
+        divisor = total.clamp_min(torch.finfo(total.dtype).tiny)  # a group of padding has size 0
+
+        def channelwise(index: Tensor) -> Tensor:
+            return index[..., None].expand(-1, -1, channels)
+
+        part = x.gather(1, channelwise(going)) * (added / divisor.gather(1, slot))[..., None]  # (B, k, C)
+        out = x.gather(1, channelwise(staying)) * (own / divisor)[..., None]  # (B, M, C), in float32 at least
+        return out.scatter_add(1, channelwise(slot), part).to(x.dtype), total.float()
 
     def _rescale(self, mean: Tensor, x: Tensor) -> Tensor:
         """MLERP: each group's mean `(B, M, C)`, scaled to the largest norm in the group; lone tokens stay."""

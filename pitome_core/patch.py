@@ -8,6 +8,7 @@ through arguments and return values, so that threads, nested calls, checkpointin
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -192,7 +193,9 @@ class ForwardState:
     ):
         self.patch, self.prefix, self.batch, self.device = patch, prefix, x.shape[0], x.device
         self.class_token, self.columns, self.protected = class_token, columns, protected
-        self.num_patches = self.num_tokens = x.shape[1] - prefix
+        # A plain int, which a graph is made for; under tracing and dynamic compilation `x.shape[1]` is none. (int() would
+        # leave it symbolic in compiled code.)
+        self.num_patches = self.num_tokens = operator.index(x.shape[1]) - prefix
         self.remove = patch.removals(self.num_patches) if protected is None else ()
         self.size: Tensor | None = size
         self._composed: MergePlan | LinearPlan | None = None
@@ -238,7 +241,7 @@ class ForwardState:
 
     def add(self, x: Tensor, size: Tensor | None, plan: MergePlan | LinearPlan | None) -> None:
         """Note what a layer left: tokens `(B, T', C)`, sizes, and its plan (None: nothing merged)."""
-        self.num_tokens = x.shape[1] - self.prefix
+        self.num_tokens = operator.index(x.shape[1]) - self.prefix
         if self.protected is not None and plan is not None:
             self.protected = self.protected.gather(1, plan.anchor.clamp_min(0)) & (plan.anchor >= 0)
         elif self.protected is not None and size is None:
@@ -336,7 +339,7 @@ class Patch:
         remaining = num_patches
         for k in remove:
             self.method.check_remove(k, remaining)
-            remaining -= k
+            remaining = remaining - k
         return remove
 
     def removals_each(self, layer: int, lengths: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def keep_schedule(num_tokens: int, keep: float | Sequence[float], num_layers: in
     remove, left = [], num_tokens
     for ratio in ratios:
         remove.append(tokens_removed(left, check_keep(ratio)))
-        left -= remove[-1]
+        left = left - remove[-1]
     return Schedule.from_removals(num_tokens, remove, prefix)
 
 
@@ -82,7 +82,7 @@ def fixed_schedule(
     possible, left = [], num_tokens
     for k in wanted:
         possible.append(min(k, max_remove(left)))
-        left -= possible[-1]
+        left = left - possible[-1]
     return Schedule.from_removals(num_tokens, possible, prefix, clamped=possible != wanted)
 
 

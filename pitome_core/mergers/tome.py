@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..energy import directions
+from ..exporting import stable_order
 from ..merge_plan import MergePlan
 from .registry import active_pairs, register_method
 
@@ -30,7 +31,7 @@ def soft_matching(
     score = torch.bmm(unit[:, 0::2], unit[:, 1::2].mT).nan_to_num(-math.inf)  # (B, |A|, |B|)
     best, partner = score.max(dim=-1)
     k, active = active_pairs(remove)
-    chosen = best.argsort(dim=-1, descending=True, stable=True)[:, :k]
+    chosen = stable_order(best, descending=True)[:, :k]
     return 2 * chosen, 2 * partner.gather(1, chosen) + 1, active
 
 

@@ -1,0 +1,33 @@
+"""Forms of a few operators for graphs that are written down and run elsewhere: export, ONNX, `torch.jit.trace`.
+
+Exporters lack some operators that the eager code uses (a stable sort, `searchsorted`). The forms here give the same
+numbers, and no number of the example input except its number of tokens stays in them, so that a graph is right for
+every batch size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Before torch 2.7 export cannot be told from compilation; compiled code then gets these forms, too.
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
+def exporting() -> bool:
+    """Whether the running code is being written into a graph that outlives it."""
+    return _is_exporting() or torch.jit.is_tracing()
+
+
+def stable_order(values: Tensor, descending: bool = False) -> Tensor:
+    """Stable argsort of `values (B, N)` along the last dimension: of equal values the first comes first.
+
+    While exporting, the rank of a value is counted (how many values stand before it), because a stable sort is no
+    operator of ONNX. That takes N^2 comparisons, a small part of the N^2 cosines. No value may be NaN.
+    """
+    if not exporting():
+        return values.argsort(dim=-1, descending=descending, stable=True)
+    here, other = values[..., :, None], values[..., None, :]  # (B, N, 1), (B, 1, N)
+    place = torch.arange(values.shape[-1], device=values.device)
+    before = (other > here if descending else other < here) | ((other == here) & (place < place[:, None]))  # (B, N, N)
+    return torch.zeros_like(values, dtype=torch.long).scatter(-1, before.sum(dim=-1), place.expand_as(values))
