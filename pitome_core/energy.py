@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .portable import full_precision
+
 # The cosines of one image are computed as one matrix up to this many entries, and in blocks of rows beyond it. On a CPU
 # a block is small, because fresh memory then costs more than the arithmetic: a small block reuses the memory of the
 # block before it. On other devices a block has 2**22 entries (16 MiB of float32).
@@ -100,7 +102,7 @@ def unit_tokens(metric: Tensor) -> tuple[Tensor, Tensor]:
 
 def cosine_graph(metric: Tensor) -> Tensor:
     """Cosine similarity of every pair of tokens, `(B, N, C) -> (B, N, N)`; the paper's W (eq. 3) is 1 minus this."""
-    with torch.autocast(metric.device.type, enabled=False):
+    with full_precision(metric.device):
         unit, _ = unit_tokens(metric)
         return unit @ unit.transpose(-1, -2)
 
@@ -197,7 +199,7 @@ def energy_score(
     if metric.ndim != 3:
         raise ValueError(f"metric must be (batch, tokens, channels), got shape {tuple(metric.shape)}")
     check_mask(mask, metric)
-    with torch.autocast(metric.device.type, enabled=False):
+    with full_precision(metric.device):
         return energy_and_cosine(metric, margin, alpha, kernel, mask)[0]
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .exporting import exporting
+from .portable import exporting, full_precision
 
 
 def _rows(slot: Tensor, count: int) -> Tensor:
@@ -143,7 +143,7 @@ class MergePlan:
         if name not in ("assignment", "anchored") or self.pairs is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         source, target = self.pairs
-        anchored = torch.ones(self.shape, dtype=torch.bool, device=source.device).scatter_(1, source, 0)
+        anchored = source.new_ones(self.shape, dtype=torch.bool).scatter_(1, source, 0)  # new_ones: vmap knows it
         slot = anchored.cumsum(dim=-1) - 1
         object.__setattr__(self, "assignment", slot.scatter_(1, source, slot.gather(1, target)))
         object.__setattr__(self, "anchored", anchored)
@@ -182,7 +182,7 @@ class MergePlan:
         self._check(x, prefix + self.shape[1], "x")
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         if size is None:
-            return torch.ones(x.shape[:2], dtype=dtype, device=x.device)
+            return x.new_ones(x.shape[:2], dtype=dtype)
         if size.shape != x.shape[:2]:
             raise ValueError(f"size has shape {tuple(size.shape)}, the tokens {tuple(x.shape[:2])}")
         return size.to(dtype)
@@ -196,7 +196,7 @@ class MergePlan:
         slot, count = self.assignment, self.num_tokens
         if self.drops:
             slot, count = torch.where(slot < 0, count, slot), count + 1
-        size = torch.ones(slot.shape, device=slot.device) if size is None else size
+        size = torch.ones_like(slot, dtype=torch.float32) if size is None else size
         rows, part = _rows(slot, count), size.flatten()  # (B N,)
         total = whole = _sum_by_row(part, rows, slot.shape[0] * count)  # (B M,)
         if self.weight is not None:
@@ -415,7 +415,7 @@ class LinearPlan:
         if x.shape[1] != matrix.shape[-1]:
             raise ValueError(f"this plan takes {matrix.shape[-1]} tokens, got {x.shape[1]}")
         dtype = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             return (matrix.to(dtype) @ x.to(dtype)).to(x.dtype)
 
     def merge(self, x: Tensor, size: Tensor | None = None, *, prefix: int = 0) -> tuple[Tensor, Tensor]:

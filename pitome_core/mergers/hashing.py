@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..exporting import stable_order
+from ..portable import stable_order
 
 _MASK = 0xFFFFFFFF
 

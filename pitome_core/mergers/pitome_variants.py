@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..energy import KERNELS, pair_cosines
-from ..exporting import stable_order
+from ..portable import stable_order
 from ..merge_plan import MergePlan
 from .hashing import hash_tokens, random_order
 from .registry import active_pairs

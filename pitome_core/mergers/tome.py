@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..energy import directions
-from ..exporting import stable_order
+from ..portable import stable_order
 from ..merge_plan import MergePlan
 from .registry import active_pairs, register_method
 

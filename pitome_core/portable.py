@@ -1,11 +1,12 @@
-"""Forms of a few operators for graphs that are written down and run elsewhere: export, ONNX, `torch.jit.trace`.
+"""What the core needs to run outside plain eager code: in exported and traced graphs, and on the meta device.
 
-Exporters lack some operators that the eager code uses (a stable sort, `searchsorted`). The forms here give the same
-numbers, and no number of the example input except its number of tokens stays in them, so that a graph is right for
-every batch size.
+Exporters lack some operators that the eager code uses (a stable sort, `searchsorted`). The forms for them give the same
+numbers. Of the example's shape only the number of tokens stays in a graph, so that it is right for every batch size.
 """
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -31,3 +32,8 @@ def stable_order(values: Tensor, descending: bool = False) -> Tensor:
     place = torch.arange(values.shape[-1], device=values.device)
     before = (other > here if descending else other < here) | ((other == here) & (place < place[:, None]))  # (B, N, N)
     return torch.zeros_like(values, dtype=torch.long).scatter(-1, before.sum(dim=-1), place.expand_as(values))
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """A context without autocast; on the meta device, which has none, a context that does nothing."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
