@@ -96,7 +96,9 @@ class MergePlan:
         anchored = root == torch.arange(width, device=root.device)
         slot = anchored.cumsum(dim=-1) - 1
         valid = None
-        if num_tokens is None:
+        if num_tokens is not None:
+            num_tokens = operator.index(num_tokens)  # an int, also where it comes from a traced shape
+        else:
             count = anchored.sum(dim=-1)
             num_tokens = int(count.max()) if batch else 0
             if bool((count < num_tokens).any()):

@@ -21,6 +21,7 @@ from .attention import size_bias
 from .merge_plan import LinearPlan, MergePlan
 from .merge_step import compiled_step, layer_metric, merge_step
 from .mergers import Method, make_plan
+from .portable import refuse_exporting
 from .schedules import Schedule, keep_schedule, tokens_removed
 
 INSERTIONS = ("before", "between", "after")
@@ -193,6 +194,8 @@ class ForwardState:
     ):
         self.patch, self.prefix, self.batch, self.device = patch, prefix, x.shape[0], x.device
         self.class_token, self.columns, self.protected = class_token, columns, protected
+        if protected is not None:
+            refuse_exporting("how many tokens merge depends on the length of every text")
         # A plain int, which a graph is made for; under tracing and dynamic compilation `x.shape[1]` is none. (int() would
         # leave it symbolic in compiled code.)
         self.num_patches = self.num_tokens = operator.index(x.shape[1]) - prefix

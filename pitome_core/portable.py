@@ -20,6 +20,15 @@ def exporting() -> bool:
     return _is_exporting() or torch.jit.is_tracing()
 
 
+def refuse_exporting(reason: str) -> None:
+    """Raise ValueError while exporting, where a graph would silently keep numbers of the example input."""
+    if exporting():
+        raise ValueError(
+            f"a graph that is exported or traced would keep the plan of its example input: {reason}. "
+            "Run the model itself, or call pc.remove(model) first and export it unmerged"
+        )
+
+
 def stable_order(values: Tensor, descending: bool = False) -> Tensor:
     """Stable argsort of `values (B, N)` along the last dimension: of equal values the first comes first.
 

@@ -11,6 +11,7 @@ from pitome_core.energy import unit_tokens
 from pitome_core.merge_plan import MergePlan
 from pitome_core.mergers import register_method
 from pitome_core.mergers.registry import active_pairs
+from pitome_core.portable import stable_order
 
 from .common import nearest
 
@@ -35,12 +36,12 @@ def plan_crossget(metric: Tensor, remove: int | Tensor, *, mask: Tensor | None =
     cos = (cos + cos.transpose(-1, -2)) / 2  # exactly symmetric, so that mutual neighbours have exactly equal values
     off_diagonal = torch.eye(metric.shape[1], device=metric.device) == 0
     graph = cos.masked_fill(~(off_diagonal & usable[:, None, :]), -math.inf)
-    rank = graph.amax(dim=-1).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    rank = stable_order(graph.amax(dim=-1), descending=True).argsort(dim=-1)
     edge = graph.masked_fill(rank[:, None, :] < rank[:, :, None], -math.inf).amax(dim=-1)
     # Non-finite tokens come after all edges, but before the token without an edge, which stays as a partner for them.
     edge = edge.masked_fill(~usable, -2)
     k, active = active_pairs(remove)
-    order = edge.argsort(dim=-1, descending=True, stable=True)
+    order = stable_order(edge, descending=True)
     kept = real & (order.argsort(dim=-1) >= (remove if isinstance(remove, int) else remove[:, None]))
     source = order[:, :k]
     rows = cos.gather(1, source[..., None].expand(-1, -1, cos.shape[-1]))  # (B, k, N)
