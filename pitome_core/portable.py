@@ -20,6 +20,14 @@ def exporting() -> bool:
     return _is_exporting() or torch.jit.is_tracing()
 
 
+def constant(value: float) -> float:
+    """The same float. Code that `torch.compile(dynamic=True)` makes is then for this value, and not for a symbol.
+
+    Counts of tokens that depend on a symbol are nested symbolic floors, which the compiler does not finish with.
+    """
+    return float.fromhex(value.hex())  # symbols have no digits: asking for them fixes the value, with a guard
+
+
 def refuse_exporting(reason: str) -> None:
     """Raise ValueError while exporting, where a graph would silently keep numbers of the example input."""
     if exporting():

@@ -12,13 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
-# Added before rounding down, because 200 * (1 - 0.9) is 19.999999999999996 in floating point and must give 20.
-_GUARD = 1e-9
-
 
 def tokens_removed(num_tokens: int, keep: float) -> int:
     """k = floor(N - N r) for the keep ratio r; N = 200 and r = 0.9 give 20."""
-    return math.floor(num_tokens - num_tokens * keep + _GUARD)
+    # The small number is there because 200 * (1 - 0.9) is 19.999999999999996 in floating point and must give 20. It is
+    # written here, because a global would be a symbol in code compiled with dynamic=True.
+    return math.floor(num_tokens - num_tokens * keep + 1e-9)
 
 
 def check_keep(keep: float) -> float:
