@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import count, number, tensor, word
+from .portable import full_precision
 
 # The cosines of one image are computed as one matrix up to this many entries, and in blocks of rows beyond it. On a CPU
 # a block is small, because fresh memory then costs more than the arithmetic: a small block reuses the memory of the
@@ -101,7 +102,7 @@ def unit_tokens(metric: Tensor) -> tuple[Tensor, Tensor]:
 
 def cosine_graph(metric: Tensor) -> Tensor:
     """Cosine similarity of every pair of tokens, `(B, N, C) -> (B, N, N)`; the paper's W (eq. 3) is 1 minus this."""
-    with torch.autocast(metric.device.type, enabled=False):
+    with full_precision(metric.device):
         unit, _ = unit_tokens(metric)
         return unit @ unit.transpose(-1, -2)
 
@@ -200,7 +201,7 @@ def energy_score(
     tensor(metric, "metric (batch, tokens, channels)", (None, None, None))
     check_mask(mask, metric)
     margin, alpha = number(margin, "margin"), number(alpha, "alpha")
-    with torch.autocast(metric.device.type, enabled=False):
+    with full_precision(metric.device):
         return energy_and_cosine(metric, margin, alpha, kernel, mask)[0]
 
 

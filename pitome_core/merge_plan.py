@@ -7,6 +7,7 @@ contain prefix tokens; `with_prefix` puts them in front. A `LinearPlan` is the s
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks
+from .portable import exporting, full_precision
 
 REDUCTIONS = ("mean", "mlerp", "stepwise")
 
@@ -125,7 +127,9 @@ class MergePlan:
         anchored = root == torch.arange(width, device=root.device)
         slot = anchored.cumsum(dim=-1) - 1
         valid = None
-        if num_tokens is None:
+        if num_tokens is not None:
+            num_tokens = operator.index(num_tokens)  # an int, also where it comes from a traced shape
+        else:
             count = anchored.sum(dim=-1)
             num_tokens = int(count.max()) if batch else 0
             if bool((count < num_tokens).any()):
@@ -164,7 +168,8 @@ class MergePlan:
         if checked:
             source, target = checks.pairs(source, target, width, active, mask)
         if mask is None:
-            return cls._made(num_tokens=width - source.shape[1], energy=energy, pairs=(source, target))
+            count = operator.index(width) - operator.index(source.shape[1])  # an int, also where shapes are traced
+            return cls._made(num_tokens=count, energy=energy, pairs=(source, target))
         root = torch.arange(width + 1, device=source.device).repeat(source.shape[0], 1)  # (B, N + 1)
         if active is not None:
             source = torch.where(active, source, width)  # the spare column
@@ -179,7 +184,7 @@ class MergePlan:
         if name not in ("assignment", "anchored") or self.pairs is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         source, target = self.pairs
-        anchored = torch.ones(self.shape, dtype=torch.bool, device=source.device).scatter_(1, source, 0)
+        anchored = source.new_ones(self.shape, dtype=torch.bool).scatter_(1, source, 0)  # new_ones: vmap knows it
         slot = anchored.cumsum(dim=-1) - 1
         object.__setattr__(self, "assignment", slot.scatter_(1, source, slot.gather(1, target)))
         object.__setattr__(self, "anchored", anchored)
@@ -243,7 +248,7 @@ class MergePlan:
                              "the imaginary part of complex tokens each")
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         if size is None:
-            return torch.ones(x.shape[:2], dtype=dtype, device=x.device)
+            return x.new_ones(x.shape[:2], dtype=dtype)
         if not isinstance(size, Tensor) or size.is_complex() or size.shape != x.shape[:2]:
             got = f"{size.dtype} of shape {tuple(size.shape)}" if isinstance(size, Tensor) else type(size).__name__
             raise ValueError(f"size must be real numbers of shape {tuple(x.shape[:2])}, as the tokens; got {got}")
@@ -258,7 +263,7 @@ class MergePlan:
         slot, count = self.assignment, self.num_tokens
         if self.drops:
             slot, count = torch.where(slot < 0, count, slot), count + 1
-        size = torch.ones(slot.shape, device=slot.device) if size is None else size
+        size = torch.ones_like(slot, dtype=torch.float32) if size is None else size
         rows, part = _rows(slot, count), size.flatten()  # (B N,)
         total = whole = _sum_by_row(part, rows, slot.shape[0] * count)  # (B M,)
         if self.weight is not None:
@@ -294,6 +299,8 @@ class MergePlan:
         if self.reduce == "stepwise":
             raise ValueError("a composition with mlerp is no single reduction: merge with one plan after the other")
 
+        if self.pairs is not None and exporting():
+            return self._merge_pairs(x, size, prefix)
         if self.pairs is not None:
             # k pairs: copy the tokens that stay, add the k sources. Tokens are rows of a matrix, T = prefix + N.
             source, target = self.pairs
@@ -326,6 +333,25 @@ class MergePlan:
         if self.reduce == "mlerp":
             out = self._rescale(out, x.to(out.dtype))
         return out.to(x.dtype), total.float()
+
+    def _merge_pairs(self, x: Tensor, size: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+        """`merge` of a plan made from pairs by gathers and sums within each item, for graphs of any batch size."""
+        source, target = self.pairs
+        batch, count, channels = x.shape[0], prefix + self.num_tokens, x.shape[2]
+        x = x.view(batch, count + source.shape[1], channels)  # a traced graph refuses other numbers of tokens here
+        front = torch.arange(prefix, device=x.device).expand(batch, prefix)
+        staying, going = torch.cat([front, self.anchor + prefix], dim=1), source + prefix  # (B, M), (B, k)
+        slot = self.assignment.gather(1, target) + prefix  # (B, k)
+        own, added = size.gather(1, staying), size.gather(1, going)
+        total = own.scatter_add(1, slot, added)  # (B, M)
+        divisor = total.clamp_min(torch.finfo(total.dtype).tiny)  # a group of padding has size 0
+
+        def channelwise(index: Tensor) -> Tensor:
+            return index[..., None].expand(-1, -1, channels)
+
+        part = x.gather(1, channelwise(going)) * (added / divisor.gather(1, slot))[..., None]  # (B, k, C)
+        out = x.gather(1, channelwise(staying)) * (own / divisor)[..., None]  # (B, M, C), in float32 at least
+        return out.scatter_add(1, channelwise(slot), part).to(x.dtype), total.float()
 
     def _rescale(self, mean: Tensor, x: Tensor) -> Tensor:
         """MLERP: each group's mean `(B, M, C)`, scaled to the largest norm in the group; lone tokens stay."""
@@ -479,7 +505,7 @@ class LinearPlan:
         if x.shape[1] != matrix.shape[-1]:
             raise ValueError(f"this plan takes {matrix.shape[-1]} tokens, got {x.shape[1]}")
         dtype = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             return (matrix.to(dtype) @ x.to(dtype)).to(x.dtype)
 
     def merge(self, x: Tensor, size: Tensor | None = None, *, prefix: int = 0) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .merge_plan import LinearPlan, MergePlan
+from .portable import full_precision
 
 
 def layer_metric(kind: str, x: Tensor, keys: Tensor | None, prefix: int, mergeable: Tensor | None = None) -> Tensor:
@@ -51,7 +52,7 @@ def merge_step(
     `function` and `arguments` are the method's, `kind` is its metric. They are plain values, because compiled code
     checks in each call every object that it has read.
     """
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.no_grad(), full_precision(x.device):
         plan = function(layer_metric(kind, x, keys, prefix), remove, **arguments)
     merged, new_size = plan.merge(x, size, prefix=prefix)
     return merged, new_size, plan

@@ -8,6 +8,7 @@ through arguments and return values, so that threads, nested calls, checkpointin
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from .instances import PATCH_ATTRIBUTE
 from .merge_plan import LinearPlan, MergePlan
 from .merge_step import compiled_step, layer_metric, merge_step
 from .mergers import Method, make_plan
+from .portable import constant, refuse_exporting
 from .schedules import Schedule, keep_schedule, tokens_removed
 
 INSERTIONS = ("before", "between", "after")
@@ -154,7 +156,7 @@ def merge_tokens(
 def _context(step: LayerStep, size: Tensor | None, attention_map: Tensor | None) -> dict[str, Any]:
     """What a method can ask for in a layer, by the names in `mergers.registry.CONTEXT`."""
     context = {
-        "margin": step.row.margin, "size": None, "mask": step.mergeable, "layer": step.layer,
+        "margin": constant(step.row.margin), "size": None, "mask": step.mergeable, "layer": step.layer,
         "num_layers": len(step.patch.rows), "positions": step.positions,
     }
     if size is not None and "size" in step.patch.method.needs:
@@ -197,9 +199,13 @@ class ForwardState:
         size: Tensor | None = None,
         protected: Tensor | None = None,
     ):
-        self.patch, self.prefix, self.batch, self.device = patch, prefix, x.shape[0], x.device
+        self.patch, self.batch, self.device = patch, x.shape[0], x.device
         self.class_token, self.columns, self.protected = class_token, columns, protected
-        self.num_patches = self.num_tokens = x.shape[1] - prefix
+        if protected is not None:
+            refuse_exporting("how many tokens merge depends on the length of every text")
+        # Plain ints: under tracing and dynamic compilation shapes have none, and int() would leave them symbolic.
+        self.prefix = operator.index(prefix)
+        self.num_patches = self.num_tokens = operator.index(x.shape[1]) - self.prefix
         self.remove = patch.removals(self.num_patches) if protected is None else ()
         self.size: Tensor | None = size
         self._composed: MergePlan | LinearPlan | None = None
@@ -245,7 +251,7 @@ class ForwardState:
 
     def add(self, x: Tensor, size: Tensor | None, plan: MergePlan | LinearPlan | None) -> None:
         """Note what a layer left: tokens `(B, T', C)`, sizes, and its plan (None: nothing merged)."""
-        self.num_tokens, self.device = x.shape[1] - self.prefix, x.device
+        self.num_tokens, self.device = operator.index(x.shape[1]) - self.prefix, x.device
         if self.protected is not None:
             self.protected = self.protected.to(x.device)
         if self.protected is not None and plan is not None:
@@ -343,13 +349,13 @@ class Patch:
                     f"the schedule was made for {made_for} patch tokens, this input has {num_patches}: "
                     "make one for this input size, or give keep as a ratio"
                 )
-            remove = self.keep.remove
+            remove = tuple(map(operator.index, self.keep.remove))
         else:
-            remove = keep_schedule(num_patches, self.keep, len(self.keep)).remove
+            remove = keep_schedule(num_patches, [constant(share) for share in self.keep], len(self.keep)).remove
         remaining = num_patches
         for k in remove:
             self.method.check_remove(k, remaining)
-            remaining -= k
+            remaining = remaining - k
         return remove
 
     def removals_each(self, layer: int, lengths: Tensor) -> Tensor:

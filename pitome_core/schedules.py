@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 from .checks import count, in_graph, number, per_layer
 
-# Added before rounding down, because 200 * (1 - 0.9) is 19.999999999999996 in floating point and must give 20.
-_GUARD = 1e-9
-
 
 def tokens_removed(num_tokens: int, keep: float) -> int:
     """k = floor(N - N r) for the keep ratio r; N = 200 and r = 0.9 give 20."""
-    return math.floor(num_tokens - num_tokens * keep + _GUARD)
+    # The small number is there because 200 * (1 - 0.9) is 19.999999999999996 in floating point and must give 20. It is
+    # written here, because a global would be a symbol in code compiled with dynamic=True.
+    return math.floor(num_tokens - num_tokens * keep + 1e-9)
 
 
 def check_keep(keep: float, name: str = "keep") -> float:
@@ -72,7 +71,7 @@ def keep_schedule(num_tokens: int, keep: float | Sequence[float], num_layers: in
     remove, left = [], num_tokens
     for ratio in per_layer(keep, num_layers, "keep", check_keep):
         remove.append(tokens_removed(left, ratio))
-        left -= remove[-1]
+        left = left - remove[-1]
     return Schedule.from_removals(num_tokens, remove, prefix)
 
 
@@ -84,7 +83,7 @@ def fixed_schedule(
     possible, left = [], num_tokens
     for k in wanted:
         possible.append(min(k, max_remove(left)))
-        left -= possible[-1]
+        left = left - possible[-1]
     return Schedule.from_removals(num_tokens, possible, prefix, clamped=possible != wanted)
 
 

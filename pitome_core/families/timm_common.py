@@ -58,7 +58,7 @@ def split_heads(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv += bias  # in place: the type stays that of the projection under autocast
     else:
         qkv = F.linear(x, attn.qkv.weight, bias)
-    return qkv.reshape(*x.shape[:2], 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    return qkv.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def finish_attention(attn: nn.Module, call: AttentionCall, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

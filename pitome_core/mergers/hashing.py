@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..portable import stable_order
+
 _MASK = 0xFFFFFFFF
 
 
@@ -32,4 +34,4 @@ def random_order(tokens: Tensor, mask: Tensor | None, seed: int, layer: int) -> 
     code = hash_tokens(tokens.shape[1], seed, layer, tokens.device).expand(tokens.shape[:2])
     if mask is not None:
         code = code.masked_fill(~mask, _MASK + 1)
-    return code.argsort(dim=-1, stable=True)
+    return stable_order(code)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..energy import energy_and_cosine, pair_cosines
 from ..merge_plan import MergePlan
+from ..portable import stable_order
 from .pitome_variants import CHOICES, Variant, plan_variant
 from .registry import active_pairs, register_method
 
@@ -42,7 +43,7 @@ def plan_pitome(
     if not variant.is_the_paper:
         return plan_variant(energy, unit, cos, remove, mask, layer, class_attention, variant)
     k, active = active_pairs(remove)
-    rank = energy.argsort(dim=-1, descending=True, stable=True)
+    rank = stable_order(energy, descending=True)
     a, b = rank[:, 0 : 2 * k : 2], rank[:, 1 : 2 * k : 2]  # (B, k) each
     target = b
     if k > 0:

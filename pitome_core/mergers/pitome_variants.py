@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..energy import KERNELS, pair_cosines
 from ..merge_plan import MergePlan
+from ..portable import stable_order
 from .hashing import hash_tokens, random_order
 from .registry import active_pairs
 
@@ -77,14 +78,14 @@ def plan_variant(
     most = min(share * k, width)
     count = lengths.clamp_max(share * (k if active is None else remove[:, None]))  # (B, 1)
     may = torch.arange(most, device=energy.device) < count  # (B, most)
-    dealt = ranked_by.argsort(dim=-1, descending=True, stable=True)[:, :most]  # (B, most)
+    dealt = stable_order(ranked_by, descending=True)[:, :most]  # (B, most)
     if variant.split == "high_low":
         slot = torch.arange(most, device=energy.device)
         dealt = dealt.gather(1, (slot // 2 + slot % 2 * ((count + 1) // 2)).clamp_max(max(most - 1, 0)))
     elif variant.split != "alternate":
         by_place = variant.split == "position"
         place = dealt if by_place else hash_tokens(width, variant.seed, layer, energy.device)[dealt]
-        dealt = dealt.gather(1, place.masked_fill(~may, 2**40).argsort(dim=-1, stable=True))
+        dealt = dealt.gather(1, stable_order(place.masked_fill(~may, 2**40)))
     a, b = dealt[:, 0::2], dealt[:, 1::2]  # (B, most / 2) each
     if k == 0:
         return MergePlan.from_merges(a, a, width, active=active, mask=mask, energy=energy, checked=False)
@@ -92,6 +93,6 @@ def plan_variant(
     similarity = pair_cosines(unit, cos, a, b).masked_fill(~may[:, None, 1::2], -math.inf)
     best, partner = similarity.max(dim=-1)  # the first of equals
     value = (best if variant.edges == "best" else ranked_by.gather(1, a)).masked_fill(~may[:, 0::2], -math.inf)
-    chosen = value.argsort(dim=-1, descending=True, stable=True)[:, :k]  # (B, k)
+    chosen = stable_order(value, descending=True)[:, :k]  # (B, k)
     source, target = a.gather(1, chosen), b.gather(1, partner).gather(1, chosen)
     return MergePlan.from_merges(source, target, width, active=active, mask=mask, energy=energy, checked=False)

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import checks
 from ..energy import check_mask
 from ..merge_plan import LinearPlan, MergePlan
+from ..portable import full_precision
 
 # What a layer knows. A method is handed those of them that its signature names.
 CONTEXT = ("margin", "size", "mask", "layer", "num_layers", "attention", "class_attention", "positions")
@@ -210,7 +211,7 @@ def make_plan(
     """
     if isinstance(remove, int) and remove == 0 and context.get("mask") is None:
         return MergePlan.identity(metric.shape[0], metric.shape[1], metric.device)
-    with torch.no_grad(), torch.autocast(metric.device.type, enabled=False):
+    with torch.no_grad(), full_precision(metric.device):
         mask = context.get("mask")
         if mask is None:
             return method.function(metric, remove, **method.arguments(context), **options)

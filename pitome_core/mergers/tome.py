@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..energy import directions
 from ..merge_plan import MergePlan
+from ..portable import stable_order
 from .registry import active_pairs, register_method
 
 
@@ -32,7 +33,7 @@ def soft_matching(
     score = torch.bmm(unit[:, a::2], unit[:, b::2].mT).nan_to_num(-math.inf)  # (B, |A|, |B|)
     best, partner = score.max(dim=-1)
     k, active = active_pairs(remove)
-    chosen = best.argsort(dim=-1, descending=True, stable=True)[:, :k]
+    chosen = stable_order(best, descending=True)[:, :k]
     source, target = 2 * chosen, 2 * partner.gather(1, chosen) + 1
     return (source, target, active) if a == 0 else (source + 1, target - 1, active)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from pitome_core.energy import unit_tokens
 from pitome_core.merge_plan import MergePlan
 from pitome_core.mergers import register_method
+from pitome_core.portable import refuse_exporting
 
 from .common import from_roots
 
@@ -34,6 +35,7 @@ def plan_atc(
 
     `remove` = k, the number of tokens that merge into others. Raises ``ImportError`` without scikit-learn.
     """
+    refuse_exporting("scikit-learn forms the clusters of every image")
     unit, usable = unit_tokens(metric.cpu().double())
     cos = unit @ unit.transpose(-1, -2)
     distance = (1 - (cos + cos.transpose(-1, -2)) / 2).clamp_min(0)

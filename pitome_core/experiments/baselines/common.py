@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pitome_core.merge_plan import MergePlan
+from pitome_core.portable import stable_order
 
 # Lower than the score of any usable partner, and higher than -inf, which marks tokens that must never be chosen.
 _LAST_RESORT = -2.0
@@ -30,7 +31,7 @@ def least_attended(class_attention: Tensor | None, usable: Tensor | None = None)
     weight = required(class_attention, "class_attention", "ranks tokens by the attention of the class token")
     finite = weight.isfinite()
     usable = finite if usable is None else usable & finite
-    return weight.masked_fill(~usable, math.inf).argsort(dim=-1, stable=True)
+    return stable_order(weight.masked_fill(~usable, math.inf))
 
 
 def nearest(score: Tensor, kept: Tensor, usable: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from pitome_core.energy import unit_tokens
 from pitome_core.merge_plan import MergePlan
 from pitome_core.mergers import register_method
 from pitome_core.mergers.registry import active_pairs
+from pitome_core.portable import stable_order
 
 from .common import nearest, places
 
@@ -51,12 +52,12 @@ def plan_crossget(metric: Tensor, remove: int | Tensor, *, mask: Tensor | None =
             found[:, rows] = found[:, rows].maximum(cos.masked_fill(~other, -math.inf).amax(dim=-1))
         return found
 
-    rank = best(torch.zeros_like(place)).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    rank = stable_order(best(torch.zeros_like(place)), descending=True).argsort(dim=-1)
     edge = best(rank)
     # Non-finite tokens come after all edges, but before the token without an edge, which stays as a partner for them.
     edge = edge.masked_fill(~usable, -2)
     k, active = active_pairs(remove)
-    order = edge.argsort(dim=-1, descending=True, stable=True)
+    order = stable_order(edge, descending=True)
     kept = real & (order.argsort(dim=-1) >= (remove if isinstance(remove, int) else remove[:, None]))
     source = order[:, :k]
     if whole:

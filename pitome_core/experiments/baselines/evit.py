@@ -35,7 +35,7 @@ def plan_evit(
     is the attention of the class token to each token, and `size (B, N)` says how many patches each token stands for.
     """
     order = least_attended(class_attention, mask)
-    k = torch.as_tensor(remove, device=metric.device).reshape(-1, 1).expand(len(metric), 1)
+    k = torch.as_tensor(remove, device=metric.device).reshape(-1, 1).expand(metric.shape[0], 1)
     fused = order.argsort(dim=-1) <= k
     root = torch.where(fused, order.gather(1, k), places(metric))
     weight = required(class_attention, "class_attention", "").nan_to_num(0.0, 0.0, 0.0).clamp_min(_LEAST)

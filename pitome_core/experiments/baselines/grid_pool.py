@@ -27,7 +27,7 @@ def plan_grid_pool(
     real = torch.ones_like(place, dtype=torch.bool) if mask is None else mask
     window = window.masked_fill(~real[..., None], 0)
     key = window[..., 0] * (int(window[..., 1].max()) + 1) + window[..., 1]
-    first = place.new_full((len(key), int(key.max()) + 1), metric.shape[1])
+    first = place.new_full((key.shape[0], int(key.max()) + 1), metric.shape[1])
     first = first.scatter_reduce(1, key, place, "amin")  # padding comes last, so it is never the first of a window
     root = torch.where(real, first.gather(1, key), -1)
     possible = (real & (root != place)).sum(dim=-1)  # (B,)

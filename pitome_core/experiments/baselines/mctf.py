@@ -11,6 +11,7 @@ from pitome_core.energy import unit_tokens
 from pitome_core.merge_plan import MergePlan
 from pitome_core.mergers import register_method
 from pitome_core.mergers.registry import active_pairs
+from pitome_core.portable import stable_order
 
 from .common import from_roots, join, places, required
 
@@ -47,14 +48,14 @@ def plan_mctf(
     unit, usable = unit_tokens(metric)
     width = metric.shape[1]
     real = torch.ones_like(usable) if mask is None else mask
-    queries = torch.cat([real.new_ones(len(real), attention.shape[1] - width), real], dim=1)
+    queries = torch.cat([real.new_ones(real.shape[0], attention.shape[1] - width), real], dim=1)
     received = attention.masked_fill(~queries[..., None], 0).sum(dim=1)
     usable = usable & real & received.isfinite()
     share = _over_maximum(received, usable) ** (1 / t_info)
     if size is not None:
         share = share * _over_maximum(size, usable) ** (1 / t_size)
     if width < 2:
-        return MergePlan.identity(len(metric), width, metric.device)
+        return MergePlan.identity(metric.shape[0], width, metric.device)
     cos = unit[:, 0::2] @ unit[:, 1::2].transpose(-1, -2)
     weight = ((cos + 1) / 2).clamp_min(0) ** (1 / t_sim) * share[:, 0::2, None] * share[:, None, 1::2]
     # Weights are 0 or more. Lower ones make non-finite tokens merge last, and -inf keeps padding out.
@@ -88,7 +89,7 @@ def _best_edges(weight: Tensor, remove: int | Tensor) -> tuple[Tensor, Tensor, T
     """
     best, partner = weight.max(dim=-1)
     k, active = active_pairs(remove)
-    row = best.argsort(dim=-1, descending=True, stable=True)[:, :k]
+    row = stable_order(best, descending=True)[:, :k]
     return row, partner.gather(1, row), active
 
 

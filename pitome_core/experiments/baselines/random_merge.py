@@ -26,7 +26,7 @@ def plan_random_merge(
     k, active = active_pairs(remove)
     lengths = width if mask is None else mask.sum(dim=-1, keepdim=True)
     first_kept = remove if isinstance(remove, int) else remove[:, None]
-    draw = hash_tokens(k, seed, layer, metric.device, stream=1).expand(len(metric), k)
+    draw = hash_tokens(k, seed, layer, metric.device, stream=1).expand(metric.shape[0], k)
     kept = first_kept + draw % torch.as_tensor(lengths - first_kept, device=metric.device).clamp_min(1)
     return MergePlan.from_merges(order[:, :k], order.gather(1, kept), width, active=active, mask=mask, checked=False)
 
