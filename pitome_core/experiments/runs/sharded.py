@@ -134,12 +134,12 @@ class _Run:
     def _begin(self) -> list[Unit]:
         """What has to be scored, cell by cell, now that no other run can change it; it is announced."""
         self._look()
+        with shards.refusing():  # what was asked for cannot be merged
+            self.costs = {cell.key: self.task.cost(cell) for cell in self.waiting}
         again = self.args.again and not self.args.estimate
         self.parts.begin([cell.key for cell in self.waiting] if again else ())
         # A run that died while it recorded a cell has left its parts.
         self._remove([cell for cell in self.task.cells if cell not in self.waiting], self.waiting)
-        with shards.refusing():  # what was asked for cannot be merged
-            self.costs = {cell.key: self.task.cost(cell) for cell in self.waiting}
         units = list(dict.fromkeys(unit for cell in self.waiting for unit in self._units_of(cell)))
         todo = units if self.args.again else self.parts.missing(units)
         self._announce(todo)

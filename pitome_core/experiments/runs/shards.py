@@ -221,7 +221,12 @@ class Parts:
         return self._noted()["cells"]
 
     def _noted(self) -> dict[str, Any]:
-        noted = files.read_json(self.note) if self.note.exists() else {"cells": [], "cleared": True}
+        try:
+            noted = files.read_json(self.note)
+        except results.RecordError:
+            if self.note.exists():
+                raise
+            noted = {"cells": [], "cleared": True}
         if not isinstance(noted, dict) or not {"cells", "cleared"} <= set(noted):
             raise results.RecordError(f"{self.note} is damaged: delete it and pass --again")
         return noted

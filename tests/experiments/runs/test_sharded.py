@@ -366,6 +366,19 @@ def test_a_run_with_again_that_was_stopped_goes_on_without_it(words, tmp_path, m
     assert not (tmp_path / "out" / "toy-numbers-sine.parts").exists()
 
 
+def test_what_cannot_be_merged_is_refused_before_again_begins(words, tmp_path, monkeypatch, capsys):
+    assert main(words()) == 0
+
+    def refused(*_):
+        raise ValueError("keep 0.1 is too low")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Numbers, "cost", refused)
+        assert main(words("--again")) == 2
+    assert "error: keep 0.1 is too low" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "toy-numbers-sine.parts" / "again.json").exists()
+
+
 def test_an_estimate_of_again_begins_nothing(words, tmp_path, scored, capsys):
     assert main(words()) == 0
     text = load(tmp_path / "out").path.read_text()
