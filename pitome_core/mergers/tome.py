@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..energy import directions
+from ..energy import directions, dot_products
 from ..merge_plan import MergePlan
 from .registry import active_pairs, register_method
 
@@ -27,7 +27,7 @@ def soft_matching(
     # Padding and tokens with NaN have the score -inf, so that they merge only when no other tokens are left.
     if mask is not None:
         unit = unit.masked_fill(~mask[..., None], math.nan)
-    score = torch.bmm(unit[:, 0::2], unit[:, 1::2].mT).nan_to_num(-math.inf)  # (B, |A|, |B|)
+    score = dot_products(unit[:, 0::2], unit[:, 1::2]).nan_to_num(-math.inf)  # (B, |A|, |B|)
     best, partner = score.max(dim=-1)
     k, active = active_pairs(remove)
     chosen = best.argsort(dim=-1, descending=True, stable=True)[:, :k]

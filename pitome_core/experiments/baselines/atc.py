@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pitome_core.energy import unit_tokens
+from pitome_core.energy import dot_products, unit_tokens
 from pitome_core.merge_plan import MergePlan
 from pitome_core.mergers import register_method
 
@@ -35,7 +35,7 @@ def plan_atc(
     `remove` = k, the number of tokens that merge into others. Raises ``ImportError`` without scikit-learn.
     """
     unit, usable = unit_tokens(metric.cpu().double())
-    cos = unit @ unit.transpose(-1, -2)
+    cos = dot_products(unit, unit)
     distance = (1 - (cos + cos.transpose(-1, -2)) / 2).clamp_min(0)
     distance = distance.masked_fill(~(usable[:, :, None] & usable[:, None, :]), _FAR)
     batch, width = metric.shape[:2]

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pitome_core.energy import unit_tokens
+from pitome_core.energy import dot_products, unit_tokens
 from pitome_core.merge_plan import MergePlan
 from pitome_core.mergers import register_method
 from pitome_core.mergers.registry import active_pairs
@@ -31,7 +31,7 @@ def plan_crossget(metric: Tensor, remove: int | Tensor, *, mask: Tensor | None =
     unit, usable = unit_tokens(metric)
     real = torch.ones_like(usable) if mask is None else mask
     usable = usable & real
-    cos = unit @ unit.transpose(-1, -2)
+    cos = dot_products(unit, unit)
     cos = (cos + cos.transpose(-1, -2)) / 2  # exactly symmetric, so that mutual neighbours have exactly equal values
     off_diagonal = torch.eye(metric.shape[1], device=metric.device) == 0
     graph = cos.masked_fill(~(off_diagonal & usable[:, None, :]), -math.inf)

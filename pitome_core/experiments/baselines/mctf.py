@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pitome_core.energy import unit_tokens
+from pitome_core.energy import dot_products, unit_tokens
 from pitome_core.merge_plan import MergePlan
 from pitome_core.mergers import register_method
 from pitome_core.mergers.registry import active_pairs
@@ -44,7 +44,7 @@ def plan_mctf(
         share = share * _over_maximum(size, usable) ** (1 / t_size)
     if width < 2:
         return MergePlan.identity(len(metric), width, metric.device)
-    cos = unit[:, 0::2] @ unit[:, 1::2].transpose(-1, -2)
+    cos = dot_products(unit[:, 0::2], unit[:, 1::2])
     weight = ((cos + 1) / 2).clamp_min(0) ** (1 / t_sim) * share[:, 0::2, None] * share[:, None, 1::2]
     # Weights are 0 or more. Lower ones make non-finite tokens merge last, and -inf keeps padding out.
     weight = weight.masked_fill(~usable[:, 0::2, None], -1).masked_fill(~usable[:, None, 1::2], -2)
