@@ -146,19 +146,22 @@ def _gaussian(cos: Tensor, margin: float) -> Tensor:
 
 def _elu(cos: Tensor, margin: float, alpha: float) -> Tensor:
     """`F.elu(cos - margin, alpha)`, which on a CPU would round the last numbers of a tensor otherwise than the rest."""
-    difference = cos - margin
-    return difference.clamp_min(0.0).add_(difference.clamp_max(0.0).expm1_(), alpha=alpha)
+    below = cos.clamp_max(margin).sub_(margin).expm1_()
+    return cos.clamp_min(margin).sub_(margin).add_(below, alpha=alpha)
 
 
 def _lengths(mask: Tensor | None) -> list[int] | None:
-    """How many tokens of every item are real, or None where there is no padding or numbers cannot be read.
+    """How many tokens of every item are real, or None where there is no padding or the numbers are not read.
 
-    They are not read while a graph is recorded, because it would then hold for these lengths only, and on other devices
-    than a CPU, because the program would have to wait for the device.
+    They are not read while a graph is recorded, because it would then hold for these lengths only, and not on other
+    devices than a CPU, because the program would wait for the device.
     """
     if mask is None or mask.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
-    return mask.sum(dim=-1).tolist()
+    try:
+        return mask.sum(dim=-1).tolist() or None
+    except RuntimeError:  # tensors without numbers: inside of torch.vmap, and fake ones
+        return None
 
 
 def energy_and_cosine(

@@ -43,7 +43,7 @@ CHANNELS = st.integers(2, 70) | st.sampled_from([16, 32, 64])
 
 
 def tied_tokens(seed: int, batch: int, n: int, c: int, dtype: torch.dtype) -> torch.Tensor:
-    """Tokens `(B, N, C)` with exact ties: duplicates of a few directions, of one-hot tokens, or of tokens of -1, 0, 1."""
+    """Tokens `(B, N, C)` with exact ties: copies of a few directions, of one-hot tokens or of tokens of -1, 0, 1."""
     draw = torch.Generator().manual_seed(seed)
     kinds = max(2, n // (2 + seed % 4))
     which = torch.randint(0, kinds, (batch, n), generator=draw)
