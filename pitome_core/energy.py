@@ -234,7 +234,8 @@ def energy_score(
         alpha: depth of the penalty for tokens beyond the margin; the paper uses 1.
         kernel: `paper` (eq. 4, which jumps by m at the margin), `elu` (cos - m above the margin, as in the released
             vision code), `gaussian` (density of 1 - cos with sigma = 1 - m, as in the released text code).
-        mask: `(B, N)` True for real tokens. Padding takes no part and has energy -inf.
+        mask: `(B, N)` True for real tokens. Padding takes no part and has energy -inf. On a CPU the energies of real
+            tokens are, to the last bit, those without padding (see `dot_products`; recorded graphs: but for rounding).
 
     Returns:
         `(B, N)` float32 (float64 for float64 input).

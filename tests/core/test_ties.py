@@ -35,6 +35,7 @@ ARMS = {
     "high and low": ("pitome", {"split": "high_low", "kernel": "elu"}),
     "by position": ("pitome", {"split": "position", "edges": "best", "protection": False}),
     "random split": ("pitome", {"split": "random"}),
+    "mctf, larger powers": ("mctf", {"t_sim": 0.7, "t_info": 1.0, "t_size": 1.0}),
     **{name: (name, {}) for name in ("tome", "tofu", "crossget", "mctf", "diffrate", "atc", "evit", "topk_attention")},
 }
 # The shapes at which the arithmetic changes lie below 16 tokens, and everywhere in float64.
@@ -53,9 +54,11 @@ def tied_tokens(seed: int, batch: int, n: int, c: int, dtype: torch.dtype) -> to
 
 
 def context(seed: int, batch: int, n: int) -> dict:
-    """What a layer knows, with ties: sizes of 1 to 3, and attention maps of four levels."""
+    """What a layer knows, with ties: sizes of 1 to 3, attention of four levels or the same to all tokens."""
     draw = torch.Generator().manual_seed(seed + 1)
     attention = torch.randint(1, 5, (batch, n + 1, n), generator=draw).float() / (4 * n)
+    if seed % 5 > 1:
+        attention = attention[:, :, :1].repeat(1, 1, n)
     return {"margin": (0.9, 0.5, 0.2, 0.0)[seed % 4], "size": torch.randint(1, 4, (batch, n), generator=draw).float(),
             "layer": 1, "num_layers": 2, "attention": attention, "class_attention": attention[:, 0]}
 
@@ -171,6 +174,14 @@ def test_padding_changes_no_energy(kernel, seed, n, c, padding):
     for item, real in enumerate(mask):
         alone = pc.energy_score(metric[item, real][None], 0.5, kernel=kernel)
         assert torch.equal(energy[item, real], alone[0]) and torch.isneginf(energy[item, ~real]).all()
+
+
+def test_masked_energies_without_numbers_to_read():
+    """An empty batch, and items that `torch.vmap` maps over, have energies with a mask, too."""
+    metric, mask = gaussian_tokens(3, 9, 5, 0), torch.arange(9) < torch.tensor([[9], [4], [6]])
+    assert pc.energy_score(metric[:0], 0.5, mask=mask[:0]).shape == (0, 9)
+    mapped = torch.vmap(lambda x, real: pc.energy_score(x[None], 0.5, mask=real[None])[0])(metric, mask)
+    torch.testing.assert_close(mapped, pc.energy_score(metric, 0.5, mask=mask))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
