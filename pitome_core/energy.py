@@ -128,7 +128,8 @@ def dot_products(a: Tensor, b: Tensor) -> Tensor:
         return torch.bmm(a, b.transpose(-1, -2))
     rows = _filled_up(a)
     columns = rows if b is a else _filled_up(b)
-    return torch.bmm(rows, columns.transpose(-1, -2))[:, : a.shape[1], : b.shape[1]]
+    products = torch.bmm(rows, columns.transpose(-1, -2))
+    return products if rows is a and columns is b else products[:, : a.shape[1], : b.shape[1]]
 
 
 def cosine_graph(metric: Tensor) -> Tensor:
