@@ -31,6 +31,7 @@ def plan_mctf(
     `remove` = k, the number of tokens that merge into others. `attention (B, P + N, N)` goes from P prefix tokens and N
     patches to the N patches. `size (B, N)` says how many patches each token stands for; without it the last factor of W
     is left out. `t_sim`, `t_info` and `t_size` are the temperatures of the three factors.
+    With float64 attention on a CPU, sums of equal attention may differ by their place in the last bit.
     """
     attention = required(attention, "attention", "weighs tokens by the attention that they receive")
     unit, usable = unit_tokens(metric)
