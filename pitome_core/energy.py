@@ -27,6 +27,11 @@ from .portable import full_precision
 _ENTRIES_AT_ONCE = {"cpu": 2**19}
 _ENTRIES_ELSEWHERE = 2**22
 
+# Shapes from which on a matrix product on a CPU adds up every entry in the same order: least number of rows and the
+# number that it is a multiple of, by type. Rows start at multiples of 64 bytes. See `dot_products`.
+_ROWS = {torch.float32: (16, 1), torch.float64: (24, 24)}
+_ALIGNED = 64
+
 KERNELS = ("paper", "elu", "gaussian")
 
 
@@ -100,17 +105,66 @@ def unit_tokens(metric: Tensor) -> tuple[Tensor, Tensor]:
     return unit.nan_to_num(0.0), largest[..., 0] < math.inf
 
 
+def _filled_up(tokens: Tensor) -> Tensor:
+    """`tokens (B, p, C)` with rows and channels of zeros behind them, up to a shape that `dot_products` can use."""
+    least, multiple = _ROWS[tokens.dtype]
+    rows, channels = tokens.shape[1:]
+    rows = max(least - rows, -rows % multiple)
+    channels = -channels % (_ALIGNED // tokens.dtype.itemsize)
+    return F.pad(tokens, (0, channels, 0, rows)) if rows or channels else tokens
+
+
+def dot_products(a: Tensor, b: Tensor) -> Tensor:
+    """Dot products of the tokens `a (B, p, C)` and `b (B, q, C)`, float32 or float64: `(B, p, q)`.
+
+    On a CPU each of them is a function of its two tokens alone: it does not depend on their places, on the numbers p
+    and q, and on the batch. So equal tokens have exactly equal cosines, alone, in a batch and beside padding. A plain
+    matrix product does not give that, because it adds up the channels in another order in small matrices, at the edges
+    of float64 matrices, and where rows do not start at multiples of 64 bytes. Zeros around the tokens avoid the three
+    cases. (Found by trial for the library MKL, which PyTorch has on x86 processors. Other libraries and other devices
+    may still round equal products differently.)
+
+    Both tensors start at a multiple of 64 bytes, which every new tensor does.
+    """
+    if a.device.type != "cpu":
+        return torch.bmm(a, b.transpose(-1, -2))
+    rows = _filled_up(a)
+    columns = rows if b is a else _filled_up(b)
+    products = torch.bmm(rows, columns.transpose(-1, -2))
+    return products if rows is a and columns is b else products[:, : a.shape[1], : b.shape[1]]
+
+
 def cosine_graph(metric: Tensor) -> Tensor:
     """Cosine similarity of every pair of tokens, `(B, N, C) -> (B, N, N)`; the paper's W (eq. 3) is 1 minus this."""
     with full_precision(metric.device):
         unit, _ = unit_tokens(metric)
-        return unit @ unit.transpose(-1, -2)
+        return dot_products(unit, unit)
 
 
 def _gaussian(cos: Tensor, margin: float) -> Tensor:
     """Density of the normal distribution at the distance `1 - cos`, with standard deviation `1 - margin`."""
     sigma = 1.0 - margin
     return torch.exp(-0.5 * ((1.0 - cos) / sigma) ** 2) / (sigma * math.sqrt(2.0 * math.pi))
+
+
+def _elu(cos: Tensor, margin: float, alpha: float) -> Tensor:
+    """`F.elu(cos - margin, alpha)`, which on a CPU would round the last numbers of a tensor otherwise than the rest."""
+    below = cos.clamp_max(margin).sub_(margin).expm1_()
+    return cos.clamp_min(margin).sub_(margin).add_(below, alpha=alpha)
+
+
+def _lengths(mask: Tensor | None) -> list[int] | None:
+    """How many tokens of every item are real, or None where there is no padding or the numbers are not read.
+
+    They are not read while a graph is recorded, because it would then hold for these lengths only, and not on other
+    devices than a CPU, because the program would wait for the device.
+    """
+    if mask is None or mask.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    try:
+        return mask.sum(dim=-1).tolist() or None
+    except RuntimeError:  # tensors without numbers: inside of torch.vmap, and fake ones
+        return None
 
 
 def energy_and_cosine(
@@ -120,24 +174,27 @@ def energy_and_cosine(
 
     Args:
         metric: `(B, N, C)`.
-        mask: `(B, N)` True for real tokens. The other arguments are those of `energy_score`.
+        mask: `(B, N)` True for real tokens, which come first. The other arguments are those of `energy_score`.
 
     Returns:
         `energy (B, N)`, `unit (B, N, C)`, and `cos (B, N, N)` or None. Padding and tokens with NaN or infinity have
         energy -inf, so that they rank behind every other token.
     """
     check_kernel(kernel, margin)
+    lengths = _lengths(mask)
 
     def mean(values: Tensor) -> Tensor:
         if mask is None:
             return values.mean(dim=-1)  # (B, rows, N) -> (B, rows)
+        if lengths is not None:  # sums of other lengths would add up in another order, and break ties
+            return torch.stack([of[:, : max(n, 1)].mean(dim=-1) for of, n in zip(values, lengths, strict=True)])
         return values.masked_fill(~mask[:, None, :], 0.0).sum(dim=-1) / mask.sum(dim=-1, keepdim=True).clamp_min(1)
 
     def energy_of_rows(cos: Tensor) -> Tensor:  # (B, rows, N) -> (B, rows)
         if kernel == "gaussian":
             return mean(_gaussian(cos, margin))
         if kernel == "elu":
-            return mean(F.elu(cos - margin, alpha, inplace=True))
+            return mean(_elu(cos, margin, alpha))
         # f_m(x) is a sum of two terms, because a choice between two values would cost a CPU as much as the exponential:
         #     alpha (exp(min(x, m)) / exp(m) - 1)    which is 0 for x >= m
         #     x if x >= m else 0
@@ -150,10 +207,10 @@ def energy_and_cosine(
     unit, finite = unit_tokens(metric)
     rows, cos = _rows_at_once(unit.shape[1], unit.device), None
     if unit.shape[1] <= rows:
-        cos = torch.bmm(unit, unit.mT)
+        cos = dot_products(unit, unit)
         energy = energy_of_rows(cos)
     else:
-        energy = torch.cat([energy_of_rows(torch.bmm(block, unit.mT)) for block in unit.split(rows, 1)], dim=1)
+        energy = torch.cat([energy_of_rows(dot_products(block, unit)) for block in unit.split(rows, 1)], dim=1)
     return torch.where(finite if mask is None else finite & mask, energy, -math.inf), unit, cos
 
 
@@ -164,7 +221,7 @@ def pair_cosines(unit: Tensor, cos: Tensor | None, a: Tensor, b: Tensor) -> Tens
     """
     if cos is None:
         item = torch.arange(unit.shape[0], device=unit.device)[:, None]
-        return torch.bmm(unit[item, a], unit[item, b].mT)
+        return dot_products(unit[item, a], unit[item, b])
     place = torch.add(b[:, None, :], a[:, :, None], alpha=cos.shape[-1])  # (B, p, q), in a matrix stored row by row
     return cos.flatten(1).gather(1, place.flatten(1)).view_as(place)
 
@@ -180,7 +237,8 @@ def energy_score(
         alpha: depth of the penalty for tokens beyond the margin; the paper uses 1.
         kernel: `paper` (eq. 4, which jumps by m at the margin), `elu` (cos - m above the margin, as in the released
             vision code), `gaussian` (density of 1 - cos with sigma = 1 - m, as in the released text code).
-        mask: `(B, N)` True for real tokens. Padding takes no part and has energy -inf.
+        mask: `(B, N)` True for real tokens. Padding takes no part and has energy -inf. On a CPU the energies of real
+            tokens are, to the last bit, those without padding (see `dot_products`; recorded graphs: but for rounding).
 
     Returns:
         `(B, N)` float32 (float64 for float64 input).
@@ -202,7 +260,12 @@ def energy_score(
     check_mask(mask, metric)
     margin, alpha = number(margin, "margin"), number(alpha, "alpha")
     with full_precision(metric.device):
-        return energy_and_cosine(metric, margin, alpha, kernel, mask)[0]
+        if mask is None:
+            return energy_and_cosine(metric, margin, alpha, kernel)[0]
+        order = mask.to(torch.int8).argsort(dim=-1, descending=True, stable=True)  # real tokens to the front
+        item = torch.arange(mask.shape[0], device=mask.device)[:, None]
+        energy, _, _ = energy_and_cosine(metric[item, order], margin, alpha, kernel, mask[item, order])
+        return energy[item, order.argsort(dim=-1)]
 
 
 def margin_schedule(num_layers: int, base: float = 0.9) -> list[float]:

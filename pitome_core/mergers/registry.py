@@ -262,7 +262,9 @@ def plan(
         method: a name from `pc.methods()`.
         margin: the paper's m, for methods that use one.
         size: `(B, N)` sizes, for methods that use them; above 0 for real tokens.
-        mask: `(B, N)` True for real tokens. Padding may stand anywhere; it does not change the result of an item.
+        mask: `(B, N)` True for real tokens. Padding may stand anywhere; it does not change the result of an item. Nor
+            does the batch. Where values tie exactly (equal tokens), this holds to the last bit on x86 processors, and
+            the first token wins. Elsewhere, and in recorded graphs with padding, such ties may go to another token.
         options: the method's own (`pc.methods()[name].options`).
 
     Returns:

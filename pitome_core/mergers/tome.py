@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..energy import directions
+from ..energy import directions, dot_products
 from ..merge_plan import MergePlan
 from ..portable import stable_order
 from .registry import active_pairs, register_method
@@ -30,7 +30,7 @@ def soft_matching(
     if mask is not None:
         unit = unit.masked_fill(~mask[..., None], math.nan)
     a, b = (0, 1) if parity == "patches" else (1, 0)
-    score = torch.bmm(unit[:, a::2], unit[:, b::2].mT).nan_to_num(-math.inf)  # (B, |A|, |B|)
+    score = dot_products(unit[:, a::2], unit[:, b::2]).nan_to_num(-math.inf)  # (B, |A|, |B|)
     best, partner = score.max(dim=-1)
     k, active = active_pairs(remove)
     chosen = stable_order(best, descending=True)[:, :k]

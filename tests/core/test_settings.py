@@ -25,6 +25,7 @@ ARGUMENTS = {
     "a count per layer": dict(method="tome", remove=[3, 0, 2]),
     "a preset": dict(preset="released-deit", keep=0.8),
     "plain attention": dict(keep=0.8, proportional=False),
+    "no choice of protected tokens": dict(keep=0.8, protect=None),
     "a margin": dict(keep=0.8, margin=0.5),
     "a margin per layer": dict(keep=0.8, margin=torch.tensor([0.5, 0.25, 0.0])),
     "another metric": dict(keep=0.8, metric="hidden-centred"),

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pitome_core.energy import unit_tokens
+from pitome_core.energy import dot_products, unit_tokens
 from pitome_core.merge_plan import MergePlan
 from pitome_core.mergers import register_method
 from pitome_core.portable import refuse_exporting
@@ -37,7 +37,7 @@ def plan_atc(
     """
     refuse_exporting("scikit-learn forms the clusters of every image")
     unit, usable = unit_tokens(metric.cpu().double())
-    cos = unit @ unit.transpose(-1, -2)
+    cos = dot_products(unit, unit)
     distance = (1 - (cos + cos.transpose(-1, -2)) / 2).clamp_min(0)
     distance = distance.masked_fill(~(usable[:, :, None] & usable[:, None, :]), _FAR)
     batch, width = metric.shape[:2]

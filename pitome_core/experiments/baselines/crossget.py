@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pitome_core.energy import unit_tokens
+from pitome_core.energy import dot_products, unit_tokens
 from pitome_core.merge_plan import MergePlan
 from pitome_core.mergers import register_method
 from pitome_core.mergers.registry import active_pairs
@@ -66,7 +66,7 @@ def plan_crossget(metric: Tensor, remove: int | Tensor, *, mask: Tensor | None =
     else:
         tokens = unit.gather(1, source[..., None].expand(-1, -1, unit.shape[-1]))  # (B, k, C)
         rows_at_once = max(1, _SIDE**2 // metric.shape[1])
-        blocks = [nearest(block @ unit.mT, kept, usable) for block in tokens.split(rows_at_once, dim=1)]
+        blocks = [nearest(dot_products(block, unit), kept, usable) for block in tokens.split(rows_at_once, dim=1)]
         target = torch.cat(blocks, dim=1)
     return MergePlan.from_merges(source, target, metric.shape[1], active=active, mask=mask, checked=False)
 
@@ -79,10 +79,10 @@ def _tiles(unit: Tensor) -> Iterator[Tile]:
     """
     blocks = [slice(start, min(start + _SIDE, unit.shape[1])) for start in range(0, unit.shape[1], _SIDE)]
     for number, rows in enumerate(blocks):
-        cos = unit[:, rows] @ unit[:, rows].transpose(-1, -2)
+        cos = dot_products(unit[:, rows], unit[:, rows])
         yield rows, rows, (cos + cos.transpose(-1, -2)) / 2
         for columns in blocks[number + 1 :]:
-            cos = unit[:, rows] @ unit[:, columns].transpose(-1, -2)
+            cos = dot_products(unit[:, rows], unit[:, columns])
             yield rows, columns, cos
             yield columns, rows, cos.transpose(-1, -2)
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pitome_core.energy import unit_tokens
+from pitome_core.energy import dot_products, unit_tokens
 from pitome_core.merge_plan import MergePlan
 from pitome_core.mergers import register_method
 
@@ -38,7 +38,7 @@ def plan_diffrate(
     merged = merged if isinstance(merged, int) else int(merged.max())
     rank = count // 2 + torch.arange(merged, device=metric.device)  # (B, merged) or (1, merged): of those that merge
     source = order.gather(1, rank.clamp_max(metric.shape[1] - 1).expand(metric.shape[0], merged))  # (B, merged)
-    rows = unit.gather(1, source[..., None].expand(-1, -1, unit.shape[-1])) @ unit.transpose(-1, -2)  # (B, merged, N)
+    rows = dot_products(unit.gather(1, source[..., None].expand(-1, -1, unit.shape[-1])), unit)  # (B, merged, N)
     root = join(places(metric), source, nearest(rows, kept, usable), (rank < count).expand(source.shape))
     return from_roots(root.masked_fill(position < count // 2, -1), remove, mask, drops=True)
 

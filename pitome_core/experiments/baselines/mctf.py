@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pitome_core.energy import unit_tokens
+from pitome_core.energy import dot_products, unit_tokens
 from pitome_core.merge_plan import MergePlan
 from pitome_core.mergers import register_method
 from pitome_core.mergers.registry import active_pairs
@@ -41,6 +41,7 @@ def plan_mctf(
     `remove` = k, the number of tokens that merge into others. `attention (B, P + N, N)` goes from P prefix tokens and N
     patches to the N patches. `size (B, N)` says how many patches each token stands for; without it the last factor of W
     is left out. `t_sim`, `t_info` and `t_size` are the temperatures of the three factors.
+    With float64 attention on a CPU, sums of equal attention may differ by their place in the last bit.
     """
     if not min(t_sim, t_info, t_size) > 0:
         raise ValueError(f"temperatures must be above 0, got t_sim={t_sim}, t_info={t_info}, t_size={t_size}")
@@ -49,15 +50,18 @@ def plan_mctf(
     width = metric.shape[1]
     real = torch.ones_like(usable) if mask is None else mask
     queries = torch.cat([real.new_ones(real.shape[0], attention.shape[1] - width), real], dim=1)
-    received = attention.masked_fill(~queries[..., None], 0).sum(dim=1)
+    # On a CPU sums round by place. In float64 this is far below the float32 numbers that tie.
+    exact = torch.float64 if metric.device.type == "cpu" else attention.dtype
+    received = attention.masked_fill(~queries[..., None], 0).sum(dim=1, dtype=exact).to(attention.dtype)
     usable = usable & real & received.isfinite()
-    share = _over_maximum(received, usable) ** (1 / t_info)
+    share = _root(_over_maximum(received.to(exact), usable), t_info)
     if size is not None:
-        share = share * _over_maximum(size, usable) ** (1 / t_size)
+        share = share * _root(_over_maximum(size.to(exact), usable), t_size)
+    share = share.to(torch.promote_types(unit.dtype, attention.dtype))
     if width < 2:
         return MergePlan.identity(metric.shape[0], width, metric.device)
-    cos = unit[:, 0::2] @ unit[:, 1::2].transpose(-1, -2)
-    weight = ((cos + 1) / 2).clamp_min(0) ** (1 / t_sim) * share[:, 0::2, None] * share[:, None, 1::2]
+    cos = dot_products(unit[:, 0::2], unit[:, 1::2])
+    weight = _root(((cos + 1) / 2).clamp_min(0), t_sim) * share[:, 0::2, None] * share[:, None, 1::2]
     # Weights are 0 or more. Lower ones make non-finite tokens merge last, and -inf keeps padding out.
     weight = weight.masked_fill(~usable[:, 0::2, None], -1).masked_fill(~usable[:, None, 1::2], -2)
     weight = weight.masked_fill(~(real[:, 0::2, None] & real[:, None, 1::2]), -math.inf)
@@ -80,6 +84,13 @@ def _over_maximum(value: Tensor, usable: Tensor) -> Tensor:
     value = value.clamp_min(torch.finfo(value.dtype).tiny).masked_fill(~usable, math.inf)
     least = value.amin(dim=-1, keepdim=True)
     return torch.where(usable, least / value, torch.ones_like(value))
+
+
+def _root(value: Tensor, temperature: float) -> Tensor:
+    """`value ** (1 / temperature)`, the same for equal values: on a CPU the operator for powers rounds by place."""
+    if temperature == 1 or value.device.type != "cpu":
+        return value ** (1 / temperature)
+    return value.double().log().div_(temperature).exp_().to(value.dtype)
 
 
 def _best_edges(weight: Tensor, remove: int | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -787,8 +787,12 @@ def test_heads_train_with_labels():
 # ------------------------------------------------------------------------------------------------------------ counts
 @pytest.mark.parametrize("keep", [None, 0.6])
 @pytest.mark.parametrize("name", [*VISION_MODELS, "BERT", "SequenceClassification", "MaskedLM"])
-def test_counts_equal_what_torch_counts(name, keep):
-    """`pc.flops` equals torch's counter on the unfused path; sums of a merge are no matrix products."""
+def test_counts_equal_what_torch_counts(name, keep, monkeypatch):
+    """`pc.flops` equals torch's counter on the unfused path; sums of a merge are no matrix products.
+
+    Rows of zeros, with which a CPU fills small matrices up, are no part of the method and are left out.
+    """
+    monkeypatch.setattr("pitome_core.energy._ROWS", {torch.float32: (0, 1), torch.float64: (0, 1)})
     text = name not in VISION_MODELS
     model, inputs = build(name)
     model.set_attn_implementation("eager")
