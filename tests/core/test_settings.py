@@ -243,3 +243,11 @@ def test_a_state_dict_does_not_carry_merging(tmp_path, images):
     other.load_state_dict(state)
     assert torch.equal(run(other.eval(), x), expected)
     assert torch.equal(run(pc.apply(other, **pc.settings(model)), x), run(model, x))
+
+
+def test_settings_know_the_protected_tokens():
+    model, inputs = bert()
+    given = json.loads(json.dumps(pc.settings(pc.apply(model, keep=0.75, protect="cls"))))
+    expected = run(model, *inputs)
+    assert given["protect"] == "cls" and torch.equal(run(pc.apply(model, **given), *inputs), expected)
+    assert not torch.equal(run(pc.apply(model, keep=0.75), *inputs), expected)
