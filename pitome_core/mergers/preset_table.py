@@ -1,4 +1,15 @@
-"""Presets as data: what each published variant of PiToMe chooses wherever the method leaves a choice."""
+"""Presets as data: what each published variant of PiToMe chooses wherever the method leaves a choice.
+
+Four properties of the released code are not reproduced on purpose, so that all methods meet the same tokens.
+
+- Ties: the released sort is unstable, ours is stable.
+- Prefix tokens never merge and never count in N. In the released ToMe layers of LLaVA's CLIP the class token counts in
+  N and in the parity, and unmerged tokens stand before destinations; here N, parity and order are those of patches.
+- A distillation token never merges.
+- Padding of a text takes no part: it neither merges nor counts in N.
+
+`book/paper_and_code` says what the second changes, measured.
+"""
 
 from __future__ import annotations
 

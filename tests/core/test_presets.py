@@ -159,6 +159,16 @@ def test_explicit_values_win_over_a_preset(build_vit):
         assert words in shown
 
 
+def test_what_differs_between_layers_or_from_the_usual_shows(build_vit):
+    """The first and the last value of layers, all of them where these two are equal; place and means where unusual."""
+    model = pc.apply(build_vit(depth=3), margin=[0.5, 0.9, 0.5])
+    assert "margin=[0.5, 0.9, 0.5]" in repr(model) and "insertion" not in repr(model) and "sized" not in repr(model)
+    pc.apply(model, margin=[0.5, 0.7, 0.9], insertion="before")
+    assert "margin=0.5..0.9" in repr(model) and "insertion='before'" in repr(model)
+    pc.apply(model, preset="released-llava")
+    assert "insertion='after', sized=False" in repr(model)
+
+
 def test_a_schedule_cannot_merge_where_the_preset_does_not(build_vit):
     model = build_vit(depth=5)
     with pytest.raises(ValueError, match=r"layers \[3, 4\]"):

@@ -641,7 +641,7 @@ VARIANTS = [
     dict(), dict(method="tome", proportional=True), dict(proportional=False), dict(metric="hidden"),
     dict(metric="concat-centred"), dict(metric="keys-centred", insertion="after"), dict(insertion="before"),
     dict(method="random_prune"), dict(method="diffrate"), dict(method="evit"), dict(method="crossget"),
-    dict(method="tofu"), dict(method="random_merge"), dict(preset="released-bert"),
+    dict(method="tofu"), dict(method="random_merge"), dict(preset="released-bert"), dict(protect="cls"),
 ]
 
 
@@ -712,6 +712,40 @@ def test_protected_tokens_never_merge():
             slots = trace.last.plan(layer).assignment[row]
             assert all((slots == slots[place]).sum() == 1 for place in places)
             assert trace.layers[layer - 1].size[row][slots[list(places)]].eq(1).all()
+
+
+def test_the_first_real_token_alone_is_protected_where_asked():
+    """With `protect="cls"`, also behind padding; [SEP] and the ends of segments may merge, and some do."""
+    model, inputs = build("BERT")
+    inputs = {key: value.flip(1) for key, value in inputs.items()}  # padding on the left
+    inputs["token_type_ids"] = (torch.arange(12) > 4).long().repeat(3, 1)
+    real, first = inputs["attention_mask"].bool(), [12 - length for length in LENGTHS]
+    protected = protected_tokens(real, inputs["input_ids"], inputs["token_type_ids"], 3, "cls")
+    assert protected.nonzero().tolist() == [[row, place] for row, place in enumerate(first)]
+    pc.apply(model, keep=0.5, protect="cls")
+    with pc.record(model) as trace:
+        run(model, inputs)
+    assert "protect='cls'" in repr(model)
+    for row, place in enumerate(first):
+        slots = trace.assignment[row]
+        assert (slots == slots[place]).sum() == 1 and trace.layers[-1].size[row][slots[place]] == 1
+        left = LENGTHS[row] - 1
+        for layer in trace.layers:
+            left -= oracle.tokens_removed(left, 0.5)
+            assert (layer.size[row] > 0).sum() == left + 1
+    assert any((trace.assignment[row] == trace.assignment[row, 11]).sum() > 1 for row in range(3))
+
+
+@pytest.mark.parametrize("name, protect, message", [
+    ("BERT", "sep", "protect='sep' is not offered by transformers BERT: choose one of ends, cls"),
+    ("ViT", "cls", "protect='cls' is not offered by .*: leave it out"),
+])  # fmt: skip
+def test_what_a_family_cannot_protect_is_refused(name, protect, message):
+    model, _ = build(name)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=message):
+        pc.apply(model, protect=protect)
+    assert snapshot(model) == before
 
 
 def test_kept_tokens_get_slots_of_their_own():
