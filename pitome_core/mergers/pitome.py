@@ -7,8 +7,8 @@ import math
 from torch import Tensor
 
 from ..energy import energy_and_cosine, pair_cosines
-from ..portable import stable_order
 from ..merge_plan import MergePlan
+from ..portable import stable_order
 from .pitome_variants import CHOICES, Variant, plan_variant
 from .registry import active_pairs, register_method
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..energy import KERNELS, pair_cosines
-from ..portable import stable_order
 from ..merge_plan import MergePlan
+from ..portable import stable_order
 from .hashing import hash_tokens, random_order
 from .registry import active_pairs
 

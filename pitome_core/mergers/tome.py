@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..energy import directions
-from ..portable import stable_order
 from ..merge_plan import MergePlan
+from ..portable import stable_order
 from .registry import active_pairs, register_method
 
 
