@@ -13,6 +13,7 @@ The paper's `m` is `margin` here. The paper compares tokens by the keys of the l
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 import torch.nn.functional as F
@@ -205,8 +206,9 @@ def energy_and_cosine(
         return torch.add(above_margin, exponentials, alpha=alpha * math.exp(-low)) - alpha
 
     unit, finite = unit_tokens(metric)
-    rows, cos = _rows_at_once(unit.shape[1], unit.device), None
-    if unit.shape[1] <= rows:
+    width = operator.index(unit.shape[1])  # an int, also where shapes are traced
+    rows, cos = _rows_at_once(width, unit.device), None
+    if width <= rows:
         cos = dot_products(unit, unit)
         energy = energy_of_rows(cos)
     else:

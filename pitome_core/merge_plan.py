@@ -127,14 +127,13 @@ class MergePlan:
         anchored = root == torch.arange(width, device=root.device)
         slot = anchored.cumsum(dim=-1) - 1
         valid = None
-        if num_tokens is not None:
-            num_tokens = operator.index(num_tokens)  # an int, also where it comes from a traced shape
-        else:
+        if num_tokens is None:
             count = anchored.sum(dim=-1)
             num_tokens = int(count.max()) if batch else 0
             if bool((count < num_tokens).any()):
                 valid = torch.arange(num_tokens, device=root.device) < count[:, None]
         assignment = slot.gather(1, root.clamp_min(0)).masked_fill(root < 0, -1)
+        num_tokens = operator.index(num_tokens)  # an int, also where it comes from a traced shape
         plan = cls._made(assignment=assignment, num_tokens=num_tokens, anchored=anchored, valid=valid, weight=weight,
                          reduce=reduce, energy=energy, drops=drops)
         return checks.fields(plan, REDUCTIONS)

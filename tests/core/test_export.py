@@ -1,4 +1,4 @@
-"""Laws of a patched model outside plain eager code: traced, exported, in onnxruntime, with dynamic shapes, under vmap."""
+"""Laws of a patched model outside plain eager code: traced, exported, in onnxruntime, compiled, under vmap."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import math
 import re
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from torch import nn
 
 import pitome_core as pc
 import pitome_core.experiments.baselines
-from pitome_core import merge_plan, portable
+from pitome_core import energy, merge_plan, portable
 
 pytest.importorskip("timm")
 pytest.importorskip("transformers")
@@ -166,8 +165,9 @@ def test_onnxruntime_computes_outputs_and_plans(entry, tmp_path):
 
 
 @pytest.mark.parametrize(("method", "options"), [
-    ("tome", {}), ("tome", {"restore": False, "metric": "hidden"}), ("pitome", {"kernel": "elu", "insertion": "before"}),
-    ("pitome", {"kernel": "gaussian", "protection": False, "edges": "best", "split": "random"}), ("tofu", {}),
+    ("tome", {}), ("tome", {"restore": False, "metric": "hidden"}), ("tofu", {}),
+    ("pitome", {"kernel": "elu", "insertion": "before"}),
+    ("pitome", {"kernel": "gaussian", "protection": False, "edges": "best", "split": "random"}),
 ])
 def test_onnxruntime_computes_variants(method, options, tmp_path):
     runs_in_onnxruntime(*build(VISION[0], method, plans=True, **options), tmp_path)
@@ -200,6 +200,16 @@ def test_every_method_is_traced_and_exported(method):
     is_right_for_any_batch(program.module(), model, images)
     operators = {str(node.target) for node in program.graph.nodes}
     assert not {name for name in operators if "searchsorted" in name or "sort.stable" in name}
+
+
+def test_energies_in_blocks_are_traced(monkeypatch):
+    """Beyond a number of tokens the cosines are computed in blocks of rows, whose number is a plain one, too."""
+    monkeypatch.setitem(energy._ENTRIES_AT_ONCE, "cpu", 40)
+    model, images = build(VISION[0])
+    traced = trace(model, images)
+    assert str(traced.inlined_graph).count("aten::bmm") > 6
+    is_right_for_any_batch(traced, model, images)
+    is_right_for_any_batch(export(model, images).module(), model, images)
 
 
 def test_grid_pooling_is_traced():
