@@ -170,8 +170,8 @@ def replicate(model: nn.Module) -> nn.Module:
 
 
 def lies_on_two_devices(model: nn.Module, given: Tensor) -> bool | str:
-    """Everything behind the first block on a second device, as accelerate's device maps do. It is `meta` here, which has
-    shapes and no values; so texts, whose lengths are values, are left out."""
+    """Everything behind the first block on a second device, as accelerate's device maps do. It is `meta` here, which
+    has shapes and no values; so texts, whose lengths are values, are left out."""
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
     if find_family(model).ragged:
@@ -208,7 +208,7 @@ def check_uses(model: nn.Module, given: dict[str, Tensor], towers: str) -> dict[
         for name, use in IN_GRAPHS.items():
             try:
                 row[name] = use(OneTower(tower).eval(), value)
-            except ValueError as error:
+            except Exception as error:  # exporters wrap what a model raises in errors of their own
                 if "keep the plan of its example" not in str(error):
                     raise
                 row[name] = REFUSED

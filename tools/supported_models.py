@@ -16,6 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from model_uses import COLUMNS as USES
+from model_uses import check_uses, tensors
 from torch import Tensor, nn
 
 import pitome_core as pc
@@ -171,15 +173,6 @@ ENTRIES = [
 ]
 
 
-def tensors(value) -> list[Tensor]:
-    """All floating tensors inside an output, in order."""
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [part for entry in value for part in tensors(entry)] if isinstance(value, (list, tuple)) else []
-
-
 def check(entry: Entry) -> dict[str, str | bool]:
     """Every point of the contract for one entry."""
     model, given = entry.build()
@@ -250,25 +243,52 @@ Classes are listed by exact type; anything else raises `UnsupportedModelError` w
 | rotary angles that differ by layer | refused rather than guessed |
 | causal text towers (CLIP, SigLIP) | a plan made from all tokens lets later words change earlier outputs |
 | BERT as a decoder or with cross-attention | outputs would depend on later tokens |
-| compiled models | patch first, compile the patched model |
+| models or blocks that are wrapped already (`torch.compile`, checkpointing, FSDP1) | `apply` first, then wrap |
+| an attention or block whose `forward` was replaced on the instance | merging would be left out: take it out, `apply`, put it in again |
 | LLaVA with `restore=True` | its language model takes the merged tokens: use `restore=False` |
+"""
+USES_ABOVE = """
+## Where the model is put
+
+The same rows inside what users put around a model; [How to run](how_to_run.md) has the order that always works.
+
+- **trace**: `torch.jit.trace` of one image is right for one and for four. **export**: `torch.export` with a dynamic batch,
+  for one and for four. **ONNX**: the same in onnxruntime, outputs to 1e-4 and plans equal ([Export](export.md)).
+- **compile**: `torch.compile(dynamic=True)` makes one graph for batches of 2, 3 and 5 (texts: several, with breaks).
+- **LoRA**: every low-rank update of peft that learns unmerged learns merged, put on before or after `apply`, with the
+  same outputs.
+- **replica**: what `nn.DataParallel` makes for each device runs its own weights.
+- **device map**: everything behind the first block on a second device, by accelerate, hooks put on before `apply`. The
+  second device was `meta`, which has shapes and no values; two GPUs were not run.
+
 """
 COLUMNS = ("keep=1", "tokens", "outputs", "gradients", "names", "remove", "copy")
 
 
 def page(rows: list[tuple[Entry, dict]]) -> str:
-    """The page for these outcomes."""
+    """The page for these outcomes: the contract, and the uses."""
     words = {True: "yes", False: "NO"}
-    table = markdown(
-        ["library", "model", "", *COLUMNS],
-        [(entry.library, f"`{entry.name}`", entry.note, *(words.get(row[name], row[name]) for name in COLUMNS))
-         for entry, row in rows],
-    )
-    return f"{TEXT_ABOVE}{table}\n{TEXT_BELOW}"
+
+    def table(columns: tuple[str, ...]) -> str:
+        return markdown(
+            ["library", "model", "", *columns],
+            [(entry.library, f"`{entry.name}`", entry.note, *(words.get(row[name], row[name]) for name in columns))
+             for entry, row in rows],
+        )
+
+    return f"{TEXT_ABOVE}{table(COLUMNS)}\n{USES_ABOVE}{table(USES)}\n{TEXT_BELOW}"
+
+
+def outcome(entry: Entry) -> dict[str, str | bool]:
+    """Contract and uses of one entry. The model with both towers is used by its towers, so by the rows before it."""
+    row = check(entry)
+    if entry.towers == "both":
+        return row | dict.fromkeys(USES, "its towers")
+    return row | check_uses(*entry.build(), entry.towers)
 
 
 def main() -> int:
-    rows = [(entry, check(entry)) for entry in ENTRIES]
+    rows = [(entry, outcome(entry)) for entry in ENTRIES]
     PAGE.write_text(page(rows))
     failed = [entry.name for entry, row in rows if False in row.values()]
     print(f"{len(rows)} architectures, {len(failed)} failed: {', '.join(failed) or 'none'}; written to {PAGE.name}")

@@ -21,7 +21,7 @@ OUTCOMES = {}
 def test_contract(number):
     torch.set_num_threads(1)
     entry = supported_models.ENTRIES[number]
-    OUTCOMES[number] = (entry, supported_models.check(entry))
+    OUTCOMES[number] = (entry, supported_models.outcome(entry))
     assert False not in OUTCOMES[number][1].values(), OUTCOMES[number][1]
 
 
