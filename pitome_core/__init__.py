@@ -4,7 +4,8 @@ from .counting import Counts, flops, schedule
 from .energy import energy_score, margin_schedule
 from .families import register_family
 from .family import Family, UnsupportedModelError
-from .merge_plan import LinearPlan, MergePlan
+from .linear_plan import LinearPlan
+from .merge_plan import MergePlan
 from .mergers import Method, methods, plan, register_method
 from .mergers.preset_table import Preset, presets
 from .patching import apply, patched, remove, settings, unmerged

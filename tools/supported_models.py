@@ -244,7 +244,7 @@ Classes are listed by exact type; anything else raises `UnsupportedModelError` w
 | causal text towers (CLIP, SigLIP) | a plan made from all tokens lets later words change earlier outputs |
 | BERT as a decoder or with cross-attention | outputs would depend on later tokens |
 | models or blocks that are wrapped already (`torch.compile`, checkpointing, FSDP1) | `apply` first, then wrap |
-| an attention or block whose `forward` was replaced on the instance | merging would be left out: take it out, `apply`, put it in again |
+| a `forward` that was replaced on the instance | merging would be left out: take it out, `apply`, put it in again |
 | LLaVA with `restore=True` | its language model takes the merged tokens: use `restore=False` |
 """
 USES_ABOVE = """
@@ -252,8 +252,8 @@ USES_ABOVE = """
 
 The same rows inside what users put around a model; [How to run](how_to_run.md) has the order that always works.
 
-- **trace**: `torch.jit.trace` of one image is right for one and for four. **export**: `torch.export` with a dynamic batch,
-  for one and for four. **ONNX**: the same in onnxruntime, outputs to 1e-4 and plans equal ([Export](export.md)).
+- **trace**: `torch.jit.trace` of one image is right for one and for four. **export**: `torch.export` with a dynamic
+  batch, for one and for four. **ONNX**: the same in onnxruntime, outputs to 1e-4 and plans equal ([Export](export.md)).
 - **compile**: `torch.compile(dynamic=True)` makes one graph for batches of 2, 3 and 5 (texts: several, with breaks).
 - **LoRA**: every low-rank update of peft that learns unmerged learns merged, put on before or after `apply`, with the
   same outputs.

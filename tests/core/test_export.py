@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import pitome_core as pc
 import pitome_core.experiments.baselines
@@ -22,6 +21,7 @@ pytest.importorskip("open_clip")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 import supported_models  # noqa: E402
+from model_uses import OneTower, batch, one_tower  # noqa: E402
 
 # Tracing warns of every number that it keeps, and vmap of operators that it runs one by one.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -32,32 +32,10 @@ ONE_EACH = [next(entry for entry in VISION if entry.name == name) for name in LI
 BATCH = ({0: torch.export.Dim("batch")},)
 
 
-class Tensors(nn.Module):
-    """An image model (or the image tower inside) that gives a tuple of tensors; with `plans`, its plan as well."""
-
-    def __init__(self, model, plans=False):
-        super().__init__()
-        self.model, self.plans = model, plans
-
-    def forward(self, images):
-        if not self.plans:
-            return tuple(supported_models.tensors(self.model(images)))
-        with pc.record(self.model) as trace:
-            outputs = supported_models.tensors(self.model(images))
-        return *outputs, trace.assignment
-
-
 def build(entry, method="pitome", keep=0.7, plans=False, **options):
     """(model, images) -> the tower of an entry that takes images alone, merging, and two of them."""
-    model, given = entry.build()
-    images = next(given[name] for name in ("x", "image", "pixel_values") if name in given)
-    model = model.visual if "image" in given else model.vision_model if "input_ids" in given else model
-    return Tensors(pc.apply(model, method, keep=keep, **options), plans).eval(), images
-
-
-def batch(images, number):
-    """So many images that differ."""
-    return torch.stack([images[i % 2].roll(5 * i, dims=-1) * (1 + 0.1 * i) for i in range(number)])
+    tower, images = one_tower(*entry.build(), "vision")
+    return OneTower(pc.apply(tower, method, keep=keep, **options), plans).eval(), images
 
 
 def deep_vit(depth=12):
@@ -114,7 +92,7 @@ def test_twelve_layers_are_traced(library, monkeypatch):
         model = names["MyViT"](depth=12).eval()
     images = supported_models.pictures(64)
     for method in ("pitome", "tome"):
-        whole = Tensors(pc.apply(model, method, keep=0.9))
+        whole = OneTower(pc.apply(model, method, keep=0.9))
         is_right_for_any_batch(trace(whole, images), whole, images)
 
 
@@ -130,10 +108,10 @@ def test_counters_that_trace_run_on_twelve_layers():
     assert products == pytest.approx(pc.flops(model, (3, 64, 64)).total, rel=0.03)
 
 
-@pytest.mark.parametrize("method", ["pitome", "tome"])
-@pytest.mark.parametrize("entry", VISION, ids=lambda entry: f"{entry.library} {entry.name} {entry.note}")
-def test_a_trace_is_right_for_any_batch(entry, method):
-    model, images = build(entry, method)
+@pytest.mark.parametrize("entry", ONE_EACH, ids=lambda entry: entry.name)
+def test_a_trace_is_right_for_any_batch(entry):
+    """With ToMe. PiToMe, and the other uses in graphs, are run on every row by the table of supported models."""
+    model, images = build(entry, "tome")
     is_right_for_any_batch(trace(model, images), model, images)
 
 
@@ -149,19 +127,10 @@ def test_a_trace_refuses_other_numbers_of_tokens():
         traced(supported_models.pictures(80))
 
 
-@pytest.mark.parametrize(("entry", "strict"), [
-    *(pytest.param(entry, False, id=entry.name) for entry in ONE_EACH),
-    *(pytest.param(entry, True, id=f"{entry.name} strict") for entry in ONE_EACH if entry.name in LIBRARIES[::3]),
-])
-def test_an_exported_program_is_right_for_any_batch(entry, strict):
+@pytest.mark.parametrize("entry", [entry for entry in ONE_EACH if entry.name in LIBRARIES[::3]], ids=lambda e: e.name)
+def test_a_strictly_exported_program_is_right_for_any_batch(entry):
     model, images = build(entry)
-    is_right_for_any_batch(export(model, images, strict).module(), model, images)
-
-
-@pytest.mark.parametrize("entry", ONE_EACH, ids=lambda entry: entry.name)
-def test_onnxruntime_computes_outputs_and_plans(entry, tmp_path):
-    """Equal outputs to 1e-4 and equal plans, at one image and at four."""
-    runs_in_onnxruntime(*build(entry, plans=True), tmp_path)
+    is_right_for_any_batch(export(model, images, strict=True).module(), model, images)
 
 
 @pytest.mark.parametrize(("method", "options"), [
@@ -218,16 +187,15 @@ def test_grid_pooling_is_traced():
 
 
 @pytest.mark.parametrize("run", [trace, export])
-def test_what_depends_on_values_refuses(run, monkeypatch):
+def test_what_depends_on_values_refuses(run):
     """A text's counts depend on its length, clusters of atc on scikit-learn: a graph would keep the example's."""
-    monkeypatch.setitem(globals(), "batch", lambda given, number: given[:number])
     model, images = build(VISION[0], "atc")
     with pytest.raises(ValueError, match=r"(?s)keep the plan of its example.*pc\.remove"):
         run(model, images)
     entry = next(entry for entry in supported_models.ENTRIES if entry.name == "BertModel")
     model, given = entry.build()
     with pytest.raises(ValueError, match="depends on the length of every text"):
-        run(Tensors(pc.apply(model, keep=0.7)), given["input_ids"])
+        run(OneTower(pc.apply(model, keep=0.7)), given["input_ids"])
 
 
 @pytest.fixture
