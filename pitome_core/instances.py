@@ -13,7 +13,7 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Callable
 from functools import cache, wraps
-from types import MappingProxyType, MethodType
+from types import FunctionType, MappingProxyType, MethodType
 from typing import Any
 
 from torch import nn
@@ -92,7 +92,6 @@ def _calls_the_class(module: nn.Module, name: str) -> bool:
 def _dispatcher(base: type, name: str) -> Callable:
     own = getattr(base, name)
 
-    @wraps(own)  # its signature too, which trainers read
     def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         functions = getattr(self, _FUNCTIONS, None)  # a wrapper may call this method after merging was taken out
         if functions and name in functions:
@@ -102,7 +101,9 @@ def _dispatcher(base: type, name: str) -> Callable:
             raise RuntimeError(REMOVED)
         return own(self, *args, **kwargs)
 
-    return method
+    # A code object of its own, because torch.compile keeps at most eight versions for each.
+    copied = FunctionType(method.__code__.replace(), globals(), name, None, method.__closure__)
+    return wraps(own)(copied)  # the signature is that of `own`, too, which trainers read
 
 
 REMOVED = (

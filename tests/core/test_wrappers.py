@@ -482,3 +482,15 @@ def test_layers_on_two_devices(kind):
             pc.apply(split, keep=KEEP)
         got = run(split, inputs)
         assert got.is_meta and got.shape == whole.shape
+
+
+def test_more_models_are_compiled_than_one_function_has_versions():
+    """Each class has code of its own. With one code object for all, the ninth model would not be compiled."""
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=1), torch.no_grad():
+        for kind in KINDS[:4]:
+            model, inputs = build(kind)
+            expected = run(pc.apply(model, keep=KEEP), inputs)
+            compiled = torch.compile(model, backend="eager", fullgraph=True)
+            torch.testing.assert_close(wrapped_models.output(compiled(**inputs)), expected)
+    torch._dynamo.reset()

@@ -70,3 +70,17 @@ def drop_first(order: Tensor, remove: int | Tensor, mask: Tensor | None) -> Merg
     """The plan that drops the first `remove` tokens of an `order (B, N)` of token indices."""
     k = remove if isinstance(remove, int) else remove[:, None]
     return from_roots(places(order).masked_fill(order.argsort(dim=-1) < k, -1), remove, mask, drops=True)
+
+
+def over_maximum(value: Tensor, usable: Tensor) -> Tensor:
+    """`1 / value (B, N)` over its maximum among the usable tokens, in 0 .. 1; tokens that are not usable get 1."""
+    value = value.clamp_min(torch.finfo(value.dtype).tiny).masked_fill(~usable, math.inf)
+    least = value.amin(dim=-1, keepdim=True)
+    return torch.where(usable, least / value, torch.ones_like(value))
+
+
+def root_of(value: Tensor, temperature: float) -> Tensor:
+    """`value ** (1 / temperature)`, the same for equal values: on a CPU the operator for powers rounds by place."""
+    if temperature == 1 or value.device.type != "cpu":
+        return value ** (1 / temperature)
+    return value.double().log().div_(temperature).exp_().to(value.dtype)

@@ -13,7 +13,7 @@ from pitome_core.mergers import register_method
 from pitome_core.mergers.registry import active_pairs
 from pitome_core.portable import stable_order
 
-from .common import from_roots, join, places, required
+from .common import from_roots, join, over_maximum, places, required, root_of
 
 _LEAST = 1e-20  # smallest weight in a mean, so that it exists even if every attention is rounded to zero
 CHOICES = {"first": ("ceil", "floor"), "pooling": ("size", "attention")}
@@ -54,14 +54,14 @@ def plan_mctf(
     exact = torch.float64 if metric.device.type == "cpu" else attention.dtype
     received = attention.masked_fill(~queries[..., None], 0).sum(dim=1, dtype=exact).to(attention.dtype)
     usable = usable & real & received.isfinite()
-    share = _root(_over_maximum(received.to(exact), usable), t_info)
+    share = root_of(over_maximum(received.to(exact), usable), t_info)
     if size is not None:
-        share = share * _root(_over_maximum(size.to(exact), usable), t_size)
+        share = share * root_of(over_maximum(size.to(exact), usable), t_size)
     share = share.to(torch.promote_types(unit.dtype, attention.dtype))
     if width < 2:
         return MergePlan.identity(metric.shape[0], width, metric.device)
     cos = dot_products(unit[:, 0::2], unit[:, 1::2])
-    weight = _root(((cos + 1) / 2).clamp_min(0), t_sim) * share[:, 0::2, None] * share[:, None, 1::2]
+    weight = root_of(((cos + 1) / 2).clamp_min(0), t_sim) * share[:, 0::2, None] * share[:, None, 1::2]
     # Weights are 0 or more. Lower ones make non-finite tokens merge last, and -inf keeps padding out.
     weight = weight.masked_fill(~usable[:, 0::2, None], -1).masked_fill(~usable[:, None, 1::2], -2)
     weight = weight.masked_fill(~(real[:, 0::2, None] & real[:, None, 1::2]), -math.inf)
@@ -77,20 +77,6 @@ def plan_mctf(
     if pooling == "size":
         return from_roots(root, remove, mask)
     return from_roots(root, remove, mask, weight=received.nan_to_num(0.0, 0.0, 0.0).clamp_min(_LEAST))
-
-
-def _over_maximum(value: Tensor, usable: Tensor) -> Tensor:
-    """`1 / value (B, N)` over its maximum among the usable tokens, in 0 .. 1; tokens that are not usable get 1."""
-    value = value.clamp_min(torch.finfo(value.dtype).tiny).masked_fill(~usable, math.inf)
-    least = value.amin(dim=-1, keepdim=True)
-    return torch.where(usable, least / value, torch.ones_like(value))
-
-
-def _root(value: Tensor, temperature: float) -> Tensor:
-    """`value ** (1 / temperature)`, the same for equal values: on a CPU the operator for powers rounds by place."""
-    if temperature == 1 or value.device.type != "cpu":
-        return value ** (1 / temperature)
-    return value.double().log().div_(temperature).exp_().to(value.dtype)
 
 
 def _best_edges(weight: Tensor, remove: int | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
