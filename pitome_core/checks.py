@@ -171,10 +171,11 @@ def pairs(source: Tensor, target: Tensor, width: int, active: Tensor | None, mas
         raise ValueError("active needs a mask: without padding all items merge equally many pairs")
     if not readable(source, target):
         return [source, target]
+    used = torch.ones_like(source, dtype=torch.bool) if active is None else active
+    source, target = source.where(used, 0), target.where(used, 0)
     ends = torch.cat([source, target], dim=1)
     if bool(((ends < 0) | (ends >= width)).any()):
         raise ValueError(f"tokens have the indices 0 to {width - 1}, got {ends.min()} to {ends.max()}")
-    used = torch.ones_like(source, dtype=torch.bool) if active is None else active
     times = source.new_zeros(source.shape[0], width).scatter_add_(1, source, used.long())  # how often each is a source
     if bool((times > 1).any()):
         raise ValueError(f"token {int((times > 1).nonzero()[0, 1])} is a source twice: a token merges once")

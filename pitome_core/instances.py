@@ -114,8 +114,18 @@ REMOVED = (
 
 def _reduce(self: nn.Module, protocol: int) -> tuple:
     """Copy and pickle: the class is made again from its base and its names."""
-    _, (cls, *_), *state = nn.Module.__reduce_ex__(self, max(protocol, 2))
+    make, (cls, *rest), *state = nn.Module.__reduce_ex__(self, max(protocol, 2))
+    if not _is_ours(cls):  # a class that was derived from ours, by sharding or the like, is copied as it is
+        return make, (cls, *rest), *state
     return _new, (original(self), vars(cls)[_NAMES]), *state
+
+
+def _prepare_scriptable(self: nn.Module) -> nn.Module:
+    """What `torch.jit.script` calls first. It reads the source of methods, which is that of the unmerged ones."""
+    if getattr(self, PATCH_ATTRIBUTE) is None:
+        return self
+    raise TypeError("torch.jit.script cannot compile a merging model, because it reads the source of the methods that "
+                    "merging replaces: use torch.export.export, or call pc.remove(model) first and script it unmerged")
 
 
 def _new(base: type, names: tuple[str, ...]) -> nn.Module:
@@ -127,6 +137,6 @@ def _class_with(base: type, names: tuple[str, ...]) -> type:
     """A class like `base`, in which the methods of these names can be replaced for single instances."""
     body = {name: _dispatcher(base, name) for name in names}
     body |= {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__,
-             "__reduce_ex__": _reduce, PATCH_ATTRIBUTE: None, _FUNCTIONS: MappingProxyType({}), _BASE: base,
-             _NAMES: names}
+             "__reduce_ex__": _reduce, "__prepare_scriptable__": _prepare_scriptable, PATCH_ATTRIBUTE: None,
+             _FUNCTIONS: MappingProxyType({}), _BASE: base, _NAMES: names}
     return type(base)(base.__name__, (base,), body)

@@ -157,7 +157,7 @@ class MergePlan:
             source, target: `(B, k)` integers, indices of tokens. Sources are distinct, and no target is a source.
             width: N.
             active: `(B, k)` bool, the pairs in use if items have different numbers of them, which needs a mask; None =
-                all.
+                all. Other pairs may hold anything.
             mask: `(B, N)` bool, True for real tokens, if there is padding.
             checked: as in `from_roots`; where unchecked pairs are wrong, items mix.
 
@@ -209,7 +209,7 @@ class MergePlan:
             energy = None if self.energy is None else self.energy.to(device)
             return MergePlan.from_merges(source.to(device), target.to(device), self.shape[1], energy=energy)
         held = {name: getattr(self, name) for name in _FIELDS}
-        return MergePlan(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in held.items()})
+        return MergePlan._made(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in held.items()})
 
     @property
     def device(self) -> torch.device:

@@ -231,7 +231,10 @@ class ForwardState:
         return torch.arange(self.num_tokens, device=self.device).expand(self.batch, -1)
 
     def step(self, layer: int) -> LayerStep:
-        """The step of that layer."""
+        """The step of that layer; RuntimeError for a layer that the patch does not know."""
+        if layer >= len(self.patch.rows):
+            raise RuntimeError(f"the model has more than the {len(self.patch.rows)} blocks that it had at pc.apply: "
+                               "call pc.apply again")
         positions = self._positions() if "positions" in self.patch.method.needs else None
         if self.protected is None:
             return LayerStep(self.patch, layer, self.remove[layer], self.prefix, self.class_token, positions)

@@ -7,11 +7,12 @@ which methods these are. What they do in a forward call stands in `patch.py`.
 from __future__ import annotations
 
 import json
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 from torch import nn
@@ -28,6 +29,15 @@ from .schedules import Schedule, check_keep, fixed_schedule
 
 _DEFAULT_KEEP = 0.925
 _INSTALLED_ATTRIBUTE = "_pitome_installed"
+_CHANGING = threading.RLock()  # a model that two threads changed at once would be patched in part, for good
+
+
+def _one_at_a_time(change: Callable) -> Callable:
+    @wraps(change)
+    def locked(*args: Any, **kwargs: Any) -> Any:
+        with _CHANGING:
+            return change(*args, **kwargs)
+    return locked
 
 
 @dataclass(frozen=True)
@@ -78,10 +88,8 @@ def _owned(model: nn.Module) -> Installed | None:
     if installed is None or installed.root is model:
         return installed
     if _installed(installed.root) is installed:
-        raise ValueError(
-            "this is a shallow copy of a patched model and shares its blocks: call this on the original, or copy the "
-            "model with copy.deepcopy"
-        )
+        raise ValueError("this is a shallow copy of a patched model and shares its blocks: call this on the original, "
+                         "or copy the model with copy.deepcopy")
     take_methods(model)  # the original was changed since then, so what the copy holds is void
     del vars(model)[_INSTALLED_ATTRIBUTE]
     return None
@@ -109,6 +117,7 @@ def _extra_repr(model: nn.Module, patch: Patch) -> str:
     return "\n".join(line for line in lines if line)
 
 
+@_one_at_a_time
 def _install(model: nn.Module, towers: tuple[tuple[Family, Patch], ...], given: dict[str, Any]) -> None:
     """Put patches into a model, in place of those that it has; if that fails, the model stays as it was.
 
@@ -136,6 +145,7 @@ def _install(model: nn.Module, towers: tuple[tuple[Family, Patch], ...], given: 
         raise
 
 
+@_one_at_a_time
 def _uninstall(model: nn.Module) -> None:
     installed = _installed(model)
     if installed is not None:
@@ -157,6 +167,7 @@ def _check_passed_by(module: nn.Module) -> None:
         )
 
 
+@_one_at_a_time
 def apply(
     model: nn.Module,
     method: str = "pitome",
@@ -250,10 +261,10 @@ def apply(
     patches = [(part, _make_patch(model, part, arguments)) for part in parts]
     if before is not None:  # recordings that are open go on
         traces = [patch.traces for _, patch in before.towers]
-        patches[: len(traces)] = [
-            (part, replace(patch, traces=of_tower))
-            for (part, patch), of_tower in zip(patches, traces, strict=False)
-        ]
+        if any(traces[len(patches) :]):
+            raise RuntimeError("a recording of the text tower is open: leave it first, then apply to one tower alone")
+        patches[: len(traces)] = [(part, replace(patch, traces=of_tower))
+                                  for (part, patch), of_tower in zip(patches, traces, strict=False)]
     given = {name: checks.data(value) for name, value in vars(arguments).items() if name not in ("method", "options")}
     _install(model, tuple(patches), {"method": chosen.name, **given, "towers": towers, **checks.data(options)})
     return model
@@ -302,7 +313,7 @@ def _make_patch(model: nn.Module, family: Family, arguments: Arguments) -> Patch
     asked = keep.clamped if isinstance(keep, Schedule) else any(ratio < 1 for ratio in keep)
     if asked and not any(removed):
         warnings.warn(f"nothing merges: this keeps all {shape.num_patches} tokens in every layer. A keep ratio of "
-                      f"1 - 1/{shape.num_patches} or less removes a token", stacklevel=4)
+                      f"1 - 1/{shape.num_patches} or less removes a token", stacklevel=5)
     return patch
 
 
@@ -368,6 +379,7 @@ def _check_alone(model: nn.Module) -> None:
             )
 
 
+@_one_at_a_time
 def use_merge(model: nn.Module, merge_tokens: Callable[..., Merged]) -> nn.Module:
     """Let a patched model merge with another function in all its towers: to time merges, or to leave them out.
 
@@ -414,6 +426,7 @@ def settings(model: nn.Module) -> dict[str, Any]:
     return json.loads(json.dumps(installed.given))
 
 
+@_one_at_a_time
 def remove(model: nn.Module) -> nn.Module:
     """Take merging out again: the instance is as it was before `apply`, bit for bit. An unpatched model stays as it is.
 

@@ -409,7 +409,23 @@ def test_tokens_of_size_zero_merge_to_nothing():
     assert merged.tolist() == [[[1.0] * 3, [0.0] * 3]] and size.tolist() == [[3.0, 0.0]]
 
 
+def test_a_plan_of_padded_items_moves_to_another_device():
+    """Also the identity, whose tokens keep their places beside the padding."""
+    kept = torch.tensor([[True, False, True]])
+    plan = pc.MergePlan.identity(1, 3, valid=kept)
+    moved = plan.to("cpu:0")  # another device than `cpu`, by name
+    assert moved is not plan
+    assert moved.valid.tolist() == kept.tolist() and moved.assignment.tolist() == [[0, -1, 2]]
+
+
 # --- plans made of pairs
+
+
+def test_pairs_that_are_not_in_use_may_hold_anything():
+    source, target = torch.tensor([[1, 3], [1, -1]]), torch.tensor([[0, 2], [0, 99]])
+    active, mask = torch.tensor([[True, True], [True, False]]), torch.ones(2, 4, dtype=torch.bool)
+    plan = pc.MergePlan.from_merges(source, target, 4, active=active, mask=mask)
+    assert plan.assignment.tolist() == [[0, 0, 1, 1], [0, 0, 1, 2]]
 
 
 def pairs_of(*items: list[int]) -> pc.MergePlan:

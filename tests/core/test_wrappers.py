@@ -10,6 +10,7 @@ import contextlib
 import copy
 import inspect
 import pickle
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -65,6 +66,15 @@ def test_a_shallow_copy_runs_and_is_not_changed(kind):
     with pytest.raises(RuntimeError, match="apply"):
         run(twin, inputs)
     assert equal(run(pc.remove(twin), inputs), whole), "what the copy held is void now"
+
+
+def test_a_part_whose_class_was_derived_is_copied():
+    """Sharding and replication derive a class from the one that they find."""
+    model, inputs = build("timm")
+    expected = run(pc.apply(model, keep=KEEP), inputs)
+    model.__class__ = type("Sharded", (type(model),), {})
+    twin = copy.copy(model)
+    assert type(twin) is type(model) and equal(run(twin, inputs), expected)
 
 
 def test_an_attribute_of_the_copy_counts():
@@ -299,6 +309,30 @@ def test_a_block_put_in_after_apply_is_named(kind):
     assert equal(run(model, inputs), expected)
 
 
+@every_kind
+def test_a_block_put_behind_the_last_is_named(kind):
+    model, inputs = build(kind)
+    expected = run(pc.apply(model, keep=KEEP), inputs)
+    holder, names = wrapped_models.holder(model)
+    holder.append(wrapped_models.blocks(build(kind)[0])[1])
+    with pytest.raises(RuntimeError, match="more than the 3 blocks"):
+        run(model, inputs)
+    del holder[len(names)]
+    assert equal(run(model, inputs), expected)
+
+
+@pytest.mark.parametrize("kind", ["timm", "eva", "open_clip"])
+def test_scripting_is_refused_while_merging(kind):
+    """`torch.jit.script` reads source code, and that of a replaced method is the unmerged one."""
+    model, inputs = build(kind)
+    pc.apply(model, keep=KEEP)
+    for whole in (model, nn.Sequential(model), wrapped_models.blocks(model)[0]):
+        with pytest.raises(TypeError, match="pc.remove"):
+            torch.jit.script(whole)
+    if kind == "timm":
+        assert equal(run(torch.jit.script(pc.remove(model)), inputs), run(model, inputs))
+
+
 # --------------------------------------------------------------------------------------------- loops that do not merge
 @every_kind
 def test_a_caller_that_walks_the_blocks_is_told(kind):
@@ -430,6 +464,29 @@ def test_applying_while_threads_run_never_leaves_a_merge_out():
         for job in jobs:
             job.result()
     assert wrong == []
+
+
+@every_kind
+def test_two_threads_that_change_a_model_leave_none_half_patched(kind):
+    """`apply` and `remove` in two threads at once: afterwards the model can be restored, and nothing is left in it."""
+    model, inputs = build(kind)
+    whole = run(model, inputs)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def work():
+        for _ in range(60):
+            pc.apply(model, keep=KEEP)
+            pc.remove(model)
+
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            for job in [pool.submit(work) for _ in range(3)]:
+                job.result()
+    finally:
+        sys.setswitchinterval(interval)
+    assert [name for part in pc.remove(model).modules() for name in vars(part) if "pitome" in name] == []
+    assert equal(run(model, inputs), whole)
 
 
 def test_a_recording_goes_on_through_apply_and_keeps_remove_waiting():

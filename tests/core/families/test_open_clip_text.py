@@ -166,6 +166,19 @@ def test_the_patch_belongs_to_the_whole_model(build):
         assert torch.equal(pc.remove(model).encode_text(ids), whole)
 
 
+def test_the_text_tower_is_not_taken_out_under_a_recording(build):
+    """`apply` to one tower alone would silently end a recording of the text tower, as `remove` would."""
+    model, images, ids = build()
+    pc.apply(model, keep=0.6, towers="both")
+    with pc.record(model.text.transformer) as trace, torch.no_grad():
+        for towers in ("vision", "text"):
+            with pytest.raises(RuntimeError, match="recording of the text tower"):
+                pc.apply(model, keep=0.7, towers=towers)
+        pc.apply(model, keep=0.7, towers="both").encode_text(ids)
+    assert len(trace.forwards) == 1
+    pc.apply(model, keep=0.7, towers="vision")
+
+
 def test_gradients_flow(build):
     """Every parameter that learns unpatched learns patched, in both towers."""
     model, images, ids = build()
