@@ -271,8 +271,8 @@ def page(rows: list[tuple[Entry, dict]]) -> str:
 
     def table(columns: tuple[str, ...]) -> str:
         return markdown(
-            ["library", "model", "", *columns],
-            [(entry.library, f"`{entry.name}`", entry.note, *(words.get(row[name], row[name]) for name in columns))
+            ["model", *columns],
+            [(f"{entry.library} `{entry.name}` {entry.note}".strip(), *(words.get(row[n], row[n]) for n in columns))
              for entry, row in rows],
         )
 
