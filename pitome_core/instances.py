@@ -102,6 +102,8 @@ def _dispatcher(base: type, name: str) -> Callable:
             raise RuntimeError(REMOVED)
         return own(self, *args, **kwargs)
 
+    # torch.compile keeps at most eight versions for one code object, so methods and classes must not share one.
+    method.__code__ = method.__code__.replace()
     return method
 
 

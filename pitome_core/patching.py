@@ -31,7 +31,6 @@ _DEFAULT_KEEP = 0.925
 _INSTALLED_ATTRIBUTE = "_pitome_installed"
 _CHANGING = threading.RLock()  # a model that two threads changed at once would be patched in part, for good
 
-
 def _one_at_a_time(change: Callable) -> Callable:
     @wraps(change)
     def locked(*args: Any, **kwargs: Any) -> Any:
@@ -459,7 +458,7 @@ def unmerged(block: nn.Module) -> Callable[..., Any]:
     A block cannot be called by itself while its model merges, because it would leave out the merge without a word.
 
     Raises:
-        ValueError: the module is no part of a patched model.
+        ValueError: the module is no part of a patched model, or it is more than a block.
 
     Example:
         >>> import timm, torch, pitome_core as pc
@@ -471,6 +470,9 @@ def unmerged(block: nn.Module) -> Callable[..., Any]:
         raise TypeError(f"expected a module, got a {type(block).__qualname__}")
     if active_patch(block) is None:
         raise ValueError(f"this {type(block).__qualname__} is no part of a patched model: call it as it is")
+    inside = [part for part in block.modules() if active_patch(part) is not None]
+    if _installed(block) is not None or len(inside) > 3:  # a block and its attention, of which BERT has two
+        raise ValueError(f"this {type(block).__qualname__} is more than a block, its parts merge: call pc.remove first")
     return partial(original(block).forward, block)
 
 

@@ -296,6 +296,17 @@ def test_blocks_are_wrapped_after_apply(kind):
         assert equal(run(pc.apply(model, keep=KEEP), inputs), expected)
 
 
+def test_no_two_methods_share_a_code_object():
+    """torch.compile keeps eight versions of one: compiled blocks of one family would use up those of all models."""
+    methods = set()
+    for kind in KINDS:
+        model, _ = build(kind)
+        pc.apply(model, keep=KEEP)
+        parts = (model, wrapped_models.blocks(model)[0], wrapped_models.attention(model))
+        methods |= {type(part).forward for part in parts if active_patch(part) is not None}
+    assert len(methods) >= 12 and len({id(method.__code__) for method in methods}) == len(methods)
+
+
 @every_kind
 def test_a_block_put_in_after_apply_is_named(kind):
     model, inputs = build(kind)
@@ -351,6 +362,8 @@ def test_a_caller_that_walks_the_blocks_is_told(kind):
             block(*args, **kwargs)
         again = pc.unmerged(block)(*args, **kwargs)
     assert equal(wrapped_models.first(again), wrapped_models.first(own))
+    with pytest.raises(ValueError, match="more than a block"):
+        pc.unmerged(model)
     with pytest.raises(ValueError, match="no part of a patched model"):
         pc.unmerged(wrapped_models.blocks(pc.remove(model))[0])
 
