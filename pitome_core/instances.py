@@ -11,9 +11,9 @@ does, so that wrappers around a method can be taken off before merging is taken 
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Callable
-from functools import cache, wraps
-from types import FunctionType, MappingProxyType, MethodType
+from collections.abc import Callable, Collection
+from functools import cache, partial, wraps
+from types import MappingProxyType, MethodType
 from typing import Any
 
 from torch import nn
@@ -76,6 +76,28 @@ def take_methods(module: nn.Module) -> None:
             held[_BEHIND_A_HOOK] = MethodType(type(module).forward, module)
 
 
+def guards(model: nn.Module, patched: list[nn.Module], own: Collection[str]) -> dict[str, Callable]:
+    """Functions for the methods of a model around towers, by which it notices a tower that was put in later.
+
+    Such a tower would run unmerged. `patched` are the modules that have a forward of ours, `own` the methods of the
+    model that are replaced anyway.
+    """
+    paths = [name for name, part in model.named_modules() if part in patched]
+    outermost = tuple(path for path in paths if not any(path.startswith(f"{other}.") for other in paths))
+    if "" in paths:
+        return {}
+    names = ("forward", "encode_image", "encode_text", "get_image_features")
+    return {name: partial(_guarded, name, outermost) for name in names if hasattr(model, name) and name not in own}
+
+
+def _guarded(name: str, towers: tuple[str, ...], model: nn.Module, patch: Any, *args: Any, **kwargs: Any) -> Any:
+    """The model's own method; RuntimeError if a tower does not merge any more."""
+    for path in towers:
+        if getattr(model.get_submodule(path), PATCH_ATTRIBUTE, None) is None:
+            raise RuntimeError(f"{path!r} was put in after pc.apply and does not merge: call pc.apply again")
+    return getattr(original(model), name)(model, *args, **kwargs)
+
+
 def _is_ours(cls: type) -> bool:
     return _BASE in vars(cls)
 
@@ -92,6 +114,7 @@ def _calls_the_class(module: nn.Module, name: str) -> bool:
 def _dispatcher(base: type, name: str) -> Callable:
     own = getattr(base, name)
 
+    @wraps(own)  # its signature too, which trainers read
     def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         functions = getattr(self, _FUNCTIONS, None)  # a wrapper may call this method after merging was taken out
         if functions and name in functions:
@@ -101,9 +124,9 @@ def _dispatcher(base: type, name: str) -> Callable:
             raise RuntimeError(REMOVED)
         return own(self, *args, **kwargs)
 
-    # A code object of its own, because torch.compile keeps at most eight versions for each.
-    copied = FunctionType(method.__code__.replace(), globals(), name, None, method.__closure__)
-    return wraps(own)(copied)  # the signature is that of `own`, too, which trainers read
+    # torch.compile keeps at most eight versions for one code object, so methods and classes must not share one.
+    method.__code__ = method.__code__.replace()
+    return method
 
 
 REMOVED = (

@@ -20,7 +20,7 @@ from torch import nn
 from . import checks
 from .families import find_family
 from .family import Family, UnsupportedModelError
-from .instances import give_methods, original, take_methods
+from .instances import give_methods, guards, original, take_methods
 from .merge_step import METRICS
 from .mergers import Method, find_method
 from .mergers.preset_table import PRESETS, PresetRow
@@ -30,7 +30,6 @@ from .schedules import Schedule, check_keep, fixed_schedule
 _DEFAULT_KEEP = 0.925
 _INSTALLED_ATTRIBUTE = "_pitome_installed"
 _CHANGING = threading.RLock()  # a model that two threads changed at once would be patched in part, for good
-
 
 def _one_at_a_time(change: Callable) -> Callable:
     @wraps(change)
@@ -112,6 +111,12 @@ def patched_parts(model: nn.Module) -> list[str]:
     return [name for name, part in model.named_modules() if name and _installed(part) is not None]
 
 
+def _not_patched(model: nn.Module) -> ValueError:
+    inside = patched_parts(model)
+    remedy = f"its part {inside[0]!r} is: take that" if inside else "call pc.apply on it first"
+    return ValueError(f"this {type(model).__qualname__} is not patched: {remedy}")
+
+
 def _extra_repr(model: nn.Module, patch: Patch) -> str:
     lines = [original(model).extra_repr(model), *(patch.describe() for _, patch in _installed(model).towers)]
     return "\n".join(line for line in lines if line)
@@ -130,6 +135,8 @@ def _install(model: nn.Module, towers: tuple[tuple[Family, Patch], ...], given: 
                 _check_passed_by(module)
             else:
                 methods.setdefault(module, (patch, {}))[1][name] = function
+    functions = methods[model][1]
+    functions |= guards(model, [module for module in methods if "forward" in methods[module][1]], functions)
     before = _installed(model)
     vars(model)[_INSTALLED_ATTRIBUTE] = Installed(model, towers, tuple(methods), given)
     try:
@@ -233,7 +240,7 @@ def apply(
         >>> pc.flops(model).tokens  # class token included
         (17, 13, 10)
     """
-    family = _family(model)
+    family = find_family(model)
     offered = family.towers(model)
     reason = offered.get(str(towers), "there is no such tower")
     if reason is not None:
@@ -268,24 +275,6 @@ def apply(
     given = {name: checks.data(value) for name, value in vars(arguments).items() if name not in ("method", "options")}
     _install(model, tuple(patches), {"method": chosen.name, **given, "towers": towers, **checks.data(options)})
     return model
-
-
-_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-
-
-def _family(model: nn.Module) -> Family:
-    """The family of a model; UnsupportedModelError says so if a wrapper around a part stands in the way."""
-    try:
-        return find_family(model)
-    except UnsupportedModelError as error:
-        for name, part in model.named_modules() if isinstance(model, nn.Module) else ():
-            inside = [wrapper for wrapper in _WRAPPERS if wrapper in part._modules]
-            if inside:
-                raise UnsupportedModelError(
-                    f"{name or 'the model'} is wrapped in a {type(part).__qualname__} (torch.compile, checkpointing, "
-                    f"sharding): call pc.apply first, then wrap. Without pc.apply first: {error}"
-                ) from None
-        raise
 
 
 def _make_patch(model: nn.Module, family: Family, arguments: Arguments) -> Patch:
@@ -396,7 +385,7 @@ def use_merge(model: nn.Module, merge_tokens: Callable[..., Merged]) -> nn.Modul
     """
     installed = _owned(model)
     if installed is None:
-        raise ValueError(f"this {type(model).__qualname__} is not patched: call pc.apply on it first")
+        raise _not_patched(model)
     towers = tuple((family, replace(patch, merge_tokens=merge_tokens)) for family, patch in installed.towers)
     _install(model, towers, installed.given)
     return model
@@ -422,7 +411,7 @@ def settings(model: nn.Module) -> dict[str, Any]:
     """
     installed = _installed(model)
     if installed is None:
-        raise ValueError(f"this {type(model).__qualname__} is not patched: call pc.apply on it first")
+        raise _not_patched(model)
     return json.loads(json.dumps(installed.given))
 
 
@@ -459,7 +448,7 @@ def unmerged(block: nn.Module) -> Callable[..., Any]:
     A block cannot be called by itself while its model merges, because it would leave out the merge without a word.
 
     Raises:
-        ValueError: the module is no part of a patched model.
+        ValueError: the module is no part of a patched model, or it is more than a block.
 
     Example:
         >>> import timm, torch, pitome_core as pc
@@ -471,6 +460,9 @@ def unmerged(block: nn.Module) -> Callable[..., Any]:
         raise TypeError(f"expected a module, got a {type(block).__qualname__}")
     if active_patch(block) is None:
         raise ValueError(f"this {type(block).__qualname__} is no part of a patched model: call it as it is")
+    inside = [part for part in block.modules() if active_patch(part) is not None]
+    if _installed(block) is not None or len(inside) > 3:  # a block and its attention, of which BERT has two
+        raise ValueError(f"this {type(block).__qualname__} is more than a block, its parts merge: call pc.remove first")
     return partial(original(block).forward, block)
 
 

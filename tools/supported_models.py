@@ -216,8 +216,8 @@ row: the library's own classes with random weights, LayerScale at 0.3, three lay
 and holds the page to the outcome. How to add a model of your own: [Your own Vision Transformer](own_model.md).
 
 - **keep=1**: the patched model equals the unpatched one to 1e-6.
-- **tokens**: entering the first block and leaving the third, prefix tokens not counted, at keep {KEEP}; where both
-  towers merge, those of the image tower.
+- **tokens**: entering the first block and leaving the third, at keep {KEEP}. Prefix tokens are not counted. Where both
+  towers merge, they are those of the image tower.
 - **outputs**: every output has the type and shape it had, and merging does change its values.
 - **gradients**: every parameter that learns unpatched learns patched. **names**: `state_dict` has the same keys.
 - **remove**: restores the outputs bit for bit. **copy**: `deepcopy` merges alike.
@@ -242,6 +242,7 @@ Classes are listed by exact type; anything else raises `UnsupportedModelError` w
 | subclasses of a supported model | they may run their blocks in another way |
 | rotary angles that differ by layer | refused rather than guessed |
 | causal text towers (CLIP, SigLIP) | a plan made from all tokens lets later words change earlier outputs |
+| DeiT, BEiT, DistilBERT and RoBERTa of transformers | not listed yet: use timm's DeiT and BEiT, and a BERT |
 | BERT as a decoder or with cross-attention | outputs would depend on later tokens |
 | models or blocks that are wrapped already (`torch.compile`, checkpointing, FSDP1) | `apply` first, then wrap |
 | a `forward` that was replaced on the instance | merging would be left out: take it out, `apply`, put it in again |
@@ -283,7 +284,7 @@ def outcome(entry: Entry) -> dict[str, str | bool]:
     """Contract and uses of one entry. The model with both towers is used by its towers, so by the rows before it."""
     row = check(entry)
     if entry.towers == "both":
-        return row | dict.fromkeys(USES, "its towers")
+        return row | dict.fromkeys(USES, "see each tower")
     return row | check_uses(*entry.build(), entry.towers)
 
 

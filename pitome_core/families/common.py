@@ -58,8 +58,8 @@ def check_step(step: LayerStep | None, block: nn.Module) -> None:
     if step is None:
         raise RuntimeError(
             f"this {original(block).__qualname__} is a block of a model that merges, and was called by itself. Only "
-            "methods of the model merge (model(...), forward_features, forward_intermediates). To run the block "
-            "without merging: pc.unmerged(block)(...)"
+            "the model's own methods merge, such as model(...) or timm's forward_features. To run the block without "
+            "merging: pc.unmerged(block)(...)"
         )
 
 

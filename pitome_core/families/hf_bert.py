@@ -26,6 +26,7 @@ from transformers.models.bert import modeling_bert as bert
 from ..family import PROTECTS, EntryPoint, Family, LayerShape, ModelShape
 from ..instances import own_class
 from ..patch import LayerStep, Merged, Patch, active_patch
+from ..portable import refuse_exporting
 from .common import AttentionCall, check_step, linear, own_forward
 from .hf_common import CallOptions, attend, implementation_refusal
 
@@ -197,6 +198,7 @@ def _forward(model: nn.Module, patch: Patch, *args: Any, **kwargs: Any):
         input_ids=ids, token_type_ids=kinds, position_ids=arguments.get("position_ids"),
         inputs_embeds=arguments.get("inputs_embeds"),
     )
+    refuse_exporting("how many tokens merge depends on the length of every text")
     real = _real(arguments.get("attention_mask"), x)
     protected = protected_tokens(real, ids, kinds, getattr(model.config, "sep_token_id", None), patch.protect)
     state = patch.start(x, 0, True, None, size=real.to(torch.float32), protected=protected)

@@ -13,6 +13,8 @@ from ..family import Family, UnsupportedModelError
 _FILES = {"timm": ("timm_vit", "timm_eva", "timm_beit"), "open_clip": ("open_clip",),
           "transformers": ("hf_vision", "hf_bert", "hf_llava")}
 _REGISTERED: list[Family] = []
+# Under these names torch.compile, checkpointing and FSDP1 keep the module that they wrap.
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 
 def register_family(family: Family) -> None:
@@ -70,8 +72,22 @@ def find_family(model: nn.Module) -> Family:
     """The family of a model.
 
     Raises:
-        UnsupportedModelError: there is none. The message names what is supported, and a supported part of the model.
+        UnsupportedModelError: there is none. The message names what is supported, and a supported part of the model,
+            or a wrapper that stands in the way.
     """
+    try:
+        return _find_family(model)
+    except UnsupportedModelError as error:
+        for name, part in model.named_modules() if isinstance(model, nn.Module) else ():
+            if any(wrapper in part._modules for wrapper in _WRAPPERS):
+                raise UnsupportedModelError(
+                    f"{name or 'the model'} is wrapped in a {type(part).__qualname__} (torch.compile, checkpointing, "
+                    "sharding): call pc.apply first, then wrap or compile the patched model"
+                ) from error
+        raise
+
+
+def _find_family(model: nn.Module) -> Family:
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"expected a model, got a {type(model).__qualname__}. Supported: {_supported()}")
     for family in _families(model):
@@ -81,8 +97,6 @@ def find_family(model: nn.Module) -> Family:
                 raise UnsupportedModelError(f"{reason}. Supported: {family.supports}")
             return family
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
-    if hasattr(model, "_orig_mod"):
-        raise UnsupportedModelError(f"{kind} is compiled: apply the patch first and compile the patched model")
     inside = [
         name
         for name, part in model.named_modules()

@@ -296,6 +296,18 @@ def test_blocks_are_wrapped_after_apply(kind):
         assert equal(run(pc.apply(model, keep=KEEP), inputs), expected)
 
 
+def test_no_two_methods_share_a_code_object():
+    """torch.compile keeps eight versions of one: compiled blocks of one family would use up those of all models."""
+    methods = set()
+    for kind in KINDS:
+        model, _ = build(kind)
+        pc.apply(model, keep=KEEP)
+        parts = (model, wrapped_models.blocks(model)[0], wrapped_models.attention(model))
+        methods |= {type(part).forward for part in parts if active_patch(part) is not None}
+    ours = [method.__code__ for method in methods if method.__code__.co_name == "method"]  # transformers wraps its own
+    assert len(ours) >= 10 and len({id(code) for code in ours}) == len(ours)
+
+
 @every_kind
 def test_a_block_put_in_after_apply_is_named(kind):
     model, inputs = build(kind)
@@ -351,6 +363,8 @@ def test_a_caller_that_walks_the_blocks_is_told(kind):
             block(*args, **kwargs)
         again = pc.unmerged(block)(*args, **kwargs)
     assert equal(wrapped_models.first(again), wrapped_models.first(own))
+    with pytest.raises(ValueError, match="more than a block"):
+        pc.unmerged(model)
     with pytest.raises(ValueError, match="no part of a patched model"):
         pc.unmerged(wrapped_models.blocks(pc.remove(model))[0])
 
@@ -551,3 +565,30 @@ def test_more_models_are_compiled_than_one_function_has_versions():
             compiled = torch.compile(model, backend="eager", fullgraph=True)
             torch.testing.assert_close(wrapped_models.output(compiled(**inputs)), expected)
     torch._dynamo.reset()
+
+
+def test_a_tower_put_in_after_apply_is_named():
+    """The model around it would run the new tower unmerged; a wrapper around the old one is fine."""
+    import open_clip
+    from transformers import ViTConfig, ViTForImageClassification
+
+    vision = dict(layers=2, width=48, head_width=16, patch_size=8, image_size=32)
+    text = dict(context_length=12, vocab_size=50, width=32, heads=2, layers=1)
+    config = ViTConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96, image_size=64,
+                       patch_size=16)
+    cases = [
+        (lambda: open_clip.CLIP(24, vision, text).eval(), "visual", "encode_image", torch.randn(2, 3, 32, 32)),
+        (lambda: ViTForImageClassification(config).eval(), "vit", "forward", torch.randn(2, 3, 64, 64)),
+    ]
+    for make, name, method, images in cases:
+        model, other = pc.apply(make(), keep=KEEP), make()
+        expected, tower = getattr(model, method)(images), getattr(model, name)
+        setattr(model, name, torch.compile(tower, backend="eager"))
+        again = getattr(model, method)(images)
+        for a, b in zip(wrapped_models.parts(again), wrapped_models.parts(expected), strict=True):
+            torch.testing.assert_close(a, b)
+        setattr(model, name, getattr(other, name))
+        with pytest.raises(RuntimeError, match=f"'{name}' was put in after pc.apply"):
+            getattr(model, method)(images)
+        setattr(model, name, tower)
+        pc.remove(model)

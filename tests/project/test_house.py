@@ -21,7 +21,7 @@ CORE = [path for path in sorted(PACKAGE.rglob("*.py")) if not {"experiments", "f
 METHODS = [PACKAGE / "mergers" / f"{name}.py" for name in ("pitome", "pitome_variants", "tome")]
 METHODS += sorted((PACKAGE / "experiments" / "baselines").glob("*.py"))
 # The most statements: of the core without families, of all families together, of one family, of one method.
-MOST = {"core": 1820, "families": 1170, "family": 190, "method": 55}
+MOST = {"core": 1850, "families": 1180, "family": 190, "method": 55}
 
 
 def statements(source: str) -> int:

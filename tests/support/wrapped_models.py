@@ -114,3 +114,8 @@ def replicate(model: nn.Module) -> nn.Module:
         for name, parameter in module._parameters.items():
             replica._parameters[name] = None if parameter is None else parameter.detach().clone()
     return replicas[id(model)]
+
+
+def parts(value) -> list[torch.Tensor]:
+    """The tensors of an output, in order."""
+    return [value] if isinstance(value, torch.Tensor) else [part for part in value.values() if part is not None]
