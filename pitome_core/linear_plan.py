@@ -38,6 +38,11 @@ class LinearPlan:
         """M, how many tokens the transform leaves."""
         return self.forward.shape[-2]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the matrices are."""
+        return self.forward.device
+
     def to(self, device: torch.device | str) -> LinearPlan:
         """The plan with its matrices on that device."""
         energy = None if self.energy is None else self.energy.to(device)

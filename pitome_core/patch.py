@@ -216,7 +216,7 @@ class ForwardState:
     def plan(self) -> MergePlan | LinearPlan | None:
         """All merges so far as one plan; None before the first. Plans are composed when this is read."""
         for plan in self._not_composed:
-            self._composed = plan if self._composed is None else self._composed.to(self.device).then(plan)
+            self._composed = plan if self._composed is None else self._composed.to(plan.device).then(plan)
         self._not_composed = []
         return self._composed
 

@@ -170,7 +170,7 @@ def replicate(model: nn.Module) -> nn.Module:
 
 
 def lies_on_two_devices(model: nn.Module, given: Tensor) -> bool | str:
-    """Everything behind the first block on a second device, as accelerate's device maps do. It is `meta` here, which
+    """Everything behind the second block on a second device, as accelerate's device maps do. It is `meta` here, which
     has shapes and no values; so texts, whose lengths are values, are left out."""
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
@@ -184,7 +184,7 @@ def lies_on_two_devices(model: nn.Module, given: Tensor) -> bool | str:
         handle.remove()
     container = next(part for part in split.modules() if isinstance(part, (nn.ModuleList, nn.Sequential))
                      and len(part) == 3 and len({type(block) for block in part}) == 1 and part[0] in order)
-    for part in order[order.index(container[1]) :]:
+    for part in order[order.index(container[2]) :]:
         part.to("meta")
         for module in part.modules():
             add_hook_to_module(module, AlignDevicesHook("meta"))

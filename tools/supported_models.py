@@ -259,7 +259,7 @@ The same rows inside what users put around a model; [How to run](how_to_run.md) 
 - **LoRA**: every low-rank update of peft that learns unmerged learns merged, put on before or after `apply`, with the
   same outputs.
 - **replica**: what `nn.DataParallel` makes for each device runs its own weights.
-- **device map**: everything behind the first block on a second device, by accelerate, hooks put on before `apply`. The
+- **device map**: everything behind the second block on a second device, by accelerate, hooks put on before `apply`. The
   second device was `meta`, which has shapes and no values; two GPUs were not run.
 
 """
