@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import count, number, tensor, word
+from .checks import count, in_graph, number, tensor, word
 from .portable import full_precision
 
 # The cosines of one image are computed as one matrix up to this many entries, and in blocks of rows beyond it. On a CPU
@@ -160,7 +160,7 @@ def _lengths(mask: Tensor | None) -> list[int] | None:
     They are not read while a graph is recorded, because it would then hold for these lengths only, and not on other
     devices than a CPU, because the program would wait for the device.
     """
-    if mask is None or mask.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if mask is None or mask.device.type != "cpu" or in_graph():
         return None
     try:
         return mask.sum(dim=-1).tolist() or None

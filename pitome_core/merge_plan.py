@@ -207,7 +207,8 @@ class MergePlan:
         if self.pairs is not None:
             source, target = self.pairs
             energy = None if self.energy is None else self.energy.to(device)
-            return MergePlan.from_merges(source.to(device), target.to(device), self.shape[1], energy=energy)
+            pairs = source.to(device), target.to(device)
+            return MergePlan._made(num_tokens=self.num_tokens, energy=energy, pairs=pairs)
         held = {name: getattr(self, name) for name in _FIELDS}
         return MergePlan._made(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in held.items()})
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import size_bias
+from .checks import in_graph
 from .instances import PATCH_ATTRIBUTE
 from .merge_plan import LinearPlan, MergePlan
 from .merge_step import compiled_step, layer_metric, merge_step
@@ -138,8 +139,7 @@ def merge_tokens(
     context = _context(step, size, attention_map)
     if step.mergeable is None:
         # In a model that is compiled or traced as a whole, the step becomes a part of that model's graph.
-        in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        run = compiled_step(step.patch, step.layer) if step.patch.compile_step and not in_graph else merge_step
+        run = compiled_step(step.patch, step.layer) if step.patch.compile_step and not in_graph() else merge_step
         arguments = method.arguments(context) | row.options
         merged, new_size, plan = run(method.function, arguments, row.metric, step.remove, prefix, x, keys, size)
     else:

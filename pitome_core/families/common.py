@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..family import Unknown
+from ..family import EntryPoint, Unknown
 from ..instances import PATCH_ATTRIBUTE, REMOVED, original
 from ..merge_plan import LinearPlan, MergePlan
 from ..patch import ForwardState, LayerStep, Merged, Patch, anchors
@@ -46,6 +47,25 @@ class AttentionCall:
                 "Take that out, call pc.apply, then put it in again"
             )
         return y, self.keys, self.map
+
+
+def attention_point(attn: nn.Module, attend: Callable[..., Any]) -> EntryPoint:
+    """The entry point of an attention module: `attend(attn, call, x, ...)` if a block that merges calls it.
+
+    Without a call it does what it does unmerged.
+    """
+    return attn, "forward", partial(_attention_forward, attend)
+
+
+def _attention_forward(
+    attend: Callable[..., Any],
+    attn: nn.Module,
+    patch: Patch,
+    *args: Any,
+    call: AttentionCall | None = None,
+    **kwargs: Any,
+) -> Any:
+    return own_forward(attn, *args, **kwargs) if call is None else attend(attn, call, *args)
 
 
 def own_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -27,7 +27,7 @@ from ..family import PROTECTS, EntryPoint, Family, LayerShape, ModelShape
 from ..instances import own_class
 from ..patch import LayerStep, Merged, Patch, active_patch
 from ..portable import refuse_exporting
-from .common import AttentionCall, check_step, linear, own_forward
+from .common import AttentionCall, attention_point, check_step, linear
 from .hf_common import CallOptions, attend, implementation_refusal
 
 # Models around a `BertModel`: the name of their head, and whether the head reads every token.
@@ -94,31 +94,23 @@ def _entry_points(model: nn.Module) -> list[EntryPoint]:
     for layer in encoder.encoder.layer:
         points += [
             (layer, "forward", _layer_forward),
-            (layer.attention, "forward", _attention_forward),
-            (layer.attention.self, "forward", _self_attention_forward),
+            attention_point(layer.attention, _attend),
+            attention_point(layer.attention.self, _attend_before_output),
         ]
     return points
 
 
-def _self_attention_forward(
-    attn: nn.Module, patch: Patch, *args: Any, call: AttentionCall | None = None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """Self-attention with a bias, before its output projection; without a call, the module's own."""
-    if call is None:
-        return own_forward(attn, *args, **kwargs)
+def _attend_before_output(attn: nn.Module, call: AttentionCall, x: Tensor) -> tuple[Tensor, None]:
+    """Self-attention with a bias, before its output projection."""
     maps = (attn.query, attn.key, attn.value)
-    y = attend(attn, call, maps, args[0], head_dim=attn.attention_head_size, scale=attn.scaling, dropout=attn.dropout.p)
+    y = attend(attn, call, maps, x, head_dim=attn.attention_head_size, scale=attn.scaling, dropout=attn.dropout.p)
     return y, None
 
 
-def _attention_forward(
-    attn: nn.Module, patch: Patch, *args: Any, call: AttentionCall | None = None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """Self-attention with its output projection, residual and norm; without a call, the module's own."""
-    if call is None:
-        return own_forward(attn, *args, **kwargs)
-    y, _ = attn.self(args[0], call=call)
-    return attn.output(y, args[0]), None
+def _attend(attn: nn.Module, call: AttentionCall, x: Tensor) -> tuple[Tensor, None]:
+    """Self-attention with its output projection, residual and norm."""
+    y, _ = attn.self(x, call=call)
+    return attn.output(y, x), None
 
 
 def _layer_forward(

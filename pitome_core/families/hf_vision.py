@@ -25,7 +25,17 @@ from ..attention import size_bias
 from ..family import EntryPoint, Family, LayerShape, ModelShape, Unknown
 from ..instances import own_class
 from ..patch import LayerStep, Merged, Patch
-from .common import Attended, AttentionCall, check_step, image_size, linear, own_forward, pooled_by_size, run_block
+from .common import (
+    Attended,
+    AttentionCall,
+    attention_point,
+    check_step,
+    image_size,
+    linear,
+    own_forward,
+    pooled_by_size,
+    run_block,
+)
 from .hf_common import CallOptions, attend, implementation_refusal
 
 
@@ -226,18 +236,14 @@ def tower_entry_points(model: nn.Module) -> list[EntryPoint]:
         points.append((model.get_submodule(around), "forward", None))
     for layer in model.get_submodule(tower.layers):
         points.append((layer, "forward", partial(_layer_forward, parts)))
-        points.append((getattr(layer, parts.attention), "forward", partial(_attention_forward, parts)))
+        points.append(attention_point(getattr(layer, parts.attention), partial(_attend, parts)))
     return points
 
 
-def _attention_forward(
-    parts: LayerLayout, attn: nn.Module, patch: Patch, *args: Any, call: AttentionCall | None = None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """Self-attention of a layer with a bias, `(B, T, C) -> (B, T, C)`; without a call, the module's own."""
-    if call is None:
-        return own_forward(attn, *args, **kwargs)
+def _attend(parts: LayerLayout, attn: nn.Module, call: AttentionCall, x: Tensor) -> tuple[Tensor, None]:
+    """Self-attention of a layer with a bias, `(B, T, C) -> (B, T, C)`."""
     y = attend(
-        attn, call, (attn.q_proj, attn.k_proj, attn.v_proj), args[0], head_dim=attn.head_dim,
+        attn, call, (attn.q_proj, attn.k_proj, attn.v_proj), x, head_dim=attn.head_dim,
         scale=getattr(attn, parts.scale), dropout=getattr(attn, parts.dropout),
     )
     return getattr(attn, parts.output)(y), None

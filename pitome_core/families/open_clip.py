@@ -34,6 +34,7 @@ from .common import (
     Attended,
     AttentionCall,
     as_grid,
+    attention_point,
     check_format,
     check_step,
     image_size,
@@ -125,19 +126,15 @@ def _entry_points(model: nn.Module) -> list[EntryPoint]:
         (tower.transformer, "forward", None),
     ]
     for block in tower.transformer.resblocks:
-        points += [(block, "forward", _block_forward), (_multihead(block.attn), "forward", _attention_forward)]
+        points += [(block, "forward", _block_forward), attention_point(_multihead(block.attn), _attend)]
     return points
 
 
-def _attention_forward(
-    attn: nn.MultiheadAttention, patch: Patch, x: Tensor, *args: Any, call: AttentionCall | None = None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """`nn.MultiheadAttention` written out, `(B, T, C) -> (B, T, C)`; without a call, the module's own.
+def _attend(attn: nn.MultiheadAttention, call: AttentionCall, x: Tensor, *_: Tensor) -> tuple[Tensor, None]:
+    """`nn.MultiheadAttention` written out, `(B, T, C) -> (B, T, C)`.
 
     The module itself takes no keys out, and a mask for each item only as `(B H, T, T)`, which is large.
     """
-    if call is None:
-        return own_forward(attn, x, *args, **kwargs)
     qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
     q, k, v = qkv.unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
     call.keys = k

@@ -39,7 +39,7 @@ def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
 
 
 def _entry_points(model: nn.Module) -> list[EntryPoint]:
-    return entry_points(model, _run, _block_forward, _attention_forward)
+    return entry_points(model, _run, _block_forward, _attend)
 
 
 def _position_bias(attn: Attention, shared: Tensor | None, place: Tensor | None) -> Tensor | None:
@@ -62,12 +62,8 @@ def _position_bias(attn: Attention, shared: Tensor | None, place: Tensor | None)
     return sum(parts[1:], parts[0]) if parts else None
 
 
-def _attention_forward(
-    attn: Attention, patch: Patch, x: Tensor, *args: Any, call: AttentionCall | None = None, **kwargs: Any
-) -> Tensor:
-    """Self-attention with a bias, `(B, T, C) -> (B, T, C)`; without a call, the module's own."""
-    if call is None:
-        return own_forward(attn, x, *args, **kwargs)
+def _attend(attn: Attention, call: AttentionCall, x: Tensor) -> Tensor:
+    """Self-attention with a bias, `(B, T, C) -> (B, T, C)`."""
     q, k, v = split_heads(attn, x)
     call.keys = k
     return finish_attention(attn, call, x, q, k, v)

@@ -18,7 +18,16 @@ from ..attention import attention, attention_map, size_bias
 from ..family import EntryPoint, LayerShape, ModelShape
 from ..instances import original, own_class
 from ..patch import Patch
-from .common import AttentionCall, as_grid, check_format, image_size, linear, pooled_by_size, weighted_mean
+from .common import (
+    AttentionCall,
+    as_grid,
+    attention_point,
+    check_format,
+    image_size,
+    linear,
+    pooled_by_size,
+    weighted_mean,
+)
 
 
 def block_refusal(
@@ -35,7 +44,7 @@ def block_refusal(
     return None
 
 
-def entry_points(model: nn.Module, run: Callable, block: Callable, attention: Callable) -> list[EntryPoint]:
+def entry_points(model: nn.Module, run: Callable, block: Callable, attend: Callable) -> list[EntryPoint]:
     """The functions that take the place of the methods of a model, its blocks and their attention."""
     points = [
         (model, "forward", partial(_forward, run)),
@@ -45,7 +54,7 @@ def entry_points(model: nn.Module, run: Callable, block: Callable, attention: Ca
         (model.blocks, "forward", None),
     ]
     points += [(part, "forward", block) for part in model.blocks]
-    return points + [(part.attn, "forward", attention) for part in model.blocks]
+    return points + [attention_point(part.attn, attend) for part in model.blocks]
 
 
 def split_heads(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -51,7 +51,7 @@ def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
 
 
 def _entry_points(model: nn.Module) -> list[EntryPoint]:
-    return entry_points(model, _run, _block_forward, _attention_forward)
+    return entry_points(model, _run, _block_forward, _attend)
 
 
 def _angles(rope: Tensor | None, place: Tensor | None) -> Tensor | None:
@@ -72,12 +72,8 @@ def _rotate(x: Tensor, rope: Tensor, prefix: int, half: bool) -> Tensor:
     return cat([x[:, :, :prefix], apply_rot_embed_cat(x[:, :, prefix:], rope, half=half)], dim=2)
 
 
-def _attention_forward(
-    attn: nn.Module, patch: Patch, x: Tensor, *args: Any, call: AttentionCall | None = None, **kwargs: Any
-) -> Tensor:
-    """Self-attention with a bias and rotary positions, `(B, T, C) -> (B, T, C)`; without a call, the module's own."""
-    if call is None:
-        return own_forward(attn, x, *args, **kwargs)
+def _attend(attn: nn.Module, call: AttentionCall, x: Tensor) -> Tensor:
+    """Self-attention with a bias and rotary positions, `(B, T, C) -> (B, T, C)`."""
     if attn.qkv is not None:
         q, k, v = split_heads(attn, x)
     else:

@@ -46,12 +46,8 @@ def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
     return None
 
 
-def _attention_forward(
-    attn: Attention, patch: Patch, x: Tensor, *args: Any, call: AttentionCall | None = None, **kwargs: Any
-) -> Tensor:
-    """Self-attention with a bias, `(B, T, C) -> (B, T, C)`; without a call, the module's own."""
-    if call is None:
-        return own_forward(attn, x, *args, **kwargs)
+def _attend(attn: Attention, call: AttentionCall, x: Tensor) -> Tensor:
+    """Self-attention with a bias, `(B, T, C) -> (B, T, C)`."""
     q, k, v = split_heads(attn, x)
     q, k = attn.q_norm(q), attn.k_norm(k)
     call.keys = k
@@ -93,7 +89,7 @@ def _run(
 
 
 def _entry_points(model: nn.Module) -> list[EntryPoint]:
-    return entry_points(model, _run, _block_forward, _attention_forward)
+    return entry_points(model, _run, _block_forward, _attend)
 
 
 FAMILY = Family(

@@ -13,11 +13,12 @@ import pickle
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 import wrapped_models
-from torch import nn
+from torch import equal, nn
 from wrapped_models import KINDS, build, run
 
 import pitome_core as pc
@@ -25,12 +26,11 @@ from pitome_core.instances import own_class
 from pitome_core.patch import active_patch
 from pitome_core.patching import find_patch, use_merge
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+from model_uses import replicate
+
 every_kind = pytest.mark.parametrize("kind", KINDS)
 KEEP = 0.7
-
-
-def equal(a, b) -> bool:
-    return torch.equal(a, b)
 
 
 # ------------------------------------------------------------------------------------------------- copies and replicas
@@ -39,7 +39,7 @@ def test_a_replica_runs_its_own_weights(kind):
     """What DataParallel makes for each device: with zeroed weights it gives another output than the original."""
     model, inputs = build(kind)
     expected = run(pc.apply(model, keep=KEEP), inputs)
-    replica = wrapped_models.replicate(model)
+    replica = replicate(model)
     assert equal(run(replica, inputs), expected)
     for module in replica.modules():
         for name, value in module._parameters.items():

@@ -103,19 +103,6 @@ def checkpointing(model: nn.Module, enable: bool) -> None:
         model.set_grad_checkpointing(enable)
 
 
-def replicate(model: nn.Module) -> nn.Module:
-    """A replica as `nn.DataParallel` makes it: the modules' own `_replicate_for_data_parallel`, linked together."""
-    modules = list(model.modules())
-    replicas = {id(module): module._replicate_for_data_parallel() for module in modules}
-    for module in modules:
-        replica = replicas[id(module)]
-        for name, child in module._modules.items():
-            replica._modules[name] = None if child is None else replicas[id(child)]
-        for name, parameter in module._parameters.items():
-            replica._parameters[name] = None if parameter is None else parameter.detach().clone()
-    return replicas[id(model)]
-
-
 def parts(value) -> list[torch.Tensor]:
     """The tensors of an output, in order."""
     return [value] if isinstance(value, torch.Tensor) else [part for part in value.values() if part is not None]
