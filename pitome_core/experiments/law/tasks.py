@@ -7,6 +7,7 @@ predictor of the law: it is known before anything merges.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from pitome_core.experiments.records.cells import WHOLE, Cell
 from pitome_core.experiments.vision import tasks as vision
 
 SALT = "law-1"  # of the split of photographs
-PER_PHOTOGRAPH = 9  # scenes
+PER_PHOTOGRAPH = {"dev": 3, "test": 9}  # scenes
 METRICS = ("keys", "keys-centred", "hidden")
 
 
@@ -51,7 +52,7 @@ def low_energy_auc(metric: Tensor, margin: float, cover: Tensor) -> np.ndarray:
 
 
 class LawScenes(vision.Scenes):
-    """Objects of a split on the photographs of that split, nine scenes for each photograph.
+    """Objects of a split on the photographs of that split, three scenes for each on dev and nine on test.
 
     Outcomes as in `vision.tasks.Scenes`. The whole model has more of them, ``(n, L)``: ``low_energy_keys``,
     ``low_energy_keys-centred`` and ``low_energy_hidden`` (`low_energy_auc` of every layer), and ``cosine_keys``,
@@ -60,7 +61,7 @@ class LawScenes(vision.Scenes):
 
     def __init__(self, split: str, count: int | None = None):
         names = photographs_of(split)
-        super().__init__(split, count or PER_PHOTOGRAPH * len(names), photographs=names, seed=2)
+        super().__init__(split, count or PER_PHOTOGRAPH[split] * len(names), photographs=names, seed=2)
         self.name = "scenes"
 
     def score(self, running: torch.nn.Module, cell: Cell) -> dict[str, Any]:
@@ -107,4 +108,4 @@ TASKS: dict[str, Callable[..., Any]] = {
     "emoji": lambda split, count=None: LawEmoji(split, count or 320),
 }
 OPTIONAL = {"scenes": photos.GCOMPRIS}
-CELLS = {"scenes": grid.when, "digits": grid.parts, "emoji": grid.parts}
+CELLS = {"scenes": grid.when, "digits": grid.parts, "emoji": partial(grid.parts, attention=(None,))}
