@@ -69,6 +69,13 @@ def predicted(cosine: float, tightness: float, like: synthetic.Setting, trials: 
     return inside if np.isfinite(inside) else float(NearestNDInterpolator(places, advantages)(here)[0])
 
 
+def noise_of(tightness: np.ndarray, tokens: int, width: int, trials: int = 20) -> np.ndarray:
+    """The spread at which synthetic tokens are as tight: where layers stand in the diagram, ``(n,)``."""
+    settings = [synthetic.Setting(0.3, spread, tokens=tokens, width=width) for spread in SPREAD]
+    tight = [float(synthetic.offered(synthetic.draw(setting, trials)[0])["tightness"].mean()) for setting in settings]
+    return np.exp(np.interp(-np.asarray(tightness), [-value for value in tight], np.log(SPREAD)))
+
+
 def advantage(first: float, second: float) -> float:
     """How much less the first loses than the second: the difference over their mean, from -2 to 2."""
     return 2 * (second - first) / (second + first)
@@ -118,6 +125,7 @@ class RealLayers:
             losses = {arm: self.loss(arm, layer) for arm in PAIR}
             yield {
                 "model": self.name, "layer": layer, "margin": round(margin, 4), "tokens": tokens, "keep": self.keep,
+                "width": metrics[0].shape[2],
                 "cosine": round(cosine, 4), "tightness": round(tightness, 4),
                 "loss": {arm: [round(value, 7) for value in values.tolist()] for arm, values in losses.items()},
                 "advantage": round(advantage(*(float(losses[arm].mean()) for arm in PAIR)), 4),

@@ -34,6 +34,14 @@ def test_a_prediction_at_a_setting_is_that_of_the_setting(small):
     assert -2 <= outside <= 2
 
 
+def test_a_layer_is_placed_by_its_tightness():
+    spreads = phase.SPREAD[1:-1:3]
+    settings = [synthetic.Setting(0.6, spread, tokens=80, width=24) for spread in spreads]
+    tightness = [float(synthetic.measure(setting, ["tome"], 20)["tightness"].mean()) for setting in settings]
+    assert phase.noise_of(tightness, 80, 24) == pytest.approx(spreads, rel=0.15)
+    assert phase.noise_of([1.0], 80, 24) == pytest.approx(phase.SPREAD[:1])
+
+
 def test_layers_of_a_model(build_vit, small):
     images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     model = build_vit()
