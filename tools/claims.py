@@ -29,6 +29,7 @@ The verdict is computed (`ledger.evidence.verdict`) and stands nowhere in the le
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ from ledger.judge import judge
 from ledger.links import page_file, read_page
 from ledger.page import SPLITS, page
 
-from pitome_core.experiments.records.cells import ARMS
+from pitome_core.experiments.records.cells import ARMS, Cell
 from pitome_core.experiments.records.results import RecordError
 from pitome_core.experiments.records.statistics import RESAMPLES
 
@@ -180,13 +181,15 @@ def _wrong_list(root: Path) -> list[str]:
 
 
 def _unused(ledger: dict, root: Path) -> list[str]:
-    """Columns of the list, and what outcomes are about in them, that no claim asks for: nothing scored is left out."""
+    """Forms of PiToMe in the list that no claim compares with ToMe in some column: nothing scored is left out."""
     outcomes = evidence.listed(root)["outcomes"]
-    there = {(outcomes[name]["about"], block["column"]) for _, entry in evidence.tasks(root)
-             for block in entry["cells"] for name in block["outcomes"] if name in outcomes}
-    asked = {(about, column) for claim in ledger["claims"] for group in claim.get("compares", ())
-             for about in group["about"] for column in group["columns"]}
-    return [f"no claim asks for {about} in the column {column}" for about, column in sorted(there - asked)]
+    there = {(arm, outcomes[name]["about"], block["column"]) for _, entry in evidence.tasks(root)
+             for block in entry["cells"] for name in block["outcomes"] for arm in block["arms"]
+             if ARMS[arm].kind == "pitome" and not arm.endswith("-shuffled") and Cell(arm, 0.9).beside("tome")}
+    asked = {(arm, about, column) for claim in ledger["claims"] for group in claim.get("compares", ())
+             if group["rival"] == "tome" for arm, about, column in
+             itertools.product(group["arms"], group["about"], group["columns"])}
+    return [f"no claim compares {arm} with tome: {about}, {column}" for arm, about, column in sorted(there - asked)]
 
 
 def _wrong_live(entry: dict, root: Path) -> list[str]:
@@ -229,7 +232,8 @@ def _wrong_judgement(claim: dict, ledger: dict, root: Path) -> list[str]:
         return [f"a comparison cannot be computed: {error}"]
     least = 2 / (RESAMPLES + 1)  # the smallest p-value of a bootstrap
     if (number := len(judged.done)) * least > evidence.LEVEL:
-        return [f"{number} comparisons are too many for {RESAMPLES} resamples: none can survive Holm's correction"]
+        return [f"{number} comparisons are too many for {RESAMPLES} resamples, because none can survive Holm's "
+                "correction: divide the claim, or draw more"]
     if judged.verdict != "not run" and "reading" not in claim:
         return [f"{judged.verdict!r} without a reading of what was seen"]
     return []
@@ -241,8 +245,9 @@ def load(root: Path = ROOT) -> dict:
 
 def written(ledger: dict, root: Path = ROOT) -> str:
     """The page for a ledger without problems."""
-    judged = [(claim, judge(claim, root, ledger.get("uncommitted", []))) for claim in resolved(ledger)]
-    return page(ledger, judged, root)
+    uncommitted = ledger.get("uncommitted", [])
+    judged = [(claim, judge(claim, root, uncommitted)) for claim in resolved(ledger)]
+    return page(ledger, judged, evidence.primaries(uncommitted, root), root)
 
 
 def main() -> int:

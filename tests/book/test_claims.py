@@ -321,8 +321,10 @@ BROKEN = {
         put("claims/0/compares/0/arms", ["pitome", "pitome-hidden"]), "no grid of the protocol has pitome-hidden"),
     "a rival that is none": (put("claims/0/compares/0/rival", "pitome"), "no arm is to pitome@0.9 as pitome"),
     "nothing about that": (put("claims/0/compares/0/about", ["speed"]), "with outcomes about speed"),
-    "quality that no claim asks for": (put("claims", [ledger()["claims"][1] | {"covers": ["split", "better"]}]),
-                                       "no claim asks for quality in the column off-the-shelf"),
+    "scored and asked for by no claim": (
+        put("claims", [ledger()["claims"][1] | {"covers": ["split", "better"]}]),
+        "no claim compares pitome with tome: quality, off-the-shelf",
+    ),
     "counted beside nothing": (
         put("claims/2/counts", {"data": "shapes", "at_least": 0.4, "models": [
             {"name": "ViT-T", "timm": "vit_tiny_patch16_224", "keep": 0.9, "quoted": "Table 9"}]}),
@@ -472,6 +474,40 @@ def test_no_difference_has_its_detectable_size(root):
     assert f"it would have been detected from:* `auc` {size:.2g}, `right`" in claims.written(ledger(), root)
 
 
+def test_primary_quantities_stand_by_themselves(root):
+    """Also those that no claim asks for, such as the difference to the whole model."""
+    document = listed()
+    document["grids"]["toy-1"]["scenes"]["primary"]["rivals"] = ["tome", "whole"]
+    (root / evidence.LISTED).write_text(yaml.safe_dump(document))
+    record = small_record()
+    page = claims.written(ledger(), root)
+    rows = [line for line in page.split("## Mechanism claims")[0].splitlines() if "| `right` | `pitome@0.9` −" in line]
+    pitome, whole = (record["cells"][key]["outcomes"]["right"] for key in ("pitome@0.9", "whole"))
+    found = paired_difference(pitome, whole, (record["items"]["object"], record["items"]["photograph"]))
+    assert len(rows) == 2 and f"− `whole` | {found} |" in rows[1]
+    (root / "results/toy/record.json").unlink()
+    assert claims.written(ledger(), root).count("not run yet: no record of `pitome@0.9`") == 2
+
+
+def test_an_end_that_is_not_zero_is_not_shown_as_zero(root):
+    record = small_record()
+    values = np.random.default_rng(3).normal(size=ITEMS)
+    for key, shift in (("pitome@0.9", 1), ("tome@0.9", 0)):
+        record["cells"][key]["outcomes"]["auc"] = (shift * (1e-3 + 3e-4 * values)).tolist()
+    write_record(root, record)
+    one = next(one for one in judge(claims.resolved(ledger())[0], root).done if one.outcome == "auc")
+    assert one.says == "for" and one.found.format(3) == "+0.001 [+0.000, +0.001]"
+    page = claims.written(ledger(), root)
+    assert "+0.0010 [+0.0005, +0.0015]" in page and "[+0.000," not in page
+
+
+def test_more_comparisons_than_resamples_allow_are_refused(root, monkeypatch):
+    """With few resamples the smallest p-value is so large that nothing survives Holm's correction."""
+    monkeypatch.setattr(claims, "RESAMPLES", 78)
+    assert claims.problems(ledger(), root) == ["better: 2 comparisons are too many for 78 resamples, because none can "
+                                               "survive Holm's correction: divide the claim, or draw more"]
+
+
 def test_another_record_gives_another_page(root):
     before, record = claims.written(ledger(), root), small_record()
     record["cells"]["pitome@0.9"]["outcomes"]["auc"][0] += 1
@@ -486,18 +522,18 @@ def test_what_no_commit_has_is_said(root):
     document["uncommitted"] = ["ffffffffffff"]
     assert claims.written(document, root).count("†") == plain
     document["uncommitted"].append(RUN["code"])
-    assert claims.written(document, root).count("†") == plain + 2
+    assert claims.written(document, root).count("†") == plain + 3
     for modified in (None, True):  # None: unknown, and not said
         record["runs"][0]["modified"] = modified
         (root / "results/toy/record.json").write_text(json.dumps(record, indent=modified))
-        assert claims.written(ledger(), root).count("†") == plain + (2 if modified else 0)
+        assert claims.written(ledger(), root).count("†") == plain + (3 if modified else 0)
 
 
 def test_an_earlier_form_of_an_arm_is_said(root):
     record, plain = small_record(), claims.written(ledger(), root).count("‡")
     record["cells"]["pitome@0.9"]["options"] = {"preset": "paper"}
     (root / "results/toy/record.json").write_text(json.dumps(record, indent=1))
-    assert claims.written(ledger(), root).count("‡") == plain + 2
+    assert claims.written(ledger(), root).count("‡") == plain + 3
 
 
 def test_published_numbers_keep_their_digits(root):

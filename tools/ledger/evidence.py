@@ -229,8 +229,26 @@ def planned(group: dict, root: Path) -> Iterator[Comparison]:
 
 def comparisons(groups: list[dict], uncommitted: list[str], root: Path) -> list[Comparison]:
     """The comparisons of all groups of a claim, computed where both cells are on record, with Holm over all of them."""
-    some = [_computed(replace(one, group=number), uncommitted, root)
-            for number, group in enumerate(groups) for one in planned(group, root)]
+    return computed([replace(one, group=number) for number, group in enumerate(groups)
+                     for one in planned(group, root)], uncommitted, root)
+
+
+def primaries(uncommitted: list[str], root: Path) -> list[Comparison]:
+    """The primary quantities of the protocol, whether a claim asks for them or not, with Holm over them."""
+    some = []
+    for task, entry in tasks(root):
+        first = entry.get("primary", {"rivals": []})
+        for rival in first["rivals"]:
+            group = {"arms": [first["first"].partition("@")[0]], "rival": rival, "predicts": "better",
+                     "about": [listed(root)["outcomes"][first["outcome"]]["about"]],
+                     "columns": [block["column"] for block in entry["cells"]]}
+            some += [one for one in planned(group, root) if one.primary and one.task == task]
+    return computed(some, uncommitted, root)
+
+
+def computed(some: list[Comparison], uncommitted: list[str], root: Path) -> list[Comparison]:
+    """Planned comparisons with what the records say, and with Holm over all of them."""
+    some = [_computed(one, uncommitted, root) for one in some]
     done = [i for i, one in enumerate(some) if one.found]
     for name, chosen in (("holm", done), ("holm_primary", [i for i in done if some[i].primary])):
         for i, p in zip(chosen, holm([some[i].found.p for i in chosen]) if chosen else [], strict=True):

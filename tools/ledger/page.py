@@ -134,6 +134,12 @@ def _size(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{float(f'{value:.2g}'):.6f}".rstrip("0").rstrip(".")
 
 
+def _interval(one: Comparison) -> str:
+    """Mean and interval, with a digit more where an end that is not zero would be shown as zero."""
+    near = one.found.side and min(abs(one.found.low), abs(one.found.high)) < 0.5 * 10**-one.digits
+    return one.found.format(one.digits + bool(near))
+
+
 def _p(p: float) -> str:
     return f"{p:.2g}" if p >= 0.001 else "< .001"
 
@@ -141,7 +147,7 @@ def _p(p: float) -> str:
 def _row(one: Comparison, root: Path, *, primary: bool) -> list[str]:
     second = f" − `{one.second}`" if one.second != evidence.ZERO else ""
     verdict = f"**{WORDS[one.says]}**" if one.survives else WORDS[one.says]
-    row = [_task(one, root), f"`{one.outcome}`", f"`{one.first}`{second}", one.found.format(one.digits),
+    row = [_task(one, root), f"`{one.outcome}`", f"`{one.first}`{second}", _interval(one),
            _size(one.found.detectable), _p(one.holm)]
     if primary:
         exact = one.test
@@ -291,9 +297,26 @@ def _details(claim: dict, judged: Judged, root: Path) -> list[str]:
     return [*lines, "", *tables, *_counted(claim, judged)]
 
 
-def page(ledger: dict, claims: list[tuple[dict, Judged]], root: Path) -> str:
-    """The page for a ledger without problems and what its claims were judged to be."""
-    lines = [INTRO, "## The abstract, item by item", "", _abstract(ledger, claims), ""]
+def _primary(primaries: list[Comparison], root: Path) -> list[str]:
+    """The primary quantities one by one, whether a claim rests on them or not."""
+    rows = []
+    for one in primaries:
+        where = [_task(one, root), f"`{one.outcome}`", f"`{one.first}` − `{one.second}`"]
+        if not one.found:
+            rows.append([*where, "–", "–", "–", f"not run yet: {one.pending}"])
+            continue
+        side = ("no difference found", "above", "below")[one.found.side]
+        side += "; survives" if one.survives else ""
+        rows.append([*where, _interval(one), _size(one.found.detectable), _p(one.holm), f"{side} {one.marks}".strip()])
+    if not rows:
+        return []
+    text = "What the protocol names as primary, with Holm's correction over these alone."
+    return ["## The primary quantities", "", text, "", markdown([*HEAD, "first is"], rows), ""]
+
+
+def page(ledger: dict, claims: list[tuple[dict, Judged]], primaries: list[Comparison], root: Path) -> str:
+    """The page for a ledger without problems: what its claims were judged to be, and the primary quantities."""
+    lines = [INTRO, "## The abstract, item by item", "", _abstract(ledger, claims), "", *_primary(primaries, root)]
     for kind, title in (("mechanism", "Mechanism claims"), ("table", "Table claims")):
         if some := [pair for pair in claims if pair[0]["kind"] == kind]:
             lines += [f"## {title}", "", _table(some, root), ""]
