@@ -28,6 +28,7 @@ def plan_pitome(
     split: str = "alternate",
     edges: str = "all",
     seed: int = 0,
+    gate: float = 1.0,
 ) -> MergePlan:
     """Merge k pairs among the 2k tokens of highest energy; protect all others.
 
@@ -36,10 +37,10 @@ def plan_pitome(
     removed.
 
     `metric (B, N, C)`; `remove` = k, or `(B,)` with `mask`; real tokens come first. Source: eq. 4. The options `score`,
-    `protection`, `split`, `edges` and `seed` turn the method into another one, see `Variant`.
+    `protection`, `split`, `edges`, `seed` and `gate` turn the method into another one, see `Variant`.
     """
     energy, unit, cos = energy_and_cosine(metric, margin, alpha, kernel, mask)
-    variant = Variant(score, protection, split, edges, seed)
+    variant = Variant(score, protection, split, edges, seed, gate)
     if not variant.is_the_paper:
         return plan_variant(energy, unit, cos, remove, mask, layer, class_attention, variant)
     k, active = active_pairs(remove)

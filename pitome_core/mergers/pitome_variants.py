@@ -36,6 +36,8 @@ class Variant:
             higher score, as in the released text code); `position` (alternate places, as in ToMe); `random`.
         edges: which tokens of A merge. `all`: the k of highest score, which are all of A if 2k tokens may merge.
             `best`: the k with the most similar partners; 4k tokens may merge then (all tokens without protection).
+        gate: how many tokens may merge, in units of 2k. 1 is the paper's 2k. A larger gate lets more tokens in, and of
+            their edges the k best merge; from N / 2k on all tokens may merge, which is energy-sorted matching.
         seed: number that `shuffled` and `random` depend on.
     """
 
@@ -44,11 +46,29 @@ class Variant:
     split: str = "alternate"
     edges: str = "all"
     seed: int = 0
+    gate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.gate >= 1:
+            raise ValueError(f"gate is {self.gate}: it counts the tokens that may merge in units of 2k, so 1 or more")
 
     @property
     def is_the_paper(self) -> bool:
         """Whether all switches are as in the paper."""
-        return (self.score, self.protection, self.split, self.edges) == ("energy", True, "alternate", "all")
+        return self == Variant(seed=self.seed)
+
+    @property
+    def best_edges(self) -> bool:
+        """Whether the k best edges merge, and not the k tokens of highest score."""
+        return self.edges == "best" or self.gate > 1
+
+    def mergeable(self, k: int | Tensor, width: int) -> int | Tensor:
+        """How many of `width` tokens may merge where k of them go, before it is known how many there are."""
+        if not self.protection:
+            return width * k
+        if self.gate == 1:
+            return (4 if self.edges == "best" else 2) * k
+        return round(2 * self.gate * k) if isinstance(k, int) else (2 * self.gate * k).round().long()
 
 
 def plan_variant(
@@ -74,9 +94,8 @@ def plan_variant(
     k, active = active_pairs(remove)
     batch, width = energy.shape
     lengths = torch.full((batch, 1), width, device=energy.device) if mask is None else mask.sum(dim=1, keepdim=True)
-    share = width if not variant.protection else 2 if variant.edges == "all" else 4
-    most = min(share * k, width)
-    count = lengths.clamp_max(share * (k if active is None else remove[:, None]))  # (B, 1)
+    most = min(variant.mergeable(k, width), width)
+    count = lengths.clamp_max(variant.mergeable(k if active is None else remove[:, None], width))  # (B, 1)
     may = torch.arange(most, device=energy.device) < count  # (B, most)
     dealt = stable_order(ranked_by, descending=True)[:, :most]  # (B, most)
     if variant.split == "high_low":
@@ -92,7 +111,7 @@ def plan_variant(
 
     similarity = pair_cosines(unit, cos, a, b).masked_fill(~may[:, None, 1::2], -math.inf)
     best, partner = similarity.max(dim=-1)  # the first of equals
-    value = (best if variant.edges == "best" else ranked_by.gather(1, a)).masked_fill(~may[:, 0::2], -math.inf)
+    value = (best if variant.best_edges else ranked_by.gather(1, a)).masked_fill(~may[:, 0::2], -math.inf)
     chosen = stable_order(value, descending=True)[:, :k]  # (B, k)
     source, target = a.gather(1, chosen), b.gather(1, partner).gather(1, chosen)
     return MergePlan.from_merges(source, target, width, active=active, mask=mask, energy=energy, checked=False)

@@ -48,7 +48,7 @@ def test_without_energy_and_protection_pitome_is_tome(n, k):
     assert torch.equal(pc.plan(metric, k, **TOME).assignment, pc.plan(metric, k, "tome").assignment)
 
 
-def slow_plan(metric, k, margin, protection, split, edges) -> list[int]:
+def slow_plan(metric, k, margin, protection, split, edges, gate=1.0) -> list[int]:
     """One item by loops, deterministic splits only: roots."""
     n = len(metric)
     unit = metric / metric.norm(dim=-1, keepdim=True)
@@ -56,6 +56,8 @@ def slow_plan(metric, k, margin, protection, split, edges) -> list[int]:
     energy = pc.energy_score(metric[None], margin)[0].tolist()
     ranked = sorted(range(n), key=lambda i: -energy[i])
     count = min(n, (2 if edges == "all" else 4) * k) if protection else n
+    if gate > 1:
+        count, edges = min(n, round(2 * gate * k)), "best"
     may = ranked[:count]
     if split == "high_low":
         a, b = may[: (count + 1) // 2], may[(count + 1) // 2 :]
@@ -78,6 +80,41 @@ def test_switches_equal_the_loop(protection, split, edges, n, k):
     for item in range(2):
         joined = plan.anchor[item][plan.assignment[item]].tolist()
         assert joined == slow_plan(metric[item], k, 0.4, protection, split, edges)
+
+
+GATES = (1.0, 1.25, 1.5, 3.0, 7.3, 100.0)
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("n, k", [(8, 1), (8, 4), (15, 3), (33, 5)])
+def test_the_gate_equals_the_loop(gate, n, k):
+    metric = gaussian_tokens(2, n, 6, seed=7 * n + k)
+    for split in SPLITS[:3]:
+        plan = pc.plan(metric, k, margin=0.4, gate=gate, split=split)
+        for item in range(2):
+            joined = plan.anchor[item][plan.assignment[item]].tolist()
+            assert joined == slow_plan(metric[item], k, 0.4, True, split, "all", gate)
+
+
+def test_the_gate_leads_from_the_paper_to_energy_sorted_matching():
+    metric = gaussian_tokens(3, 40, 6, seed=5)
+    ends = pc.plan(metric, 4), pc.plan(metric, 4, **ENERGY_SORTED_BSM)
+    assert torch.equal(pc.plan(metric, 4, gate=1.0).assignment, ends[0].assignment)
+    assert torch.equal(pc.plan(metric, 4, gate=5.0).assignment, ends[1].assignment)  # 2 * 5 * 4 = 40 tokens
+    assert torch.equal(pc.plan(metric, 4, gate=2.0).assignment, pc.plan(metric, 4, edges="best").assignment)
+    with pytest.raises(ValueError, match=r"gate is 0\.5: .* 1 or more"):
+        pc.plan(metric, 4, gate=0.5)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_padding_changes_no_gate(gate):
+    lengths, counts = [30, 21, 9, 2], [7, 4, 2, 0]
+    metric = gaussian_tokens(4, 30, 5, seed=3)
+    mask = torch.arange(30) < torch.tensor(lengths)[:, None]
+    plan = pc.plan(metric, torch.tensor(counts), mask=mask, gate=gate)
+    for item, (length, k) in enumerate(zip(lengths, counts, strict=True)):
+        alone = pc.plan(metric[item : item + 1, :length], k, gate=gate)
+        assert torch.equal(plan.assignment[item, :length], alone.assignment[0])
 
 
 @pytest.mark.parametrize("protection, split, edges, score", SWITCHES)

@@ -9,6 +9,7 @@ from typing import Any
 import pitome_core as pc
 
 SEEDS = 5  # of the arms that draw at random
+SETTINGS = {"metric": "keys", "insertion": "between", "proportional": True}  # what a comparison holds equal
 
 
 @dataclass(frozen=True)
@@ -36,28 +37,27 @@ class Arm:
 
     @property
     def switches(self) -> dict[str, Any]:
-        """Its options without the metric: two arms that differ in the metric alone are the same method."""
-        return {name: value for name, value in self.options.items() if name != "metric"}
+        """Its options without `settings`: two arms that differ in these alone are the same method."""
+        return {name: value for name, value in self.options.items() if name not in SETTINGS}
 
     @property
     def settings(self) -> dict[str, set]:
         """What its layers use: the sets of their values of ``metric``, ``insertion`` and ``proportional``."""
         preset = pc.presets().get(self.options.get("preset", ""))
         rows = [] if preset is None else [preset.early, preset.late]
-        defaults = {"metric": "keys", "insertion": "between", "proportional": True} | dict(self.options)
-        return {
-            name: {getattr(row, name) for row in rows} or {defaults[name]}
-            for name in ("metric", "insertion", "proportional")
-        }
+        given = SETTINGS | dict(self.options)
+        return {name: {getattr(row, name) for row in rows} or {given[name]} for name in SETTINGS}
 
 
 SORTED = {"protection": False, "edges": "best"}
 # fmt: off
-ARMS: dict[str, Arm] = {arm.name: arm for arm in (
+_LISTED = (
     Arm("pitome", "PiToMe (paper)", "pitome", "pitome"),
     Arm("pitome-released-deit", "PiToMe (released, DeiT)", "pitome", "pitome", {"preset": "released-deit"},
         also_off=False),
     Arm("pitome-released-mae", "PiToMe (released, MAE)", "pitome", "pitome", {"preset": "released-mae"},
+        also_off=False),
+    Arm("pitome-released-clip", "PiToMe (released, CLIP)", "pitome", "pitome", {"preset": "released-clip"},
         also_off=False),
     Arm("pitome-released-bert", "PiToMe (released, BERT)", "pitome", "pitome",
         {"preset": "released-bert", "protect": "ends"},  # [SEP] stays, as with the other arms: equal tokens
@@ -66,6 +66,12 @@ ARMS: dict[str, Arm] = {arm.name: arm for arm in (
         also_off=False),
     Arm("energy-sorted", "energy-sorted BSM", "pitome", "pitome", SORTED),
     Arm("tome", "ToMe", "tome", "merge"),
+    # ToMe as the repository of the paper runs it beside PiToMe. The class token counts for the parity there. In N it
+    # counts too, which would cost one patch; here tokens are equal.
+    Arm("tome-released-deit", "ToMe (released beside PiToMe, DeiT)", "tome", "merge",
+        {"parity": "all", "proportional": False}, also_off=False),
+    Arm("tome-released-clip", "ToMe (released beside PiToMe, CLIP)", "tome", "merge",
+        {"parity": "all", "proportional": False, "metric": "hidden", "insertion": "after"}, also_off=False),
     Arm("tofu", "ToFu", "tofu", "merge"),
     # ToFu as published drops tokens in the first half of the layers. On texts these are all the layers that merge.
     Arm("tofu-merge", "ToFu, merging only", "tofu", "merge", {"pruned": 0.0}),
@@ -82,9 +88,42 @@ ARMS: dict[str, Arm] = {arm.name: arm for arm in (
     Arm("pitome-hidden", "PiToMe on hidden states", "pitome", "pitome", {"metric": "hidden"}, also_off=False),
     Arm("energy-sorted-hidden", "energy-sorted on hidden states", "pitome", "pitome", {**SORTED, "metric": "hidden"},
         also_off=False),
-    Arm("tome-hidden", "ToMe on hidden states", "tome", "merge", {"metric": "hidden"}, also_off=False),
-)}
+    Arm("tome-hidden", "ToMe on hidden states", "tome", "merge", {"metric": "hidden"}),
+    # Keys less their mean over the tokens of an image: cosines then tell more where keys are nearly parallel.
+    Arm("pitome-centred", "PiToMe on centred keys", "pitome", "pitome", {"metric": "keys-centred"}),
+    Arm("energy-sorted-centred", "energy-sorted on centred keys", "pitome", "pitome",
+        {**SORTED, "metric": "keys-centred"}),
+    Arm("tome-centred", "ToMe on centred keys", "tome", "merge", {"metric": "keys-centred"}),
+    # Parts of PiToMe: its gate (which tokens may merge), its split in the order of energy, and the choice of edges.
+    *(Arm(f"gate-{gate:g}", f"PiToMe, gate {gate:g}", "pitome", "pitome", {"gate": gate})
+      for gate in (1.25, 1.5, 2.0, 3.0, 4.0)),
+    Arm("pitome-position", "PiToMe's gate, ToMe's split", "pitome", "pitome", {"split": "position"}),
+    Arm("gate-2-position", "gate 2, ToMe's split", "pitome", "pitome", {"gate": 2.0, "split": "position"}),
+    Arm("ungated", "no gate, tokens of highest energy merge", "pitome", "pitome", {"protection": False}),
+    Arm("ungated-position", "no gate, ToMe's split, tokens of highest energy merge", "pitome", "pitome",
+        {"protection": False, "split": "position"}),
+)
 # fmt: on
+
+
+def _shuffled(arm: Arm) -> Arm:
+    """The control for energy: the same arm, with the energies of an image dealt to other tokens of it."""
+    options = {**arm.options, "score": "shuffled"}
+    return replace(arm, name=f"{arm.name}-shuffled", label=f"{arm.label}, energies shuffled", kind="control",
+                   options=options, also_off=False, seeds=SEEDS)
+
+
+def _on_hidden(arm: Arm) -> Arm:
+    """The same arm comparing hidden states."""
+    return replace(arm, name=f"{arm.name}-hidden", label=f"{arm.label}, hidden states",
+                   options={**arm.options, "metric": "hidden"})
+
+
+_PARTS = [_on_hidden(arm) for arm in _LISTED if arm.name.startswith(("gate-", "ungated", "pitome-position"))]
+_ARMS = [*_LISTED, *_PARTS]
+ARMS: dict[str, Arm] = {
+    arm.name: arm for arm in [*_ARMS, *(_shuffled(arm) for arm in _ARMS if arm.kind == "pitome")]
+}
 GRID_POOL, LOWER, WHOLE = "grid-pool", "lower-resolution", "whole"  # cells that no arm stands for
 LABELS = {WHOLE: "whole model", GRID_POOL: "2 x 2 pooling", LOWER: "lower resolution"} | {
     name: arm.label for name, arm in ARMS.items()
@@ -161,6 +200,12 @@ class Cell:
     def options(self) -> dict[str, Any]:
         """The options of `pc.apply` that the arm and the seed stand for."""
         return dict(ARMS[self.arm].options) | ({} if self.seed is None else {"seed": self.seed})
+
+    @property
+    def shuffled(self) -> Cell | None:
+        """The control for energy beside this cell, standing for all of its seeds; None where no energy is read."""
+        name = f"{self.arm}-shuffled"
+        return replace(self, arm=name, seed=None) if name in ARMS else None
 
     @property
     def without_seed(self) -> Cell:

@@ -93,7 +93,7 @@ class Command:
         tasks: name -> ``(split)``, or ``(split, count)`` if `counted`, -> a task of the embedded tier (`sweep.Task`).
         cells: ``(args, name of the task)`` -> the cells to score. It is asked before the task is made.
         summary: ``(record, cells)`` -> the table that is printed.
-        paper: the module of the paper tier, with `configure(options)` and `run(args)`.
+        paper: the module of the paper tier, with `configure(options)` and `run(args)`; None: there is no such tier.
         arms: what ``--methods`` may name.
         keep: what a keep ratio is, for the help.
         available: whether a task can run here: its optional assets are in the cache.
@@ -138,7 +138,8 @@ class Command:
             embedded.add_argument("--count", type=int, metavar="N", help=f"N {self.counted} only (not for test)")
         if self.configure_actions is not None:
             self.configure_actions(embedded)
-        self.paper.configure(paper)
+        if self.paper is not None:
+            self.paper.configure(paper)
         parser.set_defaults(tiers=(embedded, paper))
 
     @refusing
@@ -161,6 +162,8 @@ class Command:
                     print(f"error: {flag} goes with {needed}: add that, or leave {flag} out", file=sys.stderr)
                     return 2
             options.fill(args)
+        if tier == "paper" and self.paper is None:
+            raise RecordError(f"{self.experiment} has no paper tier: leave out --profile paper")
         if tier == "paper":
             return self.paper.run(args)
         if self.counted and args.count is not None and args.split == "test":

@@ -70,7 +70,8 @@ def applied(
             yield model
     else:
         method, ratios = records_cells.ARMS[cell.arm].method, cell.keep if keep is None else keep
-        with pc.patched(model, method, ratios, proportional=cell.proportional, **cell.options, **arguments):
+        switched = {} if cell.proportional is None else {"proportional": cell.proportional}
+        with pc.patched(model, method, ratios, **cell.options | switched, **arguments):
             yield model
 
 

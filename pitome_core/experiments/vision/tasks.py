@@ -172,8 +172,8 @@ class Photographs(ImageTask):
 
         def read(batch: Tensor) -> None:
             keys, hidden, _ = layer_keys(self.model, batch)
-            statistics["key_cosine"].append(torch.stack([_mean_cosine(key) for key in keys], 1).cpu())
-            statistics["hidden_cosine"].append(torch.stack([_mean_cosine(tokens) for tokens in hidden], 1).cpu())
+            statistics["key_cosine"].append(torch.stack([mean_cosine(key) for key in keys], 1).cpu())
+            statistics["hidden_cosine"].append(torch.stack([mean_cosine(tokens) for tokens in hidden], 1).cpu())
             energies = [pc.energy_score(key, margin) for key, margin in zip(keys, margins, strict=True)]
             statistics["energy_spread"].append(torch.stack([e.std(1) for e in energies], 1).cpu())
 
@@ -367,7 +367,7 @@ def _enlarged(pixels: np.ndarray, side: int) -> Tensor:
     return preprocess(images, side)
 
 
-def _mean_cosine(x: Tensor) -> Tensor:
+def mean_cosine(x: Tensor) -> Tensor:
     """Mean cosine of the pairs of different tokens, ``(B, N, C)`` -> ``(B,)``."""
     unit = torch.nn.functional.normalize(x.float(), dim=-1)
     n = x.shape[1]

@@ -86,13 +86,14 @@ def test_a_rival_is_met_with_its_own_options(rival):
 
 @pytest.mark.parametrize("cell", [
     Cell("whole"), Cell("lower-resolution", pixels=98), Cell("grid-pool"),
-    Cell("pitome-released-llava", 0.9),  # hidden states, behind the block: no arm of ToMe is like that
+    Cell("pitome-released-llava", 0.9),  # hidden states, behind the block: no arm with ToMe's parity is like that
+    Cell("tome-released-clip", 0.9),
 ])  # fmt: skip
 def test_without_a_counterpart_there_is_no_comparison(cell):
     assert cell.beside("tome") is None
 
 
-@pytest.mark.parametrize("name", [name for name in ARMS if name not in ("pitome-released-llava",)])
+@pytest.mark.parametrize("name", [name for name in ARMS if "llava" not in name and name != "tome-released-clip"])
 def test_beside_changes_the_method_alone(name):
     """What is compared differs in its method: settings of attention, metric and insertion are the same, worked out."""
     cell = Cell(name, 0.9, seed=seeds_of(name)[0], towers="both", every_layer=True, retrained=True, order="released")
@@ -106,6 +107,23 @@ def test_beside_changes_the_method_alone(name):
     for setting in ("metric", "insertion"):
         assert ARMS[cell.arm].settings[setting] == ARMS[other.arm].settings[setting]
     assert replace(other, arm=cell.arm, seed=cell.seed, proportional=cell.proportional) == cell
+
+
+def test_the_control_for_energy_is_the_same_arm_with_energies_shuffled():
+    for name, arm in ARMS.items():
+        control = Cell(name, 0.8, False).shuffled
+        if arm.kind != "pitome":
+            assert control is None
+            continue
+        shuffled = ARMS[control.arm]
+        assert shuffled.options == {**arm.options, "score": "shuffled"} and shuffled.seeds > 1
+        assert shuffled.settings == arm.settings and replace(control, arm=name) == Cell(name, 0.8, False)
+
+
+def test_what_the_repository_runs_beside_pitome_is_no_counterpart():
+    """Its ToMe differs from ours in more than attention, so it is a row of its own."""
+    assert Cell("pitome-released-clip", 0.9).beside("tome").key == "tome-hidden@0.9/off"
+    assert ARMS["tome-released-clip"].settings["insertion"] == {"after"}
 
 
 def test_a_record_names_the_rival_that_it_holds(tmp_path):
