@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 from ledger import evidence
 from ledger.evidence import NoCounterpart, NotRun, check_pair, counterpart
 
-from pitome_core.experiments.records.cells import ARMS, Arm, Cell
+from pitome_core.experiments.records.cells import ARMS, Cell
 from pitome_core.experiments.records.results import FORMAT, Record
 from pitome_core.experiments.records.statistics import holm, paired_difference, trainings_difference
 from pitome_core.experiments.retrieval import recall
@@ -72,6 +72,8 @@ def group(arms=("pitome",), rival="tome", about=("quality",), predicts="better",
     ("pitome-released-bert@0.8/retrained", "tome", "tome@0.8/off/retrained"),
     ("pitome-hidden@0.9", "tome", "tome-hidden@0.9"),
     ("energy-sorted-hidden@0.9", "tome", "tome-hidden@0.9"),
+    ("pitome-centred@0.9/off", "tome", "tome-centred@0.9/off"),
+    ("pitome-released-clip@0.9", "tome", "tome-hidden@0.9/off"),
     ("pitome@0.8/both", "tome", "tome@0.8/both"),
     ("pitome@0.8/all", "energy-sorted", "energy-sorted@0.8/all"),
     ("pitome@0.9/released", "tome", "tome@0.9/released"),
@@ -84,20 +86,20 @@ def test_the_counterpart_follows(first, rival, second):
     assert counterpart(None, first, rival) == second
 
 
-@pytest.mark.parametrize("first, rival", [("pitome-released-llava@0.9", "tome"), ("tome@0.9", "tome")])
+@pytest.mark.parametrize("first, rival", [("pitome-released-llava@0.9", "tome"), ("tome@0.9", "tome"),
+                                          ("pitome-released-clip@0.9", "tome-released-clip")])
 def test_some_have_no_counterpart(first, rival):
     with pytest.raises(NoCounterpart, match=f"no arm is to {first} as {rival}"):
         counterpart(None, first, rival)
 
 
-def test_a_shuffled_control_differs_in_energies_alone(monkeypatch):
-    for options, fits in (({"score": "shuffled"}, True), ({"score": "shuffled", "margin": 0.5}, False)):
-        monkeypatch.setitem(ARMS, "pitome-shuffled", Arm("pitome-shuffled", "x", "pitome", "pitome", options, seeds=5))
-        if fits:
-            assert counterpart(None, "pitome@0.9", "shuffled") == "pitome-shuffled@0.9"
-        else:
-            with pytest.raises(NoCounterpart, match="more than shuffled energies"):
-                counterpart(None, "pitome@0.9", "shuffled")
+def test_a_shuffled_control_differs_in_energies_alone():
+    for name, arm in ARMS.items():
+        if arm.kind == "pitome":
+            control = ARMS[counterpart(None, f"{name}@0.9", "shuffled").partition("@")[0]]
+            assert dict(control.options) == {**arm.options, "score": "shuffled"} and control.seeds > 1, name
+    with pytest.raises(NoCounterpart, match="it reads no energy"):
+        counterpart(None, "tome@0.9", "shuffled")
 
 
 def test_equal_work_is_that_of_a_control():

@@ -78,10 +78,9 @@ def counterpart(record: Record | None, key: str, rival: str) -> str:
     if rival in (WHOLE, ZERO):
         return rival
     if rival == SHUFFLED:
-        other = ARMS.get(f"{cell.arm}-shuffled")
-        if other is not None and dict(other.options) != {**ARMS[cell.arm].options, "score": "shuffled"}:
-            raise NoCounterpart(f"{other.name} differs from {cell.arm} in more than shuffled energies")
-        return replace(cell, arm=f"{cell.arm}-shuffled").key
+        if cell.shuffled is None:
+            raise NoCounterpart(f"{key} has no control with shuffled energies: it reads no energy")
+        return cell.shuffled.key
     if rival == WORK:
         return _of_equal_work(record, key)
     other = cell.beside(rival)

@@ -50,7 +50,7 @@ run, the comparison is shown as not run.
 
 **What survives.** A recorded comparison speaks for or against a claim where its 95 % interval excludes zero. It counts
 in a verdict where that survives Holm's correction, at 5 %, over all comparisons of the claim, or over its primary ones
-by themselves. Where models were trained with merging on, the interval is one over trainings, of linear heads apart,
+by themselves. Where models were trained with merging on, the interval is one over trainings, except for linear heads,
 whose fit has no chance in it. Live evidence stands, with its interval, on the page that the link leads to, and is taken
 as it is. Where there is evidence from a test split or from all items, dev evidence decides nothing; "(dev)" marks a
 verdict that rests on dev alone.
