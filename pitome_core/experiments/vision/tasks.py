@@ -102,7 +102,7 @@ class Scenes(ImageTask):
         photographs: Sequence[str] | None = None,
         seed: int = 0,
     ):
-        self.name = "stamps" if source == "stamps" else "scenes" if photographs is None else "scenes-wide"
+        self.name = "stamps" if source == "stamps" else "scenes"
         self.judge = vit.saliency_model(224)
         self.model = self.judge.backbone
         made = scenes.scenes(count, split=split, source=source, photographs=photographs, seed=seed)
@@ -142,7 +142,6 @@ class ScenesApart(Scenes):
     def __init__(self, split: str, count: int | None = None):
         names = photos.photographs_of(split)
         super().__init__(split, count or PER_PHOTOGRAPH * len(names), photographs=names, seed=2)
-        self.name = "scenes"
 
 
 def backgrounds(split: str) -> tuple[list[str], list[str]]:
