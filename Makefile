@@ -90,6 +90,8 @@ results: setup ## score the test sets by the protocol, resuming; writes results/
 	$(PY) -m pitome_core.experiments spectra --profile embedded
 	$(PY) -m pitome_core.experiments retrieval --profile embedded --split test
 	$(PY) -m pitome_core.experiments vqa --profile embedded --split test
+	$(PY) -m pitome_core.experiments law --profile embedded --split test
+	$(PY) -m pitome_core.experiments law --profile embedded --phase
 
 # Stages of five to ten minutes each; one that is done is not done again. MINUTES=70 begins none after that time.
 MINUTES ?= inf

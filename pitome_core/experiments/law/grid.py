@@ -31,11 +31,14 @@ def when() -> list[Cell]:
     ]
 
 
-def parts() -> list[Cell]:
-    """On digits and emoji: the parts of PiToMe on keys and hidden states. The whole model comes first."""
+def parts(attention: Sequence[bool | None] = (None, False)) -> list[Cell]:
+    """On digits and emoji: the parts of PiToMe on keys and hidden states. The whole model comes first.
+
+    ``attention`` says how proportional attention is: as the arm has it (None), or off (False).
+    """
     return [Cell(WHOLE)] + [
         Cell(arm, PARTS_AT, proportional, seed)
-        for metric in ("", "-hidden") for proportional in (None, False)
+        for metric in ("", "-hidden") for proportional in attention
         for arm, seed in [
             *((f"{arm}{metric}", None) for arm in (*GATES, *PLACED, *UNGATED)),
             *((f"{arm}{metric}-shuffled", seed) for arm in CONTROLLED for seed in range(SEEDS)),

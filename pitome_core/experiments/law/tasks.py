@@ -7,6 +7,7 @@ predictor of the law: it is known before anything merges.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -93,4 +94,4 @@ TASKS: dict[str, Callable[..., Any]] = {
     "emoji": lambda split, count=None: LawEmoji(split, count or 320),
 }
 OPTIONAL = {"scenes": photos.GCOMPRIS}
-CELLS = {"scenes": grid.when, "digits": grid.parts, "emoji": grid.parts}
+CELLS = {"scenes": grid.when, "digits": grid.parts, "emoji": partial(grid.parts, attention=(None,))}

@@ -38,7 +38,7 @@ from pitome_core.experiments.runs.image_task import ImageTask
 MNIST, MNIST_SALT = "mnist-5k", "mnist-5k-1"
 GRID = 56  # maps are compared on a grid of 56 x 56: masks have no finer truth at an object's edge
 DIGITS_SIDE = 112  # pixels; 64 patches
-PER_PHOTOGRAPH = 9  # scenes
+PER_PHOTOGRAPH = {"dev": 3, "test": 9}  # scenes of `ScenesApart`
 REFIT_AT = (0.9,)  # keep ratios at which heads are fitted anew with merging on,
 REFIT = ("pitome", "energy-sorted", "tome")  # and the arms
 CLASS_LAYERS = 4  # class tokens of the last blocks that a head reads
@@ -137,11 +137,11 @@ class Scenes(ImageTask):
 
 
 class ScenesApart(Scenes):
-    """The primary scenes: drawings of a split on the photographs of that split, nine for each photograph."""
+    """The primary scenes: drawings of a split on its photographs, three for each on dev and nine on test."""
 
     def __init__(self, split: str, count: int | None = None):
         names = photos.photographs_of(split)
-        super().__init__(split, count or PER_PHOTOGRAPH * len(names), photographs=names, seed=2)
+        super().__init__(split, count or PER_PHOTOGRAPH[split] * len(names), photographs=names, seed=2)
 
 
 def backgrounds(split: str) -> tuple[list[str], list[str]]:

@@ -387,7 +387,7 @@ def test_the_scenes_are_those_of_the_law():
     ours, law = vision_tasks.ScenesApart("test", 5), law_tasks.LawScenes("test", 5)
     assert ours.name == law.name == "scenes" and ours.items == law.items and torch.equal(ours.images, law.images)
     assert {*ours.items["photograph"]} <= {*photos.photographs_of("test")} and ours.clusters == law.clusters
-    assert vision_tasks.PER_PHOTOGRAPH * len(photos.photographs_of("test")) == 378
+    assert vision_tasks.PER_PHOTOGRAPH["test"] * len(photos.photographs_of("test")) == 378
 
 
 # --- heads

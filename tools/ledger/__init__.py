@@ -1,0 +1,1 @@
+"""Parts of `tools/claims.py`: links into the book, recorded evidence, counts from shapes, verdicts, and the page."""
