@@ -124,14 +124,15 @@ def _missing(record: results.Record, cells: Sequence[Cell], again: bool) -> list
     return [cell for cell in cells if again or cell.key not in record]
 
 
-def available(name: str, tasks: Mapping[str, Any], optional: Mapping[str, str]) -> bool:
-    """Whether the optional asset that a task needs, if any, is in the cache. Nothing is fetched.
+def available(name: str, tasks: Mapping[str, Any], optional: Mapping[str, str | tuple[str, ...]]) -> bool:
+    """Whether the optional assets that a task needs, if any, are in the cache. Nothing is fetched.
 
-    ``optional`` says which asset a task needs. Raises ``KeyError`` for a task that is not in ``tasks``.
+    ``optional`` says which asset or assets a task needs. Raises ``KeyError`` for a task that is not in ``tasks``.
     """
     if name not in tasks:
         raise KeyError(f"no task {name!r}; there are {', '.join(tasks)}")
-    return name not in optional or assets.state(optional[name]) == "ready"
+    needed = optional.get(name, ())
+    return all(assets.state(asset) == "ready" for asset in ([needed] if isinstance(needed, str) else needed))
 
 
 def output_folder(args: argparse.Namespace) -> Path:
