@@ -43,7 +43,7 @@ from pitome_core.experiments.data import scenes
 from pitome_core.experiments.data.pictures import to_display
 from pitome_core.experiments.models import vit
 from pitome_core.experiments.models.layer_keys import layer_keys
-from pitome_core.experiments.records.statistics import bootstrap_mean
+from pitome_core.experiments.records.statistics import mean_interval
 from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.settings import profile
 
@@ -312,7 +312,7 @@ tokens = [n - 1 for n in pc.schedule(model, keep=0.9).tokens[1:]]
 for ax, table, x in zip(axes, (mixing, alive, pure), (layers, layers, tokens), strict=True):
     for name, values in table.items():
         colour, style = STYLE[name]
-        bands = np.array([bootstrap_mean(row, scene.photographs, resamples=1000) for row in values])
+        bands = np.array([mean_interval(row, scene.photographs, resamples=1000) for row in values])
         ax.plot(x, bands[:, 0], linestyle=style, color=colour, label=name)
         ax.fill_between(x, bands[:, 1], bands[:, 2], color=colour, alpha=0.12)
 axes[1].plot(layers, [n / 256 for n in tokens], color="0.8", linewidth=4, zorder=0)
@@ -323,7 +323,7 @@ axes[0].legend(fontsize=8)
 plt.show()
 
 # %% tags=["hide-input"]
-last = {name: bootstrap_mean(values[-1], scene.photographs) for name, values in mixing.items()}
+last = {name: mean_interval(values[-1], scene.photographs) for name, values in mixing.items()}
 display(Markdown("After the last layer, object patches in mixed tokens: " + "; ".join(
     f"{name} {mean:.0%} [{low:.0%}, {high:.0%}]" for name, (mean, low, high) in last.items()
 ) + "."))
@@ -368,7 +368,7 @@ def auc(maps):
 scores = {name: auc(maps) for name, (maps, _) in results.items()}
 unmerged = auc(whole)
 gains = {
-    name: bootstrap_mean(values - scores["ToMe"], scene.photographs)
+    name: mean_interval(values - scores["ToMe"], scene.photographs)
     for name, values in {"no merging": unmerged, **scores}.items()
     if name != "ToMe"
 }
@@ -418,8 +418,8 @@ assert torch.equal(first.assignment, second.assignment)
 rows = []
 for key, (quality, mix) in corners.items():
     order, protection, edges = key
-    mean, low, high = bootstrap_mean(quality - scores["ToMe"], scene.photographs)
-    mix, less, more = bootstrap_mean(mix, scene.photographs)
+    mean, low, high = mean_interval(quality - scores["ToMe"], scene.photographs)
+    mix, less, more = mean_interval(mix, scene.photographs)
     rows.append([order, "on" if protection else "off", edges, CORNERS.get(key, ""),
                  f"{mix:.0%} [{less:.0%}, {more:.0%}]", f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"])
 header = ["order", "protection", "edges", "", "mixed object patches", "AUC minus ToMe's"]
@@ -437,7 +437,7 @@ def effect(position, first, second, outcome):
         if key[position] == first:
             other = (*key[:position], second, *key[position + 1 :])
             changes.append(corners[key][outcome] - corners[other][outcome])
-    return bootstrap_mean(np.mean(changes, axis=0), scene.photographs)
+    return mean_interval(np.mean(changes, axis=0), scene.photographs)
 
 
 switches = {
@@ -470,7 +470,7 @@ assert effect(2, "best", "all", outcome=1)[0] < 0
 # whether mixing costs anything on a task is asked there too ([Vision, off the shelf](08_vision.ipynb)).
 
 # %% tags=["hide-input"]
-gap = bootstrap_mean(mixing["PiToMe"][-1] - mixing["ToMe"][-1], scene.photographs)
+gap = mean_interval(mixing["PiToMe"][-1] - mixing["ToMe"][-1], scene.photographs)
 assert gap[0] > 0
 display(Markdown(
     f"> **Takeaway.** Energy is a good order and a risky gate. As an *order* it makes "

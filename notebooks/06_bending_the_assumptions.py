@@ -42,7 +42,7 @@ from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import vit
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
-from pitome_core.experiments.records.statistics import bootstrap_mean, paired_difference
+from pitome_core.experiments.records.statistics import mean_interval, paired_difference
 from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.settings import profile
 from pitome_core.experiments.spectra.layers import Layers
@@ -373,7 +373,7 @@ panels = [(record, "sd", "photographs, normalized"), (record, "sd_combinatorial"
 for ax, (found, outcome, title) in zip(axes, panels, strict=True):
     for name, (colour, line) in STYLE.items():
         values = outcome_of(found, name, outcome)
-        bands = np.array([bootstrap_mean(column, found.clusters, resamples=1000) for column in values.T])
+        bands = np.array([mean_interval(column, found.clusters, resamples=1000) for column in values.T])
         ax.plot(range(len(bands)), bands[:, 0], linestyle=line, color=colour, label=name)
         ax.fill_between(range(len(bands)), bands[:, 1], bands[:, 2], color=colour, alpha=0.15)
     ax.set(xlabel="layer", yscale="log", title=title)
@@ -437,7 +437,7 @@ def correlation(found, predictor, keys):
     """Spearman's with the loss over cells, mean over layers; interval over items."""
     pair = [np.stack([found.outcome(k, o) for k in keys]) for o in (predictor, "patch_drop")]
     each = (ranks(pair[0]) * ranks(pair[1])).mean(axis=0).mean(axis=1)
-    return bootstrap_mean(each, found.clusters)
+    return mean_interval(each, found.clusters)
 
 
 # %% tags=["hide-input"]

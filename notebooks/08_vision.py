@@ -44,7 +44,7 @@ from pitome_core.experiments.data.pictures import to_display
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell, seeds_of
 from pitome_core.experiments.records.published import TABLE_5
-from pitome_core.experiments.records.statistics import bootstrap_mean, paired_difference
+from pitome_core.experiments.records.statistics import mean_interval, paired_difference
 from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.runs import grid
 from pitome_core.experiments.settings import profile
@@ -93,7 +93,7 @@ header = [f"keep 0.9, {share:.0%} of the multiply-accumulates", "AUC", "could ha
 rows = [[f"PiToMe minus {label}", found, f"{found.detectable:.3f}", native.difference(ours, other, "nss").format(2)]
         for label, other, found in (("ToMe", rival, to_tome), ("the whole model", "whole", to_whole))]
 gap = native.mean_over_seeds(ours, "auc") - native.mean_over_seeds(rival, "auc")
-by = [bootstrap_mean(gap, native.items[column])[1:] for column in ("object", "photograph")]
+by = [mean_interval(gap, native.items[column])[1:] for column in ("object", "photograph")]
 display(Markdown(
     markdown(header, rows) + f"\n\nNo difference was found; one as large as in the third column would have been found in four cases "
     f"of five. The scenes stand on six photographs only, and that is where the uncertainty comes from: resampling objects "
@@ -362,7 +362,7 @@ guarded = {"keys": protection({}), "hidden": protection({"metric": "hidden"})}
 # %% tags=["hide-input"]
 rows = []
 for name, values in guarded.items():
-    cells = [bootstrap_mean(column) for column in values.T]
+    cells = [mean_interval(column) for column in values.T]
     rows.append([name, *(f"{m:.2f} [{low:.2f}, {high:.2f}]" for m, low, high in cells)])
 display(Markdown(markdown(["metric", "layer 0", "layer 3", "layer 6", "layer 9"], rows)))
 

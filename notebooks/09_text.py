@@ -49,7 +49,7 @@ from pitome_core.experiments.models.layer_keys import layer_keys
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell, seeds_of
 from pitome_core.experiments.records.published import TABLE_6
-from pitome_core.experiments.records.statistics import bootstrap_mean
+from pitome_core.experiments.records.statistics import mean_interval
 from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.runs import timings
 from pitome_core.experiments.settings import profile
@@ -322,7 +322,7 @@ figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.5), sharey=True)
 looks = {"paper": ("#0072B2", "o", "paper (equation 4)"), "gaussian": ("#D55E00", "v", "Gaussian (released code)")}
 for (kernel, name), found in ranked.items():
     colour, marker, label = looks[kernel]
-    mean, low, high = np.array([bootstrap_mean(column) for column in np.array(found).T]).T
+    mean, low, high = np.array([mean_interval(column) for column in np.array(found).T]).T
     shift, hollow = (-0.08 if kernel == "paper" else 0.08), name == "rated, other content"
     axes[int(name == "content, function")].errorbar(
         np.arange(6) + shift, mean, [mean - low, high - mean], color=colour, marker=marker, capsize=3, linewidth=1.2,
@@ -338,7 +338,7 @@ plt.show()
 
 # %% tags=["hide-input"]
 def interval(values, form="+.3f"):
-    return "{:{f}} [{:{f}}, {:{f}}]".format(*bootstrap_mean(values), f=form)
+    return "{:{f}} [{:{f}}, {:{f}}]".format(*mean_interval(values), f=form)
 
 
 def layers(kernel, name, chosen=range(3)):
@@ -353,7 +353,7 @@ display(Markdown(
     f"*higher* energy with both ({layers('paper', 'rated, other content', [5])} and "
     f"{layers('gaussian', 'rated, other content', [5])})."
 ))
-assert quick or bootstrap_mean(np.array(ranked["paper", "content, function"])[:, 0])[1] > 0.5
+assert quick or mean_interval(np.array(ranked["paper", "content, function"])[:, 0])[1] > 0.5
 
 # %% [markdown]
 # Ranking is one thing, merging another. How often does a rated word end in a token together with others, compared to the
@@ -620,7 +620,7 @@ edges = np.quantile(lengths, [0, 1 / 3, 2 / 3, 1])
 for low, high in zip(edges[:-1], edges[1:], strict=True):
     here = (lengths > low if low > edges[0] else lengths >= low) & (lengths <= high)
     gap = (movies.outcome(ours, "correct") - movies.outcome("whole", "correct"))[here]
-    mean, lower, upper = bootstrap_mean(gap)
+    mean, lower, upper = mean_interval(gap)
     print(f"{low:.0f} to {high:.0f} tokens, {here.sum()} sentences: {mean:+.3f} [{lower:+.3f}, {upper:+.3f}]")
 
 # %% [markdown]

@@ -51,7 +51,7 @@ from pitome_core.experiments.models import llava_answers as answering
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.published import TABLE_3
-from pitome_core.experiments.records.statistics import bootstrap_mean, paired_difference
+from pitome_core.experiments.records.statistics import mean_interval, paired_difference
 from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.settings import profile
 from pitome_core.experiments.vqa import grid, tasks, training
@@ -87,7 +87,7 @@ types = np.array(main.items["type"])
 rows = []
 for kind in questions.TYPES:
     here, on_dev = types == kind, sheet["validation"][kind]
-    mean, low, high = bootstrap_mean(main.outcome("whole", "correct")[here], np.array(main.items["scene"])[here])
+    mean, low, high = mean_interval(main.outcome("whole", "correct")[here], np.array(main.items["scene"])[here])
     rows.append([kind, here.sum(), f"{mean:.3f} [{low:.3f}, {high:.3f}]", f"{prior[kind]:.3f}",
                  f"{on_dev['accuracy']:.3f} [{on_dev['low']:.3f}, {on_dev['high']:.3f}]"])
 overall = tasks.accuracy(main, "whole")
@@ -383,7 +383,7 @@ def parts(arm):
 
 def of_type(key, kind):
     here = np.array(full.items["type"]) == kind
-    return "{:.2f} [{:.2f}, {:.2f}]".format(*bootstrap_mean(full.outcome(key, "correct")[here], np.array(full.items["scene"])[here]))
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*mean_interval(full.outcome(key, "correct")[here], np.array(full.items["scene"])[here]))
 
 
 worth = {arm: parts(arm) for arm in ("pitome", "tome")}
@@ -528,7 +528,7 @@ backgrounds = np.array([layout.background for layout in layouts])[place]
 for kind in questions.BACKGROUNDS:
     here = backgrounds == kind
     gap = (main.outcome(ours, "correct") - main.outcome("whole", "correct"))[here]
-    mean, low, high = bootstrap_mean(gap, np.array(main.items["scene"])[here])
+    mean, low, high = mean_interval(gap, np.array(main.items["scene"])[here])
     print(f"{kind}: {mean:+.3f} [{low:+.3f}, {high:+.3f}], whole model {main.outcome('whole', 'correct')[here].mean():.3f}")
 
 # %% [markdown]

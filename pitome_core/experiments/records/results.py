@@ -21,7 +21,7 @@ import torch
 from pitome_core.experiments.records import files, locking
 from pitome_core.experiments.records.cells import ARMS, Cell
 from pitome_core.experiments.records.files import RecordError
-from pitome_core.experiments.records.statistics import Difference, bootstrap_mean, mcnemar, paired_difference
+from pitome_core.experiments.records.statistics import Difference, mcnemar, mean_interval, paired_difference
 
 FORMAT = 1  # of the file; raise it when the layout changes
 DIGITS = 5  # of outcomes: more would be noise of the processor
@@ -261,7 +261,7 @@ class Record:
 
     @property
     def clusters(self) -> tuple[list, ...] | None:
-        """The columns whose values are resampled, as `statistics` takes them; None: every item by itself."""
+        """The columns that say which items belong together, as `statistics` takes them; None: every item by itself."""
         names = self.header.get("clusters") or []
         if not names:
             return None
@@ -270,7 +270,7 @@ class Record:
     def estimate(self, key: str, name: str, *, skip_missing: bool = False) -> tuple[float, float, float]:
         """Mean of an outcome with its 95 % interval: (mean, low, high). `skip_missing` as in `difference`."""
         values = self.per_item(key, name)
-        return bootstrap_mean(*self._present([values], skip_missing))
+        return mean_interval(*self._present([values], skip_missing))
 
     def difference(self, first: str, second: str, name: str, *, skip_missing: bool = False) -> Difference:
         """Outcome of cell `first` minus that of `second`, paired by item.

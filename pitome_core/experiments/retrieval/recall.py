@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pitome_core.experiments.records.results import Record
-from pitome_core.experiments.records.statistics import Difference, bootstrap_mean, paired_difference
+from pitome_core.experiments.records.statistics import Difference, mean_interval, paired_difference
 
 AT = (1, 5, 10)
 IMAGE, TEXT = "image", "text"  # the two kinds of query
@@ -109,17 +109,17 @@ def table(record: Record, key: str, column: str = "rank") -> dict[str, float]:
 
 
 def rsum(record: Record, key: str, column: str = "rank") -> tuple[float, float, float]:
-    """rsum of a cell with its 95 % interval, as (rsum, low, high). The record's clusters are resampled.
+    """rsum of a cell with its 95 % interval over the record's clusters, as (rsum, low, high).
 
     The rsum of an arm with seeds is the mean over its seeds.
     """
-    return bootstrap_mean(per_query(record, key, column), record.clusters)
+    return mean_interval(per_query(record, key, column), record.clusters)
 
 
 def difference(
     record: Record, first: str, second: str, column: str = "rank", other_column: str | None = None
 ) -> Difference:
-    """rsum of cell `first` minus that of `second`, paired by query. The record's clusters are resampled.
+    """rsum of cell `first` minus that of `second`, paired by query, over the record's clusters.
 
     ``column`` is the outcome that is read (`rank` or `rank_retrained`). ``other_column`` is that of `second`, if it is
     another one.

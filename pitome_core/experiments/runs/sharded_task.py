@@ -70,7 +70,7 @@ class ShardedTask(abc.ABC):
         experiment, name: the record is ``<experiment>-<name>.json``; the dtype is added where it is not float32.
         protocol: the version of the grid in book/protocol.md.
         split: the split of the data set that is scored, for the header.
-        clusters: the columns that intervals resample; none: every item by itself.
+        clusters: the columns that intervals are over; none: every item by itself.
         items: columns of the record, ``id`` among them.
         about: further entries of the header, ``model`` and ``weights`` among them.
         identity: what can change an outcome and stands neither in the header nor among the versions of packages.

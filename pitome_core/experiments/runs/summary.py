@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ import numpy as np
 from pitome_core.experiments.records import tables
 from pitome_core.experiments.records.cells import WHOLE, Cell
 from pitome_core.experiments.records.results import Record
-from pitome_core.experiments.records.statistics import Difference
 
 Column = Callable[[str], Any]  # from the key of a cell to what stands in the column
 RIVAL = "tome"  # whose cell of the same attention, metric, place and tokens a cell is compared with
@@ -88,8 +88,8 @@ def points(record: Record, name: str) -> Callable[[str, str], str]:
         if not _has_values(record, first, name) or not _has_values(record, second, name):
             return ""
         share = record.difference(first, second, name, skip_missing=True)
-        scaled = (100 * value for value in (share.mean, share.low, share.high))
-        return Difference(*scaled, share.items, share.clusters, 100 * share.detectable).format(2)
+        scaled = {name: 100 * getattr(share, name) for name in ("mean", "low", "high", "detectable")}
+        return replace(share, **scaled).format(2)
 
     return difference
 

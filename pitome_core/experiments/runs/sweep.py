@@ -26,7 +26,7 @@ class Task(Protocol):
         name: of the task, e.g. ``scenes``; the record is ``<experiment>-<name>``.
         model: the module that is patched.
         items: columns of the record, ``id`` among them.
-        clusters: the columns that intervals resample.
+        clusters: the columns that intervals are over.
         about: further entries of the record's header.
     """
 

@@ -28,7 +28,7 @@ class TaskData(NamedTuple):
 
     Attributes:
         items: columns of the record, one entry per item.
-        clusters: names of the columns whose values are resampled together.
+        clusters: names of the columns that say which items belong together in an interval.
         make_layers: loads the model and computes what all cells share.
     """
 

@@ -298,7 +298,7 @@ class Groups(LinearHeads):
     """Classification of emoji into Unicode's groups.
 
     Each emoji is large on a photograph. No identity of train is in test. The six photographs are the same in train and
-    test, because the question is about objects, and intervals resample objects. With ``source="stamps"`` the items are
+    test, because the question is about objects, and intervals are over objects. With ``source="stamps"`` the items are
     cut-out photographs, and the classes are their categories.
     """
 

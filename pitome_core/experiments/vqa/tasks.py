@@ -163,7 +163,7 @@ def difference(
 ) -> Difference:
     """Accuracy of one cell minus that of another, paired by question.
 
-    ``kinds`` are the types of the questions (default: the headline's). The interval resamples scenes.
+    ``kinds`` are the types of the questions (default: the headline's). The interval is over scenes.
     """
     is_chosen = of_types(record, kinds)
     pair = [record.mean_over_seeds(key, "correct")[is_chosen] for key in (first, second)]

@@ -40,7 +40,7 @@ from pitome_core.experiments.data.pictures import PATCH
 from pitome_core.experiments.models import llava, llava_answers, low_rank, vit
 from pitome_core.experiments.records import files, provenance, results
 from pitome_core.experiments.records.fingerprint import code_of
-from pitome_core.experiments.records.statistics import bootstrap_mean
+from pitome_core.experiments.records.statistics import mean_interval
 from pitome_core.experiments.runs.stages import Budget, Stage, run_stages
 
 LOG = "vqa-training"
@@ -397,7 +397,7 @@ def validate(model: nn.Module, count: int = VALIDATED, stream: str = VALIDATION)
         members = [i for i, question in enumerate(chosen) if question.type == kind]
         if members:
             right = [float(answers[i] == chosen[i].answer) for i in members]
-            mean, low, high = bootstrap_mean(right, [chosen[i].scene for i in members])
+            mean, low, high = mean_interval(right, [chosen[i].scene for i in members])
             values = {"accuracy": mean, "low": low, "high": high, "prior": prior[kind]}
             by_type[kind] = {name: round(value, 4) for name, value in values.items()} | {"items": len(members)}
     return by_type

@@ -380,7 +380,7 @@ def test_intervals_are_those_of_the_columns(tmp_path, clusters):
     assert made.difference("random-merge@0.9", "tome", "score") == statistics.paired_difference(
         drawn.mean(axis=0), whole, labels
     )
-    assert made.estimate("tome", "score") == statistics.bootstrap_mean(whole, labels)
+    assert made.estimate("tome", "score") == statistics.mean_interval(whole, labels)
     assert made.difference("tome", "tome", "score").mean == 0
 
 

@@ -7,18 +7,19 @@ import math
 import numpy as np
 import pytest
 
-from pitome_core.experiments.records.statistics import Difference, bootstrap_mean, mcnemar, paired_difference, quartiles
+from pitome_core.experiments.records import statistics
+from pitome_core.experiments.records.statistics import Difference, mcnemar, mean_interval, paired_difference, quartiles
 
 
 def test_a_constant_has_no_width():
-    assert bootstrap_mean([0.25] * 7) == (0.25, 0.25, 0.25)
+    assert mean_interval([0.25] * 7) == (0.25, 0.25, 0.25)
 
 
 def test_the_interval_is_that_of_a_loop():
-    values = np.random.default_rng(1).normal(size=20)
-    drawn = np.random.default_rng(0).integers(20, size=(500, 20))
+    values = np.random.default_rng(1).normal(size=30)
+    drawn = np.random.default_rng(0).integers(30, size=(500, 30))
     means = sorted(float(np.mean([values[i] for i in row])) for row in drawn)
-    mean, low, high = bootstrap_mean(values, resamples=500)
+    mean, low, high = mean_interval(values, resamples=500)
     assert mean == pytest.approx(values.mean())
     assert low == pytest.approx(np.quantile(means, 0.025)) and high == pytest.approx(np.quantile(means, 0.975))
 
@@ -27,7 +28,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     generator = np.random.default_rng(2)
     hits = 0
     for trial in range(300):
-        _, low, high = bootstrap_mean(generator.normal(size=40), resamples=400, seed=trial)
+        _, low, high = mean_interval(generator.normal(size=40), resamples=400, seed=trial)
         hits += low <= 0 <= high
     assert 0.89 <= hits / 300 <= 0.98
 
@@ -35,17 +36,17 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 def test_copies_of_a_photograph_are_no_new_evidence():
     """Repeating every value within its cluster leaves the interval as it was; without clusters it shrinks."""
     values = np.random.default_rng(3).normal(size=12)
-    alone = bootstrap_mean(values)
+    alone = mean_interval(values)
     copies, labels = np.repeat(values, 9), np.repeat(np.arange(12), 9)
-    assert bootstrap_mean(copies, labels) == pytest.approx(alone)
-    _, low, high = bootstrap_mean(copies)
+    assert mean_interval(copies, labels) == pytest.approx(alone)
+    _, low, high = mean_interval(copies)
     assert high - low < 0.6 * (alone[2] - alone[1])
 
 
 @pytest.mark.parametrize("values, clusters", [([], None), ([[1.0]], None), ([1.0, 2.0], ["a"])])
 def test_bad_input_is_named(values, clusters):
     with pytest.raises(ValueError, match="value"):
-        bootstrap_mean(values, clusters)
+        mean_interval(values, clusters)
 
 
 # --- paired differences
@@ -59,17 +60,28 @@ def crossed(generator, objects, photographs, noise=1.0):
 
 
 def test_a_difference_by_hand():
-    """Two items, differences 0 and 1: a resample has the mean 0, 1/2 or 1 with probability 1/4, 1/2, 1/4."""
+    """Two items, differences 0 and 1: the standard error is 1/2, and t with one degree of freedom is a Cauchy value."""
     found = paired_difference([3.0, 5.0], [3.0, 4.0])
-    assert (found.mean, found.low, found.high) == (0.5, 0.0, 1.0)
-    assert (found.items, found.clusters, found.side) == (2, (2,), 0)
-    assert found.detectable == pytest.approx(2.802 * math.sqrt(1 / 8), rel=0.02)
-    assert str(found) == "+0.500 [+0.000, +1.000]" and found.format(1) == "+0.5 [+0.0, +1.0]"
+    quantile, power = (math.tan(math.pi * (at - 0.5)) for at in (0.975, 0.8))
+    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.5 - quantile / 2, 0.5 + quantile / 2))
+    assert (found.items, found.clusters, found.side, found.kind) == (2, (2,), 0, "t")
+    assert found.detectable == pytest.approx((quantile + power) / 2)
+    assert found.p == pytest.approx(0.5)  # t = 1, and half of a Cauchy distribution lies between -1 and 1
+    assert str(found) == "+0.500 [-5.853, +6.853]" and found.format(1) == "+0.5 [-5.9, +6.9]"
+
+
+def test_a_bootstrap_by_hand():
+    """Items 0 and 1 in equal numbers: a resample of 40 has a binomial mean, of standard deviation sqrt(1/160)."""
+    found = paired_difference([0.0, 1.0] * 20, [0.0] * 40)
+    assert found.kind == "bootstrap" and found.mean == 0.5
+    assert (found.low, found.high) == pytest.approx((0.35, 0.65), abs=0.026)
+    assert found.detectable == pytest.approx(2.802 * math.sqrt(1 / 160), rel=0.03)
+    assert found.p == 2 / 10_001  # no resample is all zeros; never 0
 
 
 @pytest.mark.parametrize("low, high, side", [(0.1, 0.2, 1), (-0.2, -0.1, -1), (-0.1, 0.1, 0), (0.0, 0.1, 0)])
 def test_the_side_of_zero(low, high, side):
-    assert Difference(0.0, low, high, 4, (4,), 0.1).side == side
+    assert Difference(0.0, low, high, 4, (4,), 0.1, 0.5, "t").side == side
 
 
 @pytest.mark.parametrize("low, high, said", [
@@ -78,17 +90,17 @@ def test_the_side_of_zero(low, high, side):
 ])
 def test_in_words(low, high, said):
     """A difference that was not found is said with the one that would have been."""
-    assert Difference(0.1, low, high, 4, (4,), 0.3).in_words(1) == said
+    assert Difference(0.1, low, high, 4, (4,), 0.3, 0.5, "t").in_words(1) == said
 
 
 def test_no_minus_before_a_rounded_zero():
-    assert str(Difference(-0.00001, -0.0004, 0.0123, 4, (4,), 0.1)) == "+0.000 [+0.000, +0.012]"
+    assert str(Difference(-0.00001, -0.0004, 0.0123, 4, (4,), 0.1, 0.5, "t")) == "+0.000 [+0.000, +0.012]"
 
 
 def test_it_is_the_interval_of_the_mean_difference():
     first, second, labels = *np.random.default_rng(4).normal(size=(2, 30)), np.arange(30) % 7
     found = paired_difference(first, second, labels)
-    assert (found.mean, found.low, found.high) == bootstrap_mean(first - second, labels)
+    assert (found.mean, found.low, found.high) == mean_interval(first - second, labels)
     assert found.clusters == (7,)
 
 
@@ -110,11 +122,11 @@ def naive_crossed(values, objects, photographs, resamples, seed):
 
 def test_crossed_clusters_are_those_of_a_loop():
     generator = np.random.default_rng(5)
-    values = generator.normal(size=24)  # not every object on every photograph, some pairs twice
-    objects = [f"object {i}" for i in generator.integers(6, size=24)]
-    photographs = [f"photograph {i}" for i in generator.integers(4, size=24)]
-    means = naive_crossed(values, objects, photographs, 400, seed=0)
-    found = paired_difference(values, np.zeros(24), (objects, photographs), resamples=400)
+    values = generator.normal(size=90)  # not every object on every photograph, some pairs twice
+    objects = [f"object {i}" for i in [*range(36), *generator.integers(36, size=52), 1, 1]]
+    photographs = [f"photograph {i}" for i in [*range(30), *generator.integers(30, size=58), 2, 2]]
+    means = naive_crossed(values, objects, photographs, 100, seed=0)
+    found = paired_difference(values, np.zeros(90), (objects, photographs), resamples=100)
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
     assert found.detectable == pytest.approx((1.960 + 0.842) * np.std(means, ddof=1))
     assert found.clusters == (len(set(objects)), len(set(photographs)))
@@ -122,18 +134,22 @@ def test_crossed_clusters_are_those_of_a_loop():
 
 def test_resamples_in_which_nothing_is_left_are_left_out():
     """Three objects, each on a photograph of its own: two draws may have nothing in common."""
-    labels = ["a", "b", "c"]
-    found = paired_difference([1.0, 2.0, 3.0], [0.0, 0.0, 0.0], (labels, labels))
-    assert len(naive_crossed([1.0, 2.0, 3.0], labels, labels, 300, seed=0)) < 300
-    assert (found.low, found.high) == (1.0, 3.0) and np.isfinite(found.detectable)
+    labels, values = np.arange(3), np.array([1.0, 2.0, 3.0])
+    naive = naive_crossed(values, list(labels), list(labels), 300, seed=0)
+    found = statistics._resampled_means(values, [labels, labels], 300, seed=0)
+    assert len(naive) < 300 and found == pytest.approx(naive)
 
 
 def test_a_factor_with_one_level_changes_nothing():
-    values, labels = np.random.default_rng(6).normal(size=40), np.arange(40) % 8
-    alone = paired_difference(values, np.zeros(40), labels)
-    both = paired_difference(values, np.zeros(40), (labels, np.zeros(40)))
-    assert both.clusters == (8, 1)
-    assert (both.low, both.high, both.detectable) == pytest.approx((alone.low, alone.high, alone.detectable), rel=0.1)
+    values = np.random.default_rng(6).normal(size=80)
+    for number, exact in ((8, 1e-12), (40, 0.1)):  # the bootstrap draws other numbers
+        labels = np.arange(80) % number
+        alone = paired_difference(values, np.zeros(80), labels)
+        both = paired_difference(values, np.zeros(80), (labels, np.zeros(80)))
+        assert both.clusters == (number, 1) and both.kind == alone.kind
+        assert (both.low, both.high, both.detectable) == pytest.approx(
+            (alone.low, alone.high, alone.detectable), rel=exact
+        )
 
 
 def test_crossed_clusters_count_noise_of_single_items_threefold():
@@ -149,7 +165,7 @@ def test_intervals_over_crossed_clusters_cover_the_truth():
     """Where items share objects and photographs, clusters in both ways are needed: one way is too narrow."""
     generator, hits, one_way = np.random.default_rng(8), 0, 0
     for trial in range(200):
-        values, o, p = crossed(generator, 25, 15)
+        values, o, p = crossed(generator, 36, 30)
         both = paired_difference(values, np.zeros(len(values)), (o, p), resamples=300, seed=trial)
         single = paired_difference(values, np.zeros(len(values)), o, resamples=300, seed=trial)
         hits += both.low <= 0 <= both.high
@@ -174,19 +190,20 @@ def test_the_detectable_difference_shrinks_with_the_root_of_the_number():
     assert paired_difference(copies, 0 * copies, labels).detectable == pytest.approx(few)
 
 
-@pytest.mark.parametrize("kind", ["items", "one", "two"])
+@pytest.mark.parametrize("kind", ["items", "one", "two", "many", "two many"])
 def test_exchanging_the_two_changes_the_sign_only(kind):
-    first, second = np.random.default_rng(11).normal(size=(2, 30))
-    labels = {"items": None, "one": np.arange(30) % 9, "two": (np.arange(30) % 9, np.arange(30) // 9)}[kind]
+    first, second, n = *np.random.default_rng(11).normal(size=(2, 90)), np.arange(90)
+    labels = {"items": None, "one": n % 9, "two": (n % 9, n // 9), "many": n % 40, "two many": (n % 31, n // 2)}[kind]
     forth, back = paired_difference(first, second, labels), paired_difference(second, first, labels)
     assert (back.mean, back.low, back.high) == pytest.approx((-forth.mean, -forth.high, -forth.low))
-    assert back.detectable == pytest.approx(forth.detectable) and back.side == -forth.side
+    assert (back.detectable, back.p) == pytest.approx((forth.detectable, forth.p)) and back.side == -forth.side
 
 
 def test_one_cluster_says_nothing_about_others():
     found = paired_difference([1.0, 2.0], [0.0, 0.0], ["one", "one"])
     assert found.mean == 1.5 and found.clusters == (1,) and found.side == 0
-    assert all(math.isnan(value) for value in (found.low, found.high, found.detectable))
+    assert all(math.isnan(value) for value in (found.low, found.high, found.detectable, found.p))
+    assert mean_interval([1.0, 2.0], [0, 0])[0] == 1.5 and math.isnan(mean_interval([3.0])[1])
 
 
 def test_labels_in_a_pair_of_items_are_labels():
@@ -197,13 +214,13 @@ def test_labels_in_a_pair_of_items_are_labels():
 
 def test_many_items_go_through_in_pieces():
     """Drawing in pieces is drawing at once."""
-    values, o, p = crossed(np.random.default_rng(12), 30, 15)
-    found = paired_difference(values, np.zeros(450), (o, p))
-    assert found.items == 450 and found.low < found.mean < found.high
+    values, o, p = crossed(np.random.default_rng(12), 30, 30)
+    found = paired_difference(values, np.zeros(900), (o, p))
+    assert found.items == 900 and found.low < found.mean < found.high
     large = np.random.default_rng(13).normal(size=30_000)
     drawn = np.random.default_rng(0).integers(30_000, size=(150, 30_000))
     low, high = np.quantile(large[drawn].mean(axis=1), [0.025, 0.975])
-    assert bootstrap_mean(large, resamples=150)[1:] == pytest.approx((low, high))
+    assert mean_interval(large, resamples=150)[1:] == pytest.approx((low, high))
 
 
 BAD = [
