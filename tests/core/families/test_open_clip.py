@@ -131,7 +131,7 @@ def test_every_choice_equals_the_reference(build, variant):
         torch.testing.assert_close(pc.apply(model, keep=0.7, **variant).encode_image(images), expected)
 
 
-# What the repository of the paper runs in CLIP: PiToMe, and the ToMe beside it. Arguments of `pc.apply`, and the same for
+# What the repository of the paper runs in CLIP: PiToMe, and the ToMe beside it. Arguments of `pc.apply`, and those of
 # the forward written out.
 HIDDEN = dict(metric="hidden", proportional=False)
 RELEASED = {
