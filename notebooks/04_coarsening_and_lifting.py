@@ -186,8 +186,8 @@ for name, matrix in (("combinatorial", combinatorial), ("normalized", normalized
 
 # %% [markdown]
 # The normalized spectrum has a peculiar look: one zero, and everything else at 1 or above. That is no accident: $W$ is a
-# constant minus a matrix of inner products, and such a matrix has a single positive eigenvalue. Tokens with $C$ channels
-# leave at most $C$ eigenvalues above 1; here $C = 2$, and three of the six sit at 1. In a graph of similarities it
+# constant minus a matrix of inner products, and such a matrix has a single positive eigenvalue. Tokens with $C$ channels,
+# none of them zero, leave at most $C$ eigenvalues above 1; here $C = 2$, and three of the six sit at 1. In a graph of similarities it
 # would be otherwise.
 
 # %%

@@ -374,7 +374,7 @@ assert alone[-1]["normalized", "2 (1 - cos)"] > 1
 # ## What is left: a theorem that holds
 #
 # With the closed form of the distance the proof becomes short, needs no bound on eigenvalues, and has conditions that can
-# be checked. [The page](../book/theorem.md) proves it. In short: let there be at least two clusters, each of **two tokens
+# be checked in every draw. [The page](../book/theorem.md) proves it. In short: let there be at least two clusters, each of **two tokens
 # or more**; let $1 - \cos \le \delta$ inside and $\cos \le \beta < 1 - \delta$ across; and let the **energies of different
 # clusters not overlap**. Then, for every $k \le N/2$, PiToMe merges inside clusters only, and
 #

@@ -6,6 +6,8 @@
              alpha (exp(x - m) - 1)  otherwise
 
 A token of high energy has many tokens like it, so it is redundant. A token of low energy has few, so it is informative.
+That needs m >= 0, because f_m jumps by m at x = m: for m < 0 a token that is less alike can have more energy. A zero
+vector has cosine 0 with every token, itself included.
 The paper's `m` is `margin` here. The paper compares tokens by the keys of the layer, averaged over heads; here they are
 `metric`.
 """

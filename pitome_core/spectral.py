@@ -20,6 +20,7 @@ LAPLACIANS = ("normalized", "combinatorial")
 def token_graph(metric: Tensor) -> Tensor:
     """Weights of the complete token graph, `W = 1 - cos` (eq. 3): `(B, N, C) -> (B, N, N)`, float64, diagonal 0.
 
+    A zero vector has weight 1 to all others and 0 to itself, as if it had a direction of its own.
     ValueError for tokens with NaN or infinity, which have no cosine.
     """
     broken = int((~tensor(metric, "metric", (None, None, None)).isfinite().all(dim=-1)).sum())
@@ -109,7 +110,8 @@ def inside_shares(weights: Tensor, plan: MergePlan) -> Tensor:
 
     It is the probability that a step of a random walk stays in the group; 0 for a group of degree 0. The sum over the
     groups is M minus the normalized cut of the partition. For weights `1 - cos` the sum *is* the spectral distance on
-    the normalized Laplacian (derived in book/theorem.md); for other weights it need not be.
+    the normalized Laplacian (derived in book/theorem.md), with zero vectors as in `token_graph`; for other weights it
+    need not be.
     """
     member = _membership(plan)
     _check_graph(weights, (*plan.shape, plan.shape[1]))

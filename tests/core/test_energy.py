@@ -173,6 +173,61 @@ def test_larger_clusters_have_higher_energy():
         assert energy[:6].min() > energy[6:10].max() > energy[10:12].max() > energy[12]
 
 
+def clusters(sizes, centres, noise, seed):
+    """Tokens (1, sum of sizes, C) around unit centres, and which cluster each is of."""
+    label = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    centres = torch.as_tensor(centres, dtype=torch.float64)
+    return (centres[label] + noise * gaussian_tokens(1, len(label), centres.shape[1], seed)[0])[None], label
+
+
+def sizes_order_energies(metric, label, sizes, margin):
+    """For every pair of clusters for which the condition of book/theorem.md holds, but for the sign of the margin.
+
+    Whether all cosines across are below the margin, and whether the energies are in the order of the sizes.
+    """
+    cos, same = cosine_graph(metric)[0], label[:, None] == label
+    energy, delta = pc.energy_score(metric, margin)[0], 1 - cos[same].min().item()
+    low, high = cos[~same].min().item(), cos[~same].max().item()
+    f_low, f_high = (oracle.kernel_value(x, margin) for x in (low, high))
+    for c, larger in enumerate(sizes):
+        for d, smaller in enumerate(sizes):
+            left, right = (larger - smaller) * (1 - f_high), (len(label) - larger) * (f_high - f_low)
+            if larger > smaller and margin <= 1 - delta and left > right + (larger - 1) * delta + 1e-9:
+                yield high < margin, bool(energy[label == c].min() > energy[label == d].max())
+
+
+def test_the_condition_on_sizes_orders_energies():
+    """No exception with a margin of 0 or more, nor with all cosines across below a margin of either sign."""
+    generator, seen = np.random.default_rng(0), {}
+    simplex = np.eye(3) - 1 / 3
+    for trial in range(600):
+        sizes = generator.integers(1, 9, size=3).tolist()
+        near_ends, common = simplex + 0.02 * generator.normal(size=(3, 3)), generator.uniform(0, 1)
+        centres = (near_ends, near_ends + common, generator.normal(size=(3, 4)))[trial % 3]
+        centres = centres / np.linalg.norm(centres, axis=1, keepdims=True)
+        margin = generator.uniform(-0.6, 0.9)
+        metric, label = clusters(sizes, centres, 10.0 ** generator.uniform(-4, -1), trial)
+        for below, ordered in sizes_order_energies(metric, label, sizes, margin):
+            seen.setdefault((margin >= 0, below), []).append(ordered)
+    for case in ((True, True), (True, False), (False, True)):
+        assert len(seen[case]) > 40 and all(seen[case])
+
+
+def test_the_condition_on_sizes_needs_a_margin_of_zero_or_more():
+    """The example of book/theorem.md: f_m jumps down at m = -0.5, and a pair has more energy than three tokens."""
+    between = {(0, 2): -0.47, (1, 2): -0.51, (0, 1): -0.505}
+    gram = np.eye(3)
+    for (i, j), cosine in between.items():
+        gram[i, j] = gram[j, i] = cosine
+    values, vectors = np.linalg.eigh(gram)
+    centres = vectors * np.sqrt(values)
+    metric, label = clusters((3, 2, 4), centres, 0, 0)
+    energy = pc.energy_score(metric, -0.5)[0]
+    assert energy[label == 1].min() > energy[label == 0].max()
+    assert (False, False) in list(sizes_order_energies(metric, label, (3, 2, 4), -0.5))
+    assert all(ordered for _, ordered in sizes_order_energies(metric, label, (3, 2, 4), 0.0))
+
+
 @given(margin=st.floats(-2, 2) | st.sampled_from([0.0, -0.0, 0.5, 0.25, 0.9, 0.1, -0.5, 1.0, 1.5, -1.0, 800.0, -800.0]))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_cosine_at_the_margin_is_within(margin, dtype):

@@ -99,6 +99,34 @@ def test_normalized_distance_is_the_share_of_degrees_inside_groups(case, shift):
     )
 
 
+@given(case=cases, data=st.data())
+def test_a_zero_vector_is_a_direction_of_its_own(case, data):
+    """The closed form holds with zero vectors; each adds at most one eigenvalue above 1, as a channel does."""
+    n, kept, seed, channels = case[0], min(case[0], case[1]), case[2], 2
+    zero = torch.tensor(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    metric = gaussian_tokens(n, channels, seed).masked_fill(zero[:, None], 0.0)
+    own = torch.cat([metric, torch.diag(zero.double())[None]], dim=-1)
+    plan, weights = plan_of(random_roots(n, kept, seed)), token_graph(metric)
+    torch.testing.assert_close(weights, token_graph(own), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        pc.spectral_distance(metric, plan), inside_shares(weights, plan).sum(-1), rtol=1e-7, atol=1e-10
+    )
+    assert (spectrum(weights) > 1 + 1e-9).sum() <= channels + zero.sum()
+
+
+def test_a_zero_vector_with_a_weight_to_itself_breaks_the_closed_form():
+    """1 - cos would be 1 there, because the cosine is 0. And no merge of two zero vectors is free."""
+    metric, plan = gaussian_tokens(6, 3, 0), plan_of([0, 0, 2, 2, 4, 5])
+    metric[0, 1] = 0
+    weights = token_graph(metric)
+    assert weights[0, 1].tolist() == [1, 0, 1, 1, 1, 1]
+    weights[0, 1, 1] = 1
+    gap = pc.spectral_distance(weights=weights, plan=plan) - inside_shares(weights, plan).sum(-1)
+    assert gap.abs().item() > 0.05
+    zeros = torch.zeros(1, 4, 1, dtype=torch.float64)
+    assert pc.spectral_distance(zeros, plan_of([0, 0, 2, 3])).item() == pytest.approx(1 / 3)
+
+
 def test_the_closed_form_needs_a_graph_of_distances():
     """A similarity graph has other signs: there the identity fails, so it is not applied to weights of unknown kind."""
     metric, plan = gaussian_tokens(8, 5, 0), plan_of(random_roots(8, 4, 0))
