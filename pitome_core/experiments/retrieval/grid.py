@@ -24,7 +24,8 @@ from pitome_core.families.common import linear
 WITH_ENERGY = ("pitome", "pitome-released-clip", "pitome-released-deit", "pitome-hidden", "energy-sorted")
 RIVALS = ("tome", "tome-hidden", "tome-released-clip")
 # What the protocol lists for the image tower, and what the paper tier runs there.
-ARMS = (*WITH_ENERGY, *RIVALS, *(f"{name}-shuffled" for name in WITH_ENERGY), "random-prune", "random-merge", LOWER)
+SHUFFLED = tuple(f"{name}-shuffled" for name in WITH_ENERGY)
+ARMS = (*WITH_ENERGY, *RIVALS, *SHUFFLED, "random-prune", "random-merge", LOWER)
 PAPER_ARMS = (*grid.ARMS, GRID_POOL, LOWER, "pitome-released-clip", "tome-released-clip")
 EVERY = tuple(dict.fromkeys((*ARMS, *PAPER_ARMS)))  # what a command may name
 # In a text every item has its own length: no transform fits, and nothing reads a map of attention.
@@ -81,6 +82,7 @@ def cells(
     listed: Sequence[str] = ARMS,
     pixels: Sequence[int] = (),
     all_seeds_at: Sequence[float] | None = None,
+    off: Sequence[float] = (grid.OFF_AT,),
     text: Sequence[float] = (),
     both: Sequence[float] = (),
     elsewhere: Sequence[str] = TEXT_ARMS,
@@ -93,6 +95,7 @@ def cells(
         listed: the arms of the image tower.
         pixels: the sides of the control at lower resolution.
         all_seeds_at: the keep ratios at which arms with seeds have all of these, and not `FEWER_SEEDS` (None: all).
+        off: the keep ratios at which proportional attention is switched off as well, for arms that count sizes.
         text, both: the keep ratios at which the text tower merges alone, and at which both towers merge.
         elsewhere: the arms of these.
 
@@ -110,8 +113,8 @@ def cells(
             for keep in keeps:
                 most = SEEDS if all_seeds_at is None or keep in all_seeds_at else FEWER_SEEDS
                 found += [Cell(name, keep, seed=seed) for seed in seeds_of(name, most)]
-            if records_cells.ARMS[name].also_off and grid.OFF_AT in keeps:
-                found.append(Cell(name, grid.OFF_AT, proportional=False, seed=seeds_of(name)[0]))
+            if records_cells.ARMS[name].also_off:
+                found += [Cell(name, keep, False, seed=seeds_of(name)[0]) for keep in keeps if keep in off]
     with_energy = [cell for cell in found if cell.keep is not None and records_cells.ARMS[cell.arm].kind == "pitome"]
     found += [rival for cell in with_energy if (rival := cell.beside("tome")) is not None and rival.arm in chosen]
     arms_elsewhere = [name for name in elsewhere if arms is None or name in arms]

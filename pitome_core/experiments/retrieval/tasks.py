@@ -54,15 +54,14 @@ class Retrieval(ImageTask):
 
     Outcomes per query: ``rank (3, draws)``, from 1, one for each seed of the heads, which were trained without merging
     (off the shelf), and each draw of noise, the first without any; where heads were trained with the cell's merging on,
-    also ``rank_retrained (3, draws)``; and for the whole model ``rank_ridge``, of the kernel ridge reference (OpenMoji
-    only), without noise. ``draws`` is how often the arms of `retrieval_grid.is_drawn` are scored, the others are once.
+    also ``rank_retrained (3, draws)``. ``draws`` is how often the arms of `retrieval_grid.is_drawn` are scored; the
+    others are once.
     """
 
     def __init__(
         self, split: str, background: str, source: str = "openmoji", count: int | None = None, draws: int = 1
     ):
         self.name, self.draws = background if source == "openmoji" else source, draws
-        self.ridge = source == "openmoji"
         self.pairs = pairs.pairs(split, source, count)
         self.heads = retrieval_training.trained_heads()
         self.model, _, tokenizer = dual_encoder.dual_encoder(self.heads[0])
@@ -123,10 +122,8 @@ class Retrieval(ImageTask):
         return len(self.ids) // 100 if cell.towers == "text" else len(self.images) * self.draws_of(cell)
 
     def prepare(self) -> None:
-        """Compute the features of the whole model, and fit the kernel ridge reference where the task has it."""
+        """Compute the features of the whole model."""
         self.whole = self._image_features(self.model), self._text_features(self.model)
-        if self.ridge:
-            retrieval_training.reference()
 
     def _image_features(self, running: nn.Module, draw: int = 0) -> Tensor:
         trunk = running.visual.trunk
@@ -140,7 +137,7 @@ class Retrieval(ImageTask):
             ])
 
     def score(self, running: nn.Module, cell: Cell) -> dict[str, Any]:
-        """``rank (queries, 3, draws)``, and the further ranks that the class describes."""
+        """``rank (queries, 3, draws)``, and ``rank_retrained`` where there are heads for it."""
         texts = self.whole[1]
         if retrieval_grid.side(cell, "text").arm != grid.WHOLE:
             texts = self._text_features(running)
@@ -151,8 +148,6 @@ class Retrieval(ImageTask):
         outcomes: dict[str, Any] = {"rank": self.ranks(self.heads, of_draws, texts)}
         if retrained_heads_exist(cell):
             outcomes["rank_retrained"] = self.ranks(retrieval_training.trained_heads(cell), of_draws, texts)
-        if cell.arm == grid.WHOLE and self.ridge:
-            outcomes["rank_ridge"] = self.ranks([retrieval_training.reference()], of_draws[:1], texts)[:, 0, 0]
         return outcomes
 
     @torch.no_grad()
@@ -186,12 +181,17 @@ TASKS: dict[str, Callable[..., Retrieval]] = {
 # Tasks that need an asset fetched by name only.
 OPTIONAL = {"collection": photos.GCOMPRIS, "noto": scenes.NOTO, "stamps": scenes.STAMPS}
 # What the protocol lists for each task, as `retrieval_grid.cells` takes it. A picture of 168 pixels costs about as much
-# as one of 224 at keep .9.
-ELSEWHERE = tuple(retrieval_grid.RETRAINED["both"])
+# as one of 224 at keep .9, one of 126 less than one at .8. An interval over two photographs says next to nothing, so
+# `photographs` has few arms: those that live runs are held to.
+ON_WHITE = (*retrieval_grid.WITH_ENERGY, *retrieval_grid.RIVALS, *retrieval_grid.SHUFFLED, grid.LOWER)
 GRIDS: dict[str, dict[str, Any]] = {
-    "collection": dict(keeps=(0.9, 0.8), pixels=(196, 182, 168, 154, 140), all_seeds_at=(0.9,), both=(0.9,),
-                       elsewhere=ELSEWHERE),
-} | {name: dict(keeps=(0.9,), pixels=(168,), all_seeds_at=()) for name in TASKS if name != "collection"}
+    "collection": dict(keeps=(0.9, 0.8), pixels=(168, 126), all_seeds_at=(0.9,), both=(0.9,),
+                       elsewhere=("pitome", "energy-sorted", "tome")),
+    "white": dict(keeps=(0.9,), listed=ON_WHITE, pixels=(168,), all_seeds_at=()),
+    "photographs": dict(keeps=(0.9,), listed=("pitome", "energy-sorted", "tome"), off=()),
+    "noto": dict(keeps=(0.9,), listed=ON_WHITE, pixels=(168,), all_seeds_at=()),
+    "stamps": dict(keeps=(0.9,), listed=ON_WHITE, pixels=(168,), all_seeds_at=()),
+}
 
 
 available = partial(sweep.available, tasks=TASKS, optional=OPTIONAL)
