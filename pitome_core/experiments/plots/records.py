@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from pitome_core.experiments.records.cells import Cell
-from pitome_core.experiments.records.statistics import paired_difference
+from pitome_core.experiments.records.statistics import Difference, paired_difference
 
 from .style import ARMS, COLOURS
 
@@ -71,3 +71,28 @@ def forest(ax: Axes, rows: Sequence[tuple[str, object]], colours: Sequence[str] 
     ax.axvline(0, color="0.6", linewidth=1, zorder=0)
     ax.set(yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
     ax.set_yticklabels([label for label, _ in rows])
+
+
+def beside(
+    ax: Axes, record, keys: Sequence[str], difference: Callable[[str, str], Difference], rival: str = "tome"
+) -> dict[str, Difference | None]:
+    """Draw cells minus their counterparts (`Record.rival_of`) with intervals, one per line; return what was drawn.
+
+    A counterpart has the same attention, metric, place and tokens. Where the record has none, the line says "not run"
+    and the value is None. Blue lies above zero, vermilion below, grey contains it; small ticks beside a grey interval
+    are the sizes that would have been detected. ``difference`` takes the two keys.
+    """
+    found = {key: None if (other := record.rival_of(key, rival)) is None else difference(key, other) for key in keys}
+    marks = {1: COLOURS["pitome"], -1: COLOURS["tome"], 0: "0.45"}
+    for y, one in enumerate(found.values()):
+        if one is None:
+            ax.text(0, y, "not run", fontsize=8, color="0.45", ha="center", va="center", backgroundcolor="white")
+            continue
+        ax.plot([one.low, one.high], [y, y], color=marks[one.side], linewidth=2, solid_capstyle="butt")
+        ax.plot(one.mean, y, "o", color=marks[one.side], markersize=4.5)
+        if one.side == 0:
+            ax.plot([-one.detectable, one.detectable], [y, y], "|", color="0.6", markersize=5)
+    ax.axvline(0, color="0.6", linewidth=1, zorder=0)
+    ax.set(yticks=range(len(found)), ylim=(len(found) - 0.5, -0.5))
+    ax.set_yticklabels([record.about(key)["label"] for key in found])
+    return found

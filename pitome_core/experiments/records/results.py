@@ -233,10 +233,12 @@ class Record:
     def rival_of(self, key: str, rival: str = "tome") -> str | None:
         """The key of the cell of another arm that the cell `key` may be compared with (`Cell.beside`).
 
-        None where the record has no such cell, and for the rival itself.
+        The rival ``"shuffled"`` is the same arm with shuffled energies (`Cell.shuffled`). None where the record has no
+        such cell, and for the rival itself.
         """
         cell = Cell.of(self.about(key))
-        rival_cell = (cell if key in self.cells else cell.without_seed).beside(rival)
+        cell = cell if key in self.cells else cell.without_seed
+        rival_cell = cell.shuffled if rival == "shuffled" else cell.beside(rival)
         if rival_cell is None or rival_cell.arm == cell.arm:
             return None
         return rival_cell.key if rival_cell.key in self.groups() or rival_cell.key in self.cells else None
