@@ -8,7 +8,7 @@ import pytest
 
 from pitome_core.experiments import plots
 from pitome_core.experiments.records import results
-from pitome_core.experiments.records.cells import Cell
+from pitome_core.experiments.records.cells import LABELS, Cell
 from pitome_core.experiments.records.statistics import paired_difference
 
 
@@ -51,11 +51,14 @@ def test_cells_stand_beside_their_counterparts_or_are_not_run(tmp_path):
     record = results.Record(tmp_path / "none.json", {}, {"id": list(range(40))}, [], {})
     noise = np.random.default_rng(0).normal(size=(3, 40))
     cells = {Cell("pitome", 0.9): noise[0] - 1, Cell("tome", 0.9): noise[1], Cell("tome", 0.9, False): noise[2] + 9,
-             Cell("pitome-released-bert", 0.9): noise[2] + 9, Cell("pitome-released-bert", 0.8): noise[2]}
+             Cell("pitome-released-bert", 0.9): noise[2] + 9, Cell("pitome-released-bert", 0.8): noise[2],
+             Cell("pitome-released-llava", 0.9): noise[2]}
     cells |= {Cell("pitome-shuffled", 0.9, seed=seed): noise[0] - 3 for seed in range(2)}
     for cell, values in cells.items():
         record.cells[cell.key] = cell.describe() | {"outcomes": {"correct": values.tolist()}}
-    keys = ["pitome@0.9", "pitome-released-bert@0.9", "pitome-released-bert@0.8"]
+    # Of dct there is no cell, and no arm is like the preset for LLaVA, whose layers differ.
+    keys = ["pitome@0.9", "pitome-released-bert@0.9", "pitome-released-bert@0.8", "dct@0.9",
+            "pitome-released-llava@0.9"]
     figure, axes = plt.subplots(1, 2)
     found = plots.beside(axes[0], record, keys, lambda a, b: record.difference(a, b, "correct"))
     control = plots.beside(axes[1], record, keys[:2], lambda a, b: record.difference(a, b, "correct"), "shuffled")
@@ -65,4 +68,6 @@ def test_cells_stand_beside_their_counterparts_or_are_not_run(tmp_path):
     assert found["pitome@0.9"].side == -1 and found["pitome-released-bert@0.9"].mean == 0
     assert found["pitome-released-bert@0.8"] is None
     assert control["pitome@0.9"].mean > 1.9 and control["pitome-released-bert@0.9"] is None
-    assert said == [["not run"], ["not run"]] and ticks == [record.about(key)["label"] for key in keys]
+    assert found["dct@0.9"] is None and said == [["not run", "not run", "no counterpart"], ["not run"]]
+    assert ticks == [f"{LABELS[key.partition('@')[0]]}, {key.partition('@')[2]}" for key in keys]
+    assert axes[1].get_yticklabels()[0].get_text() == LABELS["pitome"]  # one strength goes without saying
