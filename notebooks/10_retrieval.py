@@ -57,8 +57,8 @@ from pitome_core.experiments.records.statistics import Difference, paired_differ
 from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.retrieval import recall, training
 from pitome_core.experiments.retrieval.grid import RETRAINED, TEXT_ARMS, applied
+from pitome_core.experiments.runs import summary
 from pitome_core.experiments.runs.grid import ARMS, LABELS
-from pitome_core.experiments.runs.summary import compared
 from pitome_core.experiments.settings import profile
 
 plots.use_style()
@@ -80,7 +80,7 @@ SHORT = {"whole": "whole model", ours: "PiToMe", rival: "ToMe"}
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "rsum minus that of ToMe with the same attention and metric, at keep 0.9 in all layers of the image tower, off the shelf, paired by query, with 95 % intervals. Blue lies above zero, vermilion below, grey contains it; the small ticks beside a grey interval are the sizes that would have been detected in four cases of five. *Not run*: ToMe has no such cell there. Scales differ. *Recorded.*", "name": "fig-retrieval-forest"}, "image": {"alt": "Two forest plots side by side, one row per method. PiToMe as the paper writes it lies below zero in both; its released forms, PiToMe on hidden states and energy-sorted matching lie around zero; DiffRate, DCT, EViT, top-k attention and random merging lie far below."}}
 beside = {}
-keys = list(dict.fromkeys(key for name in ("collection", "white") for key in compared(newest[name], 0.9)))
+keys = list(dict.fromkeys(key for name in ("collection", "white") for key in summary.compared(newest[name], 0.9)))
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 0.27 * len(keys) + 0.9), sharey=True)
 for ax, name in zip(axes, ("collection", "white"), strict=True):
     beside[name] = plots.beside(ax, newest[name], keys, partial(recall.difference, newest[name]))
@@ -303,8 +303,8 @@ assert quick or touched[ours][0] > touched[rival][0]
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "rsum minus that of ToMe, both without proportional attention, keep 0.9, with 95 % intervals: the arms that count sizes with the switch off, and the released presets, which have it off. Marks as in the first figure. *Recorded.*", "name": "fig-retrieval-off"}, "image": {"alt": "Two forest plots. On twenty photographs PiToMe, its presets and energy-sorted matching contain zero; on white PiToMe lies below zero and the presets contain it."}}
 bare = {}
-presets = [key for key in compared(main, 0.9) if ARMS[main.about(key)["arm"]].settings["proportional"] == {False}]
-keys = [*compared(main, 0.9, proportional=False), *presets]
+presets = [key for key in summary.compared(main, 0.9) if ARMS[main.about(key)["arm"]].settings["proportional"] == {False}]
+keys = [*summary.compared(main, 0.9, proportional=False), *presets]
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 0.27 * len(keys) + 0.9), sharey=True)
 for ax, name in zip(axes, ("collection", "white"), strict=True):
     bare[name] = plots.beside(ax, records[name], keys, partial(recall.difference, records[name]))
@@ -339,7 +339,7 @@ display(Markdown(
 ))
 
 # %% tags=["hide-input"]
-with_energy = [key for key in compared(primary, 0.9) if Cell.of(primary.about(key)).shuffled]
+with_energy = [key for key in summary.compared(primary, 0.9) if Cell.of(primary.about(key)).shuffled]
 dealt = {key: recall.difference(primary, key, primary.rival_of(key, "shuffled")) for key in with_energy
          if primary.rival_of(key, "shuffled")}
 missing = ", ".join(primary.about(key)["label"] for key in with_energy if key not in dealt)
@@ -523,14 +523,15 @@ def over_trainings(record):
     return lambda first, second: trainings_difference(of_heads(first), of_heads(second))
 
 
-tuned = {name: [key for towers_ in RETRAINED for keep in (0.9, 0.8) for key in compared(record, keep, towers=towers_)
+tuned = {name: [key for towers_ in RETRAINED for keep in (0.9, 0.8) for key in summary.compared(record, keep, towers=towers_)
                 if record.has(key, "rank_retrained")] for name, record in records.items()}
 keys = list(dict.fromkeys(key for found in tuned.values() for key in found))
 figure, axes = plt.subplots(1, len(records), figsize=(12, 0.3 * len(keys) + 0.9), sharey=True)
 trained = {}
 for ax, (name, record) in zip(axes, records.items(), strict=True):
     trained[name] = plots.beside(ax, record, keys, over_trainings(record))
-    ax.set(title=TITLES[name].replace("photographs on white", "photographs"), xlabel="minus ToMe's")
+    ax.set_title(TITLES[name].replace("photographs on white", "photographs"), fontsize=8)
+    ax.set(xlabel="minus ToMe's")
     ax.locator_params(axis="x", nbins=4)
 plt.show()
 
@@ -574,7 +575,7 @@ display(Markdown(markdown(["rsum", "towers", "keep", "photographs, off the shelf
 figure, axes = plt.subplots(1, 2, figsize=(11.5, 0.27 * 2 * len(TEXT_ARMS) + 0.6))
 elsewhere = {}
 for ax, (towers_, title, ratios) in zip(axes, (("text", "text tower", (0.8, 0.6)), ("both", "both towers", (0.9, 0.8))), strict=True):
-    keys = [key for keep in ratios for key in compared(main, keep, towers=towers_)]
+    keys = [key for keep in ratios for key in summary.compared(main, keep, towers=towers_)]
     elsewhere |= plots.beside(ax, main, keys, partial(recall.difference, main))
     ax.set(title=title, xlabel="rsum minus ToMe's")
 plt.show()
@@ -597,7 +598,7 @@ assert all(found.side < 1 for found in (*in_text, *in_both))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "rsum minus that of ToMe with the same attention and metric, keep 0.9, off the shelf, on three more sets, with 95 % intervals. Marks as in the first figure. *Recorded.*", "name": "fig-retrieval-others"}, "image": {"alt": "Three forest plots. PiToMe lies left of zero in all three with intervals that contain it; MCTF, DCT and random merging lie below on some."}}
 more_sets = [name for name in TITLES if name not in ("collection", "white")]
-keys = list(dict.fromkeys(key for name in more_sets for key in compared(newest[name], 0.9)))
+keys = list(dict.fromkeys(key for name in more_sets for key in summary.compared(newest[name], 0.9)))
 figure, axes = plt.subplots(1, 3, figsize=(10.5, 0.27 * len(keys) + 0.9), sharey=True)
 for ax, name in zip(axes, more_sets, strict=True):
     beside[name] = plots.beside(ax, newest[name], keys, partial(recall.difference, newest[name]))
