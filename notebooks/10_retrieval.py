@@ -290,7 +290,7 @@ display(Markdown(
     f"Pictures with another rank, of {many}: whole model {touched['whole'][0]}, ToMe {touched[rival][0]}, PiToMe "
     f"{', '.join(map(str, touched[ours]))} ({'one draw' if quick else 'three draws'} of noise). The sum of these pictures' three recalls is "
     f"{calm[ours]:.1f} with PiToMe undisturbed, {', '.join(f'{v:.1f}' for v in recalls[ours])} with noise ({calm[rival]:.1f} with ToMe): "
-    f"a scatter that no interval on this page contains. Keys of this tower are nearly parallel in the first layers "
+    f"a scatter that {'no interval on this page contains' if primary is main else 'the intervals of arms scored with noise contain'}. Keys of this tower are nearly parallel in the first layers "
     f"(chapter *Vision, off the shelf*); then all tokens have almost the same energy, and which of them are protected hangs on little. That "
     f"is a guess at the cause; the count is not. Two runs of one picture on two machines need not agree."
 ))
@@ -571,7 +571,7 @@ display(Markdown(markdown(["rsum", "towers", "keep", "photographs, off the shelf
 # Half of the texts have seven tokens or fewer, two of which never merge, so there is little to save: a text costs a fiftieth of
 # an image. Merging its tokens is still a test of what merging does to meaning.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "rsum minus ToMe's on twenty photographs, off the shelf, merging in the text tower alone (left) and in both towers (right), with 95 % intervals. Marks as in the first figure. *Recorded.*", "name": "fig-retrieval-towers"}, "image": {"alt": "Two forest plots. In the text tower PiToMe and energy-sorted matching contain zero and random merging lies below; in both towers PiToMe lies below zero."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "rsum minus ToMe's on twenty photographs, off the shelf, merging in the text tower alone (left) and in both towers (right), with 95 % intervals. Marks as in the first figure. *Recorded.*", "name": "fig-retrieval-towers"}, "image": {"alt": "Two forest plots. In the text tower PiToMe and energy-sorted matching contain zero, and ToFu and the random controls lie below at keep 0.6; in both towers PiToMe lies below zero."}}
 figure, axes = plt.subplots(1, 2, figsize=(11.5, 0.27 * 2 * len(TEXT_ARMS) + 0.6))
 elsewhere = {}
 for ax, (towers_, title, ratios) in zip(axes, (("text", "text tower", (0.8, 0.6)), ("both", "both towers", (0.9, 0.8))), strict=True):
