@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import claims
 from ledger import counts, evidence, links
 from ledger.judge import judge
 
+from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import ARMS
 from pitome_core.experiments.records.results import FORMAT
 from pitome_core.experiments.records.statistics import mcnemar, paired_difference
@@ -588,3 +590,18 @@ def test_the_claim_on_flops_has_a_verdict(judged):
     assert found.verdict == "mixed here"
     for row, count, _ in found.counted:  # a count that was far from the paper's would be of another model
         assert count.released == pytest.approx(counts.quoted(claim, row), abs=0.04), row["name"]
+
+
+def test_the_sentence_on_the_front_page_says_what_is_on_record():
+    """Its numbers are computed here, so that a new record cannot leave it behind."""
+    digits, scenes = results.load("law-digits"), results.load("law-scenes")
+    on = "gate-2-hidden@0.9"
+    numbers = [
+        digits.difference("pitome@0.9", "tome@0.9", "correct"),
+        scenes.difference("pitome@0.9", "tome@0.9", "auc"),
+        digits.difference(on, "tome-hidden@0.9", "correct"),
+        digits.difference(f"{on}/off", "tome-hidden@0.9/off", "correct"),
+    ]
+    words = " ".join((claims.ROOT / "book" / "index.md").read_text().split())
+    sentence = words[words.index("**One sentence to act on.**") :].partition("*Why*")[0]
+    assert re.findall(r"[+-]\d\.\d+ \[[^]]*\]", sentence) == [str(number) for number in numbers]

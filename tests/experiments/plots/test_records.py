@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pytest
 
 from pitome_core.experiments import plots
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import LABELS, Cell
-from pitome_core.experiments.records.statistics import paired_difference
 
 
 def test_curves_hold_the_arm_as_it_is(tmp_path):
