@@ -25,6 +25,7 @@ from pitome_core.experiments.records.statistics import Difference, mcnemar, mean
 
 FORMAT = 1  # of the file; raise it when the layout changes
 DIGITS = 5  # of outcomes: more would be noise of the processor
+AGREE = 1e-3  # how far an outcome of one cell in two records may differ (`joined`)
 WAIT = 60.0  # seconds that adding a cell waits for another writer; whoever writes for longer holds the lock for a run
 HERE = Path(__file__).resolve()
 
@@ -298,6 +299,35 @@ class Record:
 def load(name: str, tier: str = "embedded") -> Record:
     """The committed record ``<tier>/<name>.json``. Raises `RecordError` where there is none."""
     return Record.load(folder() / tier / f"{name}.json")
+
+
+def joined(first: Record, second: Record) -> Record:
+    """The cells of two records of the same items, to be read together; `first` lends path and header.
+
+    A cell that both have, such as the whole model's, is that of `first`, and has to agree with that of `second` in the
+    outcomes that both have, within `AGREE`: the difference between two methods would else be one between two machines.
+    Nothing is written.
+
+    Raises:
+        RecordError: other items, another model, split or tier, or a cell of both that disagrees.
+    """
+    both = f"{first.path.name} and {second.path.name}"
+    about = ("split", "tier", "clusters", "model", "input", "dtype")
+    changed = [name for name in about if first.header.get(name) != second.header.get(name)]
+    if changed or first.items != second.items:
+        raise RecordError(f"{both} cannot be read together: {', '.join(changed) or 'their items'} differ")
+    cells = {
+        key: cell | {"run": cell["run"] + len(first.runs)} for key, cell in second.cells.items() if key not in first
+    }
+    for key in (key for key in second.cells if key in first):
+        for name in (name for name in first.cells[key]["outcomes"] if name in second.cells[key]["outcomes"]):
+            off, allowed = disagreement(first.outcome(key, name), second.outcome(key, name), AGREE)
+            if off > allowed:
+                raise RecordError(
+                    f"{both} cannot be read together: {name!r} of {key} differs by more than {AGREE:g} in {off} of "
+                    f"{len(first)} items, {allowed} may: score one of them again, on the machine of the other"
+                )
+    return Record(first.path, first.header, first.items, [*first.runs, *second.runs], first.cells | cells)
 
 
 def disagreement(recorded: Sequence, live: Sequence, tolerance: float) -> tuple[int, int]:

@@ -430,6 +430,37 @@ def test_disagreement_counts_items(recorded, live):
     assert results.disagreement(recorded, live, 0.01) == slow_disagreement(recorded, live, 0.01)
 
 
+def test_two_records_of_the_same_items_are_read_together(tmp_path):
+    first = record(tmp_path / "one", ["object"], whole=[1.0, 2, 3, 4], tome=[1.0, 1, 1, 1])
+    second = record(tmp_path / "two", ["object"], whole=[1.0, 2, 3, 4.0005], pitome=[0.0, 1, 2, 3])
+    second.header["protocol"] = "p-2"
+    second.runs[0]["commit"] = "of the second"
+    both = results.joined(first, second)
+    assert [*both.cells] == ["whole", "tome", "pitome"] and both.header["protocol"] == "p-1"
+    assert both.outcome("whole", "score").tolist() == [1, 2, 3, 4]
+    assert both.difference("pitome", "tome", "score").mean == 0.5
+    assert both.runs[both.cells["pitome"]["run"]]["commit"] == "of the second"
+    assert both.runs[both.cells["tome"]["run"]]["commit"] is None
+    assert [*first.cells] == ["whole", "tome"] and len(first.runs) == 1  # neither is changed
+
+
+def test_records_that_do_not_belong_together_are_not_joined(tmp_path):
+    first = record(tmp_path / "one", whole=[1.0, 2, 3, 4])
+    for change, words in (
+        ({"split": "test"}, "toy.json and toy.json cannot be read together: split differ"),
+        ({"model": "other"}, "model differ"), ({}, "their items differ"),
+    ):
+        second = record(tmp_path / "two", whole=[1.0, 2, 3, 4])
+        second.header |= change
+        if not change:
+            second.items = second.items | {"object": ["x", "x", "x", "y"]}
+        with pytest.raises(RecordError, match=words):
+            results.joined(first, second)
+    other = record(tmp_path / "three", whole=[1.0, 2.01, 3.01, 4])
+    with pytest.raises(RecordError, match="'score' of whole differs by more than 0.001 in 2 of 4 items, 1 may"):
+        results.joined(first, other)
+
+
 def test_disagreement_needs_the_same_items():
     with pytest.raises(ValueError, match="recorded values and .* live ones: pass the same items"):
         results.disagreement([1.0, 2.0], [1.0], 0.1)
