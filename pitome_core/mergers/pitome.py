@@ -39,6 +39,8 @@ def plan_pitome(
     `metric (B, N, C)`; `remove` = k, or `(B,)` with `mask`; real tokens come first. Source: eq. 4. The options `score`,
     `protection`, `split`, `edges`, `seed` and `gate` turn the method into another one, see `Variant`.
     """
+    if not gate >= 1:
+        raise ValueError(f"gate is {gate}: it counts the tokens that may merge in units of 2k, so it is 1 or more")
     energy, unit, cos = energy_and_cosine(metric, margin, alpha, kernel, mask)
     variant = Variant(score, protection, split, edges, seed, gate)
     if not variant.is_the_paper:

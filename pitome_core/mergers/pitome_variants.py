@@ -48,27 +48,16 @@ class Variant:
     seed: int = 0
     gate: float = 1.0
 
-    def __post_init__(self) -> None:
-        if not self.gate >= 1:
-            raise ValueError(f"gate is {self.gate}: it counts the tokens that may merge in units of 2k, so 1 or more")
-
     @property
     def is_the_paper(self) -> bool:
         """Whether all switches are as in the paper."""
         return self == Variant(seed=self.seed)
 
-    @property
-    def best_edges(self) -> bool:
-        """Whether the k best edges merge, and not the k tokens of highest score."""
-        return self.edges == "best" or self.gate > 1
-
     def mergeable(self, k: int | Tensor, width: int) -> int | Tensor:
         """How many of `width` tokens may merge where k of them go, before it is known how many there are."""
-        if not self.protection:
-            return width * k
-        if self.gate == 1:
-            return (4 if self.edges == "best" else 2) * k
-        return round(2 * self.gate * k) if isinstance(k, int) else (2 * self.gate * k).round().long()
+        pairs = 2 * self.gate if self.gate > 1 else 4 if self.edges == "best" else 2
+        count = (pairs if self.protection else width) * k
+        return round(count) if isinstance(k, int) else count.round().long()
 
 
 def plan_variant(
@@ -102,8 +91,7 @@ def plan_variant(
         slot = torch.arange(most, device=energy.device)
         dealt = dealt.gather(1, (slot // 2 + slot % 2 * ((count + 1) // 2)).clamp_max(max(most - 1, 0)))
     elif variant.split != "alternate":
-        by_place = variant.split == "position"
-        place = dealt if by_place else hash_tokens(width, variant.seed, layer, energy.device)[dealt]
+        place = dealt if variant.split == "position" else hash_tokens(width, variant.seed, layer, energy.device)[dealt]
         dealt = dealt.gather(1, stable_order(place.masked_fill(~may, 2**40)))
     a, b = dealt[:, 0::2], dealt[:, 1::2]  # (B, most / 2) each
     if k == 0:
@@ -111,7 +99,8 @@ def plan_variant(
 
     similarity = pair_cosines(unit, cos, a, b).masked_fill(~may[:, None, 1::2], -math.inf)
     best, partner = similarity.max(dim=-1)  # the first of equals
-    value = (best if variant.best_edges else ranked_by.gather(1, a)).masked_fill(~may[:, 0::2], -math.inf)
+    by_edge = variant.edges == "best" or variant.gate > 1
+    value = (best if by_edge else ranked_by.gather(1, a)).masked_fill(~may[:, 0::2], -math.inf)
     chosen = stable_order(value, descending=True)[:, :k]  # (B, k)
     source, target = a.gather(1, chosen), b.gather(1, partner).gather(1, chosen)
     return MergePlan.from_merges(source, target, width, active=active, mask=mask, energy=energy, checked=False)

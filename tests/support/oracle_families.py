@@ -11,11 +11,11 @@ import torch
 
 @torch.no_grad()
 def merged_tower(x, blocks, attend, feed, *, prefix, remove, margins, method="pitome", proportional=True,
-                 metric="keys", insertion="between", moves=True):
+                 metric="keys", insertion="between", moves=True, **options):
     """Run `x (T, C)` through blocks with merges. `attend(block, x, size, place) -> (update (T, C), keys (T, H, D))`.
 
-    Returns unmerged states, one per block, and the composed roots per block. `moves=False` leaves the positions
-    behind: what a wrong implementation does.
+    `options` are those of the method, as `oracle.roots_of` takes them. Returns unmerged states, one per block, and the
+    composed roots per block. `moves=False` leaves the positions behind: what a wrong implementation does.
     """
 
     def kept(place, roots):
@@ -26,24 +26,24 @@ def merged_tower(x, blocks, attend, feed, *, prefix, remove, margins, method="pi
     total, states, history = list(range(len(x) - prefix)), [], []
     for layer, block in enumerate(blocks):
 
-        def merge(x, size, scored, layer=layer):
-            roots = oracle.roots_of(method, scored[prefix:], int(remove[layer]), margins[layer])
+        def merge(x, size, keys, layer=layer):
+            scored = x if metric == "hidden" else keys.mean(1) if metric == "keys" else keys.reshape(len(x), -1)
+            roots = oracle.roots_of(method, scored[prefix:], int(remove[layer]), margins[layer], **options)
             merged, sizes = oracle.merge(x[prefix:], roots, size[prefix:])
             x = torch.cat([x[:prefix], torch.from_numpy(merged)])
             return x, torch.cat([size[:prefix], torch.from_numpy(sizes)]), roots
 
         roots = None
         if insertion == "before":
-            x, size, roots = merge(x, size, x)
+            x, size, roots = merge(x, size, None)
             place = kept(place, roots)
         update, keys = attend(block, x, size if proportional else torch.ones_like(size), place)
         x = x + update
-        scored = {"keys": keys.mean(1), "hidden": x, "concat": keys.reshape(len(x), -1)}[metric]
         if insertion == "between":
-            x, size, roots = merge(x, size, scored)
+            x, size, roots = merge(x, size, keys)
         x = x + feed(block, x)
         if insertion == "after":
-            x, size, roots = merge(x, size, scored)
+            x, size, roots = merge(x, size, keys)
         if insertion != "before":
             place = kept(place, roots)
         total = oracle.compose(total, roots)

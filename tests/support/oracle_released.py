@@ -21,7 +21,8 @@ VARIANTS = ("paper", "released-deit", "released-mae", "released-clip", "released
 def rule(variant: str, layer: int, depth: int) -> dict[str, Any]:
     """What a variant does in a layer: matching, energy, margin, what tokens are compared by, place, means, attention.
 
-    `matching` is `pitome`, `sorted` (energy-sorted, nothing protected), `tome`, `high_low` or None (nothing merges).
+    `matching` is `pitome`, `sorted` (energy-sorted, nothing protected), `tome`, `high_low` or None (nothing merges). In
+    `tome, class token in front`, places count from the class token, as in the original.
     `weighted`: means count tokens by size. `proportional`: attention counts keys by size.
     """
     part = layer / depth
@@ -55,6 +56,7 @@ def joins(row: dict[str, Any], scored: Tensor, k: int) -> dict[int, int]:
         "high_low": (ranked[:k], ranked[k : 2 * k]),
         "sorted": (ranked[0::2], ranked[1::2]),
         "tome": (list(range(0, len(cos), 2)), list(range(1, len(cos), 2))),
+        "tome, class token in front": (list(range(1, len(cos), 2)), list(range(0, len(cos), 2))),
     }[row["matching"]]
     partner = {a: b_side[oracle.first_best([cos[a, b] for b in b_side])] for a in a_side if b_side}
     return {a: partner[a] for a in sorted(partner, key=lambda a: -cos[a, partner[a]])[:k]}

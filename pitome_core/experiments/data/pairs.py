@@ -116,11 +116,19 @@ def views(things: Sequence[Cutout], background: str, split: str = "", seed: int 
 
     Raises ``ValueError`` for a background that does not exist, else as `scenes.render` and `photos.photographs`.
     """
+    for thing in things:
+        name = photograph_of(thing, background, split, seed)
+        yield _on_photograph(thing, name, seed) if name else _on_white(thing)
+
+
+def photograph_of(thing: Cutout, background: str, split: str = "", seed: int = 0) -> str:
+    """Name of the photograph behind an object in a view, empty on white. Arguments and errors as `views`; no asset."""
     if background not in BACKGROUNDS:
         raise ValueError(f"background is {background!r}; choose one of {', '.join(BACKGROUNDS)}")
-    names = () if background == "white" else backgrounds(split, background == "collection")
-    for thing in things:
-        yield _on_white(thing) if background == "white" else _on_photograph(thing, names, seed)
+    if background == "white":
+        return ""
+    names = backgrounds(split, background == "collection")
+    return names[int(splits.unit(SALT, seed, thing.member, "photograph") * len(names))]
 
 
 def _on_white(thing: Cutout) -> np.ndarray:
@@ -129,14 +137,13 @@ def _on_white(thing: Cutout) -> np.ndarray:
     return scenes.paste(np.full((SIDE, SIDE, 3), 255, np.uint8), drawing, (SIDE - h) // 2, (SIDE - w) // 2)
 
 
-def _on_photograph(thing: Cutout, names: Sequence[str], seed: int) -> np.ndarray:
+def _on_photograph(thing: Cutout, name: str, seed: int) -> np.ndarray:
     def unit(choice: str) -> float:
         return splits.unit(SALT, seed, thing.member, choice)
 
     def between(span: tuple[float, float], choice: str) -> float:
         return span[0] + (span[1] - span[0]) * unit(choice)
 
-    name = names[int(unit("photograph") * len(names))]
     background = photos.part_of(
         name, SIDE, between(CROP, "crop"), across=unit("left"), down=unit("top"), mirrored=unit("mirrored") < 0.5
     )

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from pitome_core.experiments import assets
-from pitome_core.experiments.data.splits import split_of
+from pitome_core.experiments.data.splits import check_split, split_of, unit
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ LICENSED = tuple(name for name in NATURAL if name != "motorcycle")  # natural on
 
 GCOMPRIS = "photos-gcompris"  # the asset of the collection
 COLLECTION_SALT = "collection-1"  # of the split of identities
+HALVES_SALT = "law-1"  # of the split into halves, see `photographs_of`
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,17 @@ def _read_collection() -> dict[str, CollectedPhotograph]:
 
 
 COLLECTION = _read_collection()
+
+
+def photographs_of(split: str) -> list[str]:
+    """The photographs of the collection behind the objects of a split: half of the identities for ``test``.
+
+    Objects of ``train`` and ``dev`` have the photographs of the other half. With three parts the test set would have
+    20 photographs, and photographs are what limits an interval. Raises ``ValueError`` for another split.
+    """
+    check_split(split)
+    in_test = {photo.identity: unit(HALVES_SALT, photo.identity) >= 0.5 for photo in COLLECTION.values()}
+    return [name for name, photo in COLLECTION.items() if in_test[photo.identity] == (split == "test")]
 
 
 def photographs(names: Iterable[str] | None = None) -> dict[str, np.ndarray]:

@@ -81,12 +81,39 @@ def threshold(line: Line, predictor: Sequence[float], covariate: Sequence[float]
     return float(crossing) if inside else float(np.quantile(predictor, 0.75))
 
 
-def low_energy(record: Record, metric: str = "keys") -> np.ndarray:
-    """``(n,)``: how well low energy singles out the object on the whole model, mean over layers."""
-    return record.outcome(WHOLE, f"low_energy_{metric}").mean(axis=1)
+@dataclass(frozen=True)
+class Known:
+    """What is known of the scenes of a record before anything merges, and what then happened to them.
+
+    A scene in which the object covers no patch by half has no predictor and is left out.
+
+    Attributes:
+        predictor: how well low energy singles out the object on the whole model, mean over layers, ``(n,)``.
+        covariate: the outcome of the whole model.
+        gap: the outcome of one cell minus that of another, mean over seeds.
+        photograph: what the scene stands on.
+    """
+
+    predictor: np.ndarray
+    covariate: np.ndarray
+    gap: np.ndarray
+    photograph: np.ndarray
+
+    @property
+    def line(self) -> Line:
+        """The line; photographs are the clusters."""
+        return fit(self.gap, self.predictor, self.covariate, self.photograph)
+
+    @property
+    def threshold(self) -> float:
+        """Where the protocol cuts, of these scenes."""
+        return threshold(self.line, self.predictor, self.covariate)
 
 
-def of_record(record: Record, first: str, second: str, metric: str = "keys", outcome: str = "auc") -> Line:
-    """The line of a record of scenes, for two of its cells; photographs are the clusters."""
+def known(record: Record, first: str, second: str, metric: str = "keys", outcome: str = "auc") -> Known:
+    """The scenes of a record for two of its cells; ``metric`` is one of `law.tasks.METRICS`."""
+    predictor = record.outcome(WHOLE, f"low_energy_{metric}").mean(axis=1)
+    here = np.isfinite(predictor)
     gap = record.per_item(first, outcome) - record.per_item(second, outcome)
-    return fit(gap, low_energy(record, metric), record.outcome(WHOLE, outcome), record.items["photograph"])
+    columns = predictor, record.outcome(WHOLE, outcome), gap, np.asarray(record.items["photograph"])
+    return Known(*(column[here] for column in columns))

@@ -21,7 +21,7 @@ from torch.nn.functional import cosine_similarity
 import pitome_core as pc
 from pitome_core.experiments.data import photos, sentences
 from pitome_core.experiments.data.pictures import preprocess
-from pitome_core.experiments.law import synthetic, tasks
+from pitome_core.experiments.law import synthetic
 from pitome_core.experiments.models import bert, vit
 from pitome_core.experiments.models.layer_keys import layer_keys
 from pitome_core.experiments.records import files, provenance, results
@@ -136,7 +136,7 @@ class RealLayers:
 def real_layers() -> Iterator[RealLayers]:
     """The ViT at 224 px, the tower of the LLaVA (the same weights at 168 px) and MiniLM, on photographs and sentences
     of dev."""
-    pictures = list(photos.photographs(tasks.photographs_of("dev")[:PHOTOGRAPHS]).values())
+    pictures = list(photos.photographs(photos.photographs_of("dev")[:PHOTOGRAPHS]).values())
     for name, side in (("ViT-S/14, 224 px", 224), ("LLaVA tower, 168 px", 168)):
         images = preprocess(pictures, side)
         yield RealLayers(name, vit.vit_small(side), list(images.split(8)), 0.9)

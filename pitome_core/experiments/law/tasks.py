@@ -17,21 +17,12 @@ from torch import Tensor
 
 import pitome_core as pc
 from pitome_core.experiments.data import photos
-from pitome_core.experiments.data.splits import unit
 from pitome_core.experiments.law import grid
 from pitome_core.experiments.models.layer_keys import layer_keys
 from pitome_core.experiments.records.cells import WHOLE, Cell
 from pitome_core.experiments.vision import tasks as vision
 
-SALT = "law-1"  # of the split of photographs
-PER_PHOTOGRAPH = {"dev": 3, "test": 9}  # scenes
 METRICS = ("keys", "keys-centred", "hidden")
-
-
-def photographs_of(split: str) -> list[str]:
-    """The photographs of the collection behind the scenes of ``dev`` or ``test``: half of the identities each."""
-    on_dev = {photo.identity: unit(SALT, photo.identity) < 0.5 for photo in photos.COLLECTION.values()}
-    return [name for name, photo in photos.COLLECTION.items() if on_dev[photo.identity] == (split == "dev")]
 
 
 def low_energy_auc(metric: Tensor, margin: float, cover: Tensor) -> np.ndarray:
@@ -51,18 +42,13 @@ def low_energy_auc(metric: Tensor, margin: float, cover: Tensor) -> np.ndarray:
     return np.array(values)
 
 
-class LawScenes(vision.Scenes):
-    """Objects of a split on the photographs of that split, three scenes for each on dev and nine on test.
+class LawScenes(vision.ScenesApart):
+    """The scenes of `vision.tasks.ScenesApart`, with what the whole model knows beforehand.
 
-    Outcomes as in `vision.tasks.Scenes`. The whole model has more of them, ``(n, L)``: ``low_energy_keys``,
+    Outcomes as there. The whole model has more of them, ``(n, L)``: ``low_energy_keys``,
     ``low_energy_keys-centred`` and ``low_energy_hidden`` (`low_energy_auc` of every layer), and ``cosine_keys``,
     ``cosine_keys-centred`` and ``cosine_hidden``, the mean cosine of pairs of tokens.
     """
-
-    def __init__(self, split: str, count: int | None = None):
-        names = photographs_of(split)
-        super().__init__(split, count or PER_PHOTOGRAPH[split] * len(names), photographs=names, seed=2)
-        self.name = "scenes"
 
     def score(self, running: torch.nn.Module, cell: Cell) -> dict[str, Any]:
         """As the class says, under `running`."""

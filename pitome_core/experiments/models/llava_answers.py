@@ -221,18 +221,22 @@ def generate(
     cache = prefix.cache
     if list(of) != list(range(len(of))) or len(of) != cache.layers[0].keys.shape[0]:
         cache.batch_select_indices(torch.tensor(list(of), device=device))
-    done, new_tokens = torch.zeros(len(rows), dtype=torch.bool, device=device), []
-    for _ in range(max_new_tokens):
+    answers = torch.full((len(rows), max_new_tokens), padding, device=device)
+    going = torch.arange(len(rows), device=device)  # the questions whose answers go on: the others leave the batch
+    for step in range(max_new_tokens):
         out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
                     logits_to_keep=1)
-        token = out.logits[:, -1].argmax(dim=-1).masked_fill(done, padding)
-        new_tokens.append(token)
-        done = done | torch.isin(token, ends)
-        if bool(done.all()):
+        token = out.logits[:, -1].argmax(dim=-1)
+        answers[going, step] = token
+        stay = (~torch.isin(token, ends)).nonzero()[:, 0]
+        if len(stay) == 0:
             break
         ids, positions = token[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-    return torch.stack(new_tokens, dim=1)
+        mask = torch.cat([mask, mask.new_ones(len(going), 1)], dim=1)
+        if len(stay) < len(going):
+            cache.batch_select_indices(stay)
+            going, ids, positions, mask = (rows_of[stay] for rows_of in (going, ids, positions, mask))
+    return answers[:, : step + 1]
 
 
 def answer(

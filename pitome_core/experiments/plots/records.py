@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 from matplotlib.axes import Axes
 
-from pitome_core.experiments.records.cells import Cell
-from pitome_core.experiments.records.statistics import paired_difference
+from pitome_core.experiments.records.cells import LABELS, Cell
+from pitome_core.experiments.records.statistics import Difference, paired_difference
 
 from .style import ARMS, COLOURS
 
@@ -71,3 +71,36 @@ def forest(ax: Axes, rows: Sequence[tuple[str, object]], colours: Sequence[str] 
     ax.axvline(0, color="0.6", linewidth=1, zorder=0)
     ax.set(yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
     ax.set_yticklabels([label for label, _ in rows])
+
+
+def beside(
+    ax: Axes, record, keys: Sequence[str], difference: Callable[[str, str], Difference | None], rival: str = "tome"
+) -> dict[str, Difference | None]:
+    """Draw cells minus their counterparts (`Record.rival_of`) with intervals, one per line; return what was drawn.
+
+    A line is named after the arm, and after the strength too if there are several. A counterpart has the same
+    attention, metric, place and tokens. Where the record lacks it, or the cell itself, the line says "not run", or "no
+    counterpart" where no arm is one, and the value is None. Blue lies above zero, vermilion below, grey contains it;
+    small ticks beside a grey interval are the sizes that would have been detected. ``difference`` takes the two keys,
+    and returns None where a cell lacks the outcome.
+    """
+    there = record.groups()
+    others = {key: record.rival_of(key, rival) if key in there else None for key in keys}
+    lone = [key for key in keys if key in there and not record.has_rival(key, rival)]
+    said = {key: "no counterpart" if key in lone else "not run" for key in keys}
+    found = {key: None if other is None else difference(key, other) for key, other in others.items()}
+    marks = {1: COLOURS["pitome"], -1: COLOURS["tome"], 0: "0.45"}
+    for y, (key, one) in enumerate(found.items()):
+        if one is None:
+            ax.text(0, y, said[key], fontsize=8, color="0.45", ha="center", va="center", backgroundcolor="white")
+            continue
+        ax.plot([one.low, one.high], [y, y], color=marks[one.side], linewidth=2, solid_capstyle="butt")
+        ax.plot(one.mean, y, "o", color=marks[one.side], markersize=4.5)
+        if one.side == 0:
+            ax.plot([-one.detectable, one.detectable], [y, y], "|", color="0.6", markersize=5)
+    ax.axvline(0, color="0.6", linewidth=1, zorder=0)
+    ax.set(yticks=range(len(found)), ylim=(len(found) - 0.5, -0.5))
+    named = {key: key.partition("@")[::2] for key in found}  # arm and strength
+    several = len({strength for _, strength in named.values()}) > 1
+    ax.set_yticklabels([LABELS[arm] + several * f", {strength}" for arm, strength in named.values()])
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -265,3 +265,15 @@ def seeds_of(name: str, most: int = SEEDS) -> list[int | None]:
     """The seeds that an arm is run with, ``most`` of them; [None] for an arm that does not draw at random."""
     arm = ARMS[name]
     return list(range(min(most, arm.seeds))) if arm.seeds > 1 else [None]
+
+
+def with_counterparts(cells: Iterable[Cell], names: Collection[str], rival: str = "tome") -> list[Cell]:
+    """The cells, each once, and behind them what they may be compared with (`Cell.beside`), as far as ``names`` has it.
+
+    Example:
+        >>> [cell.key for cell in with_counterparts([Cell("pitome-released-bert", 0.8)], ["tome"])]
+        ['pitome-released-bert@0.8', 'tome@0.8/off']
+    """
+    cells = list(cells)
+    others = [other for cell in cells if (other := cell.beside(rival)) is not None and other.arm in names]
+    return list(dict.fromkeys([*cells, *others]))

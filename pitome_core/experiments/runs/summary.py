@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pitome_core.experiments.records import tables
-from pitome_core.experiments.records.cells import WHOLE, Cell
+from pitome_core.experiments.records.cells import ARMS, WHOLE, Cell
 from pitome_core.experiments.records.results import Record
 
 Column = Callable[[str], Any]  # from the key of a cell to what stands in the column
@@ -46,6 +46,17 @@ def table(
             line.append("" if key == WHOLE or WHOLE not in record else str(difference(key, WHOLE)))
         lines.append(line)
     return tables.plain(header, lines, ["left", *["right"] * (len(header) - 1)])
+
+
+def compared(record: Record, keep: float, **switches: Any) -> list[str]:
+    """The keys of all arms at one keep ratio that may stand beside ToMe, in the record's order, seeds taken together.
+
+    ``switches`` are fields of `Cell` that they have in common, such as ``proportional=False``; without them, cells are
+    plain. Arms with ToMe's own matching are left out.
+    """
+    cells = [Cell.of(about).without_seed for about in record.cells.values()]
+    arms = [cell for cell in cells if cell.arm in ARMS and ARMS[cell.arm].method != ARMS[RIVAL].method]
+    return list(dict.fromkeys(cell.key for cell in arms if cell == Cell(cell.arm, keep, **switches)))
 
 
 def share(record: Record) -> dict[str, Column]:

@@ -73,7 +73,7 @@ def run(
     estimate_only: bool = False,
     allow_modified: bool = False,
 ) -> results.Record:
-    """Score the cells that the record at `path` lacks (``again``: all), writing it after each one.
+    """Score the cells that the record at `path` lacks or that are outdated (``again``: all), writing it after each one.
 
     The estimate is printed first, from the time of the whole model on a few images. A test set's scoring is logged
     before it starts. Raises `results.RecordError` if the file is of another run, while another run scores for it, where
@@ -120,18 +120,19 @@ def run(
 
 
 def _missing(record: results.Record, cells: Sequence[Cell], again: bool) -> list[Cell]:
-    """The cells that the record lacks; all of them to score them ``again``."""
-    return [cell for cell in cells if again or cell.key not in record]
+    """The cells that the record lacks or holds in an earlier form of their arm; all of them to score them ``again``."""
+    return [cell for cell in cells if again or cell.key not in record or record.is_outdated(cell.key)]
 
 
-def available(name: str, tasks: Mapping[str, Any], optional: Mapping[str, str]) -> bool:
-    """Whether the optional asset that a task needs, if any, is in the cache. Nothing is fetched.
+def available(name: str, tasks: Mapping[str, Any], optional: Mapping[str, str | tuple[str, ...]]) -> bool:
+    """Whether the optional assets that a task needs, if any, are in the cache. Nothing is fetched.
 
-    ``optional`` says which asset a task needs. Raises ``KeyError`` for a task that is not in ``tasks``.
+    ``optional`` says which asset or assets a task needs. Raises ``KeyError`` for a task that is not in ``tasks``.
     """
     if name not in tasks:
         raise KeyError(f"no task {name!r}; there are {', '.join(tasks)}")
-    return name not in optional or assets.state(optional[name]) == "ready"
+    needed = optional.get(name, ())
+    return all(assets.state(asset) == "ready" for asset in ([needed] if isinstance(needed, str) else needed))
 
 
 def output_folder(args: argparse.Namespace) -> Path:

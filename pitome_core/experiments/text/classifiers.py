@@ -7,8 +7,11 @@ any BERT does. Three classifiers take 2 MB and are shipped with the records.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +75,13 @@ class Classifier:
 def weights_path(seed: int | None, cell: Cell | None = None) -> Path:
     """Where the weights of a classifier are: shipped with the records, or, for retrained ones, in the cache.
 
-    ``seed=None`` is the logistic head on the frozen encoder.
+    ``seed=None`` is the logistic head on the frozen encoder. The name of a retrained one holds the cell and a hash of
+    protocol and options of its arm: what an earlier form of the arm was trained with is another file.
     """
     if cell is not None and cell.retrained:
-        return settings.cache_dir() / "text-weights" / f"{cell.arm}-{cell.keep:g}-seed{seed}.safetensors"
+        form = json.dumps([text_grid.PROTOCOL, cell.options], sort_keys=True).encode()
+        name = f"{replace(cell, retrained=False).key}-{hashlib.sha256(form).hexdigest()[:6]}-seed{seed}.safetensors"
+        return settings.cache_dir() / "text-weights" / re.sub("[@/]", "-", name)
     name = f"{FROZEN if seed is None else f'seed{seed}'}.safetensors"
     shipped = results.folder() / "text-weights" / name
     return shipped if shipped.is_file() else results.writable(committed=True) / "text-weights" / name

@@ -25,8 +25,9 @@ from pitome_core.experiments.text import classifiers, grid, hub, summary, tasks,
 
 def cells(args: argparse.Namespace, name: str) -> list[Cell]:
     """The protocol's grid for a task, or the part of it that was asked for, without cells that are not trained yet."""
-    keeps = {"keeps": args.keep} if args.keep else {}
-    return trained(grid.cells(args.methods, **(tasks.GRIDS[name] | keeps)))
+    asked = {"arms": args.methods, "keeps": args.keep}
+    chosen = {field: values for field, values in asked.items() if values}
+    return trained(grid.cells(**(tasks.GRIDS[name] | chosen | ({"sparse": None} if chosen else {}))))
 
 
 def trained(listed: list[Cell]) -> list[Cell]:
@@ -54,8 +55,8 @@ def act(args: argparse.Namespace) -> bool:
 
 
 COMMAND = Command(
-    experiment="text", protocol="text-1", tasks=tasks.TASKS, cells=cells, summary=summary.table, paper=hub,
-    arms=grid.ARMS, keep="share of the tokens that each of the first three layers keeps (default: the protocol's)",
+    experiment="text", protocol=grid.PROTOCOL, tasks=tasks.TASKS, cells=cells, summary=summary.table, paper=hub,
+    arms=grid.KNOWN, keep="share of the tokens that each of the first three layers keeps (default: the protocol's)",
     counted="items, evenly spread,", configure_actions=configure_actions, act=act,
 )
 configure, main = COMMAND.configure, COMMAND.main

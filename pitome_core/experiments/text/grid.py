@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import pitome_core as pc
 from pitome_core.experiments.records import cells as records_cells
-from pitome_core.experiments.records.cells import WHOLE, Arm, Cell, checked, seeds_of
+from pitome_core.experiments.records.cells import WHOLE, Arm, Cell, checked, seeds_of, with_counterparts
 from pitome_core.experiments.runs import grid
 from pitome_core.merge_plan import LinearPlan
 from pitome_core.schedules import keep_schedule
@@ -21,14 +21,17 @@ from pitome_core.schedules import keep_schedule
 FIRST = 3  # layers that merge
 KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5)  # share of the mergeable tokens that each of them keeps
 PRIMARY = 0.8
-SEEDS = {PRIMARY: 5}  # of the random controls in the first layers; two at other ratios and in all layers
+PROTOCOL = "text-2"
+SEEDS, FEW = 5, 2  # of arms that draw at random: in the first layers at the primary ratio of `movies`; elsewhere
 RELEASED = "pitome-released-bert"
 ARMS: dict[str, Arm] = {name: records_cells.ARMS[name] for name in (
     "pitome", RELEASED, "energy-sorted", "tome", "tofu", "tofu-merge", "diffrate", "dct", "random-merge",
     "random-prune",
 )}  # fmt: skip
-RETRAINED = {arm: (PRIMARY,) for arm in ("pitome", RELEASED, "tome")}
-LABELS = {name: records_cells.LABELS[name] for name in (WHOLE, *ARMS)}
+SHUFFLED = tuple(f"{name}-shuffled" for name in ("pitome", RELEASED, "energy-sorted"))  # controls for energy
+KNOWN: dict[str, Arm] = ARMS | {name: records_cells.ARMS[name] for name in SHUFFLED}
+RETRAINED = {arm: (PRIMARY,) for arm in (RELEASED, "pitome", "tome")}
+LABELS = {name: records_cells.LABELS[name] for name in (WHOLE, *KNOWN)}
 
 
 def keeps_of(cell: Cell, depth: int) -> list[float]:
@@ -64,30 +67,47 @@ def cells(
     arms: Sequence[str] | None = None,
     keeps: Sequence[float] = KEEPS,
     *,
-    every_layer: bool = False,
-    switched: bool = False,
+    sparse: Mapping[str, Sequence[float]] | None = None,
+    seeds: int = SEEDS,
+    every_layer: Sequence[str] = (),
+    switched: Sequence[str] = (),
     retrained: bool = False,
 ) -> list[Cell]:
-    """The whole model, and the arms at the keep ratios in the first three layers.
+    """The whole model, and the arms (None: `ARMS`) at the keep ratios in the first three layers.
 
-    At keep .8, if it is among the ratios, three switches add cells. ``every_layer`` adds cells that merge in all
-    layers. ``switched`` adds cells without proportional attention, of the arms that count sizes. ``retrained`` adds the
-    cells whose classifiers are fine-tuned with merging on.
+    Every cell has its counterpart beside it (`Cell.beside`) if that is of one of the arms: ToMe without proportional
+    attention where a preset switches it off.
+
+    Args:
+        arms: names in `KNOWN`.
+        keeps: ratios of all arms.
+        sparse: the ratios of single arms, in place of ``keeps``.
+        seeds: of arms that draw at random, at keep .8; `FEW` elsewhere.
+        every_layer: arms that merge in all layers as well, at keep .8.
+        switched: arms that run without proportional attention as well, at keep .8.
+        retrained: whether the cells are added whose classifiers are fine-tuned with merging on (`retrained_cells`).
 
     Raises:
         ValueError: an arm that does not exist, or a keep ratio that is below .5 or not below 1.
     """
     chosen = [Cell(WHOLE)]
-    for name in checked(list(ARMS if arms is None else arms), keeps, tuple(ARMS), least=0.5):
-        for keep in keeps:
-            chosen += [Cell(name, keep, seed=seed) for seed in seeds_of(name, SEEDS.get(keep, 2))]
-        if PRIMARY in keeps and every_layer and name != RELEASED:  # that preset has three layers
-            chosen += [Cell(name, PRIMARY, seed=seed, every_layer=True) for seed in seeds_of(name, 2)]
-        if PRIMARY in keeps and switched and ARMS[name].also_off:
+    names = checked(list(ARMS if arms is None else arms), keeps, tuple(KNOWN), least=0.5)
+    for name in names:
+        for keep in (sparse or {}).get(name, keeps):
+            chosen += [Cell(name, keep, seed=seed) for seed in seeds_of(name, seeds if keep == PRIMARY else FEW)]
+        if PRIMARY in keeps and name in every_layer:
+            chosen += [Cell(name, PRIMARY, seed=seed, every_layer=True) for seed in seeds_of(name, FEW)]
+        if PRIMARY in keeps and name in switched:
             chosen.append(Cell(name, PRIMARY, proportional=False, seed=seeds_of(name)[0]))
         if retrained:
-            chosen += [Cell(name, keep, retrained=True) for keep in RETRAINED.get(name, ()) if keep in keeps]
-    return list(dict.fromkeys(chosen))
+            chosen += [cell for cell in retrained_cells() if cell.arm == name and cell.keep in keeps]
+    return with_counterparts(chosen, names)
+
+
+def retrained_cells() -> list[Cell]:
+    """The cells whose classifiers are fine-tuned with merging on: those of `RETRAINED`, and their counterparts."""
+    cells = [Cell(arm, keep, retrained=True) for arm, ratios in RETRAINED.items() for keep in ratios]
+    return list(dict.fromkeys(both for cell in cells for both in with_counterparts([cell], tuple(RETRAINED))))
 
 
 def macs(cell: Cell, model: nn.Module, lengths: Sequence[int]) -> list[int]:

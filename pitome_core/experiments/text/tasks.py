@@ -74,11 +74,11 @@ class Texts:
         return clock.quickest(lambda: classifiers.features(self.model, sample), self.device) / len(sample)
 
     def has_frozen(self, cell: Cell) -> bool:
-        """Whether the cell has ``frozen``: not on shifted sources, and not where few seeds would say little."""
-        if self.name in SHIFTED:
+        """Whether the cell has ``frozen``: the whole model, and cells at keep .8 that differ in nothing but arm and
+        attention; not on shifted sources."""
+        if self.name in SHIFTED or cell.every_layer or cell.retrained:
             return False
-        plain = not (cell.every_layer or cell.retrained or cell.proportional is False)
-        return plain and (cell.seed is None or cell.keep == text_grid.PRIMARY)
+        return cell.keep in (None, text_grid.PRIMARY)
 
     def applied(self, cell: Cell) -> AbstractContextManager[torch.nn.Module]:
         """The encoder as the cell runs it; it is patched inside the `with` block only."""
@@ -151,9 +151,13 @@ TASKS: dict[str, Callable[..., Texts]] = {
     "tweets": lambda split, count=None: single("tweets", split, count),
     "news": lambda split, count=None: single("news", split, count),
 }
+LISTED = (*text_grid.ARMS, *text_grid.SHUFFLED)
+SPARSE = {name: (0.8, 0.6) for name in ("tofu", "tofu-merge", "diffrate", "dct", *text_grid.SHUFFLED)}
+ALL_LAYERS = ("pitome", "pitome-shuffled", "energy-sorted", "tome")
 # What the protocol lists for each task: keep ratios in the first three layers, and what is run beside them at .8.
 GRIDS: dict[str, dict[str, Any]] = {
-    "movies": dict(keeps=text_grid.KEEPS, every_layer=True, switched=True, retrained=True),
-    "documents-256": dict(keeps=(0.8, 0.6), every_layer=True, retrained=True),
-    **{name: dict(keeps=(0.8,)) for name in SHIFTED},
+    "movies": dict(arms=LISTED, keeps=text_grid.KEEPS, sparse=SPARSE, every_layer=ALL_LAYERS,
+                   switched=("pitome", "energy-sorted", "tome"), retrained=True),
+    "documents-256": dict(arms=LISTED, keeps=(0.8, 0.6), seeds=text_grid.FEW, every_layer=ALL_LAYERS, retrained=True),
+    **{name: dict(arms=LISTED, keeps=(0.8,), seeds=text_grid.FEW) for name in SHIFTED},
 }

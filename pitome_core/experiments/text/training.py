@@ -29,7 +29,6 @@ from pitome_core.experiments.runs import grid
 from pitome_core.experiments.runs.stages import Budget, Stage, run_stages
 from pitome_core.experiments.text import classifiers
 from pitome_core.experiments.text import grid as text_grid
-from pitome_core.experiments.text.grid import RETRAINED
 
 SOURCE = "movies"
 
@@ -179,11 +178,9 @@ def to_train(
     wanted: list[tuple[int | None, Cell | None]] = []
     if methods is None or grid.WHOLE in methods:
         wanted += [(None, None), *((seed, None) for seed in classifiers.SEEDS)]
-    for seed in classifiers.SEEDS:
-        for arm, ratios in RETRAINED.items():
-            if methods is None or arm in methods:
-                wanted += [(seed, Cell(arm, r, retrained=True)) for r in ratios if keeps is None or r in keeps]
-    return wanted
+    chosen = [cell for cell in text_grid.retrained_cells()
+              if (methods is None or cell.arm in methods) and (keeps is None or cell.keep in keeps)]
+    return wanted + [(seed, cell) for seed in classifiers.SEEDS for cell in chosen]
 
 
 def run(

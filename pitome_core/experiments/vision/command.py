@@ -1,12 +1,13 @@
 """Vision: a merged Vision Transformer on saliency, features and classification.
 
 embedded and smoke tier (real weights and data from packages; a CPU is enough):
-  scenes        saliency of objects pasted on photographs, against their exact masks
-  photographs   likeness of map and features to the whole model's, layer by layer
-  digits        MNIST-5k with a linear head
-  emoji         groups of emoji on photographs with a linear head
-  stamps, stamp-groups       the same with cut-out photographs, where that optional asset is in the cache
-  scenes-wide, collection    scenes and photographs on a hundred more pictures, where that optional asset is
+  digits                 MNIST-5k with a linear head
+  scenes                 saliency of objects pasted on photographs, against their exact masks
+  collection             photographs: likeness of map and features to the whole model's, layer by layer
+  emoji                  groups of emoji on photographs with a linear head
+  stamps, stamp-groups   as scenes and emoji, with cut-out photographs as objects
+All but digits need optional assets, and run where these are in the cache. On scenes the record of `law` has the cells
+of PiToMe, energy-sorted matching and ToMe: by default they are not scored again.
 
 paper tier: ImageNet-1k with timm models.
 
@@ -25,14 +26,17 @@ from collections.abc import Sequence
 
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.records.results import Record
-from pitome_core.experiments.runs import grid, summary
+from pitome_core.experiments.runs import grid as paper_grid
+from pitome_core.experiments.runs import summary
 from pitome_core.experiments.runs.command_line import Command
-from pitome_core.experiments.vision import imagenet, tasks
+from pitome_core.experiments.vision import grid, imagenet, tasks
+
+PROTOCOL = "vision-2"  # of the embedded tier; the grid in book/protocol.md
 
 
 def cells(args: argparse.Namespace, name: str) -> list[Cell]:
     """The protocol's grid for a task, or the part of it that was asked for."""
-    return grid.cells(args.methods, args.keep or tasks.keeps(name), img_size=tasks.side(name))
+    return grid.cells(name, args.methods, args.keep)
 
 
 def table(record: Record, chosen: Sequence[Cell]) -> str:
@@ -44,7 +48,9 @@ def table(record: Record, chosen: Sequence[Cell]) -> str:
 
 
 COMMAND = Command(
-    experiment="vision", protocol=imagenet.PROTOCOL, cells=cells, summary=table, paper=imagenet,
+    experiment="vision", protocol=PROTOCOL, cells=cells, summary=table, paper=imagenet,
     tasks=tasks.TASKS, available=tasks.available,
+    keep="share of the patch tokens that every layer keeps (default: the protocol's)",
+    arms=tuple(dict.fromkeys((*grid.NAMES, *paper_grid.LABELS))),
 )
 configure, main = COMMAND.configure, COMMAND.main

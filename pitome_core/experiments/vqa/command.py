@@ -2,7 +2,7 @@
 
 embedded and smoke tier (a small LLaVA of pinned parts, generated questions; a CPU is enough):
   headline   10,000 questions, the primary cells
-  grid       the first 2,000 of them, all cells of the protocol
+  grid       the first 1,000 of them, all cells of the protocol
 
 paper tier: llava-1.5-7b on VQAv2, GQA or TextVQA, from their official files.
 
@@ -81,7 +81,7 @@ def act(args: argparse.Namespace) -> bool:
 
 
 COMMAND = Command(
-    experiment="vqa", protocol="vqa-1", tasks=tasks.TASKS, cells=cells, summary=table, paper=hub,
+    experiment="vqa", protocol="vqa-2", tasks=tasks.TASKS, cells=cells, summary=table, paper=hub,
     arms=(*grid.ARMS, LOWER), keep="share of the patch tokens that every layer keeps (default: the protocol's)",
     counted="questions, the first of the stream,", configure_actions=configure_actions, act=act,
 )

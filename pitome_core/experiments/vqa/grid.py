@@ -11,21 +11,22 @@ from torch import nn
 import pitome_core as pc
 from pitome_core.experiments.models.llava_answers import ORDERS
 from pitome_core.experiments.records import cells as records_cells
-from pitome_core.experiments.records.cells import LOWER, WHOLE, Arm, Cell, checked, seeds_of
+from pitome_core.experiments.records.cells import LOWER, WHOLE, Arm, Cell, checked, seeds_of, with_counterparts
 from pitome_core.experiments.runs import grid
 from pitome_core.families.common import linear
 from pitome_core.families.hf_llava import image_token_count
 
 KEEPS = (0.95, 0.9, 0.85)  # share of the patch tokens that every layer keeps
 PRIMARY = 0.9
-SEEDS = 2  # of the random controls
-RELEASED = "pitome-released-llava"
-LISTED = ("pitome", RELEASED, "energy-sorted", "tome", "tofu", "random-merge", "random-prune")  # in the embedded tier
-ARMS: dict[str, Arm] = {name: records_cells.ARMS[name] for name in (*LISTED, "dct", "diffrate")}
-ORDERED = ("pitome", RELEASED, "tome")  # arms that are read in every order at the primary ratio
-# Pixels to a side of the smaller pictures. They leave 100, 81, 64, 49 and 25 tokens of 144. The keep ratios leave 83,
-# 45 and 23.
-SIDES = (140, 126, 112, 98, 70)
+SEEDS = 2  # of arms that draw at random
+RELEASED = "pitome-released-llava"  # in the twelve layers of our tower it is ToMe on hidden states, behind each layer
+PITOME = ("pitome", "energy-sorted", "pitome-hidden", "pitome-released-clip")
+TOME = ("tome", "tome-hidden", "tome-released-clip", RELEASED)
+# In the embedded tier. Shuffled energies are the control for energy beside every arm that has it.
+LISTED = (*PITOME, *TOME, *(f"{name}-shuffled" for name in PITOME), "random-merge", "random-prune")
+ARMS: dict[str, Arm] = {name: records_cells.ARMS[name] for name in (*LISTED, "tofu", "dct", "diffrate")}
+ORDERED = ("pitome", "tome")  # arms that are read in every order at the primary ratio
+SIDES = (112, 98)  # pixels of smaller pictures: 64 and 49 tokens of 144, about the cost of keep .9, which leaves 45
 LABELS = {name: records_cells.LABELS[name] for name in (WHOLE, LOWER, *ARMS)}
 
 
@@ -48,25 +49,29 @@ def cells(
     *,
     ordered: Sequence[str] = (),
     sides: Sequence[int] = (),
-    seeds: int = SEEDS,
+    seeds: int | Mapping[str, int] = SEEDS,
 ) -> list[Cell]:
     """The whole model, and the arms (None: `LISTED` and the lower resolution) at the keep ratios.
 
-    Arms in ``ordered`` are read in all of `ORDERS` at keep .9, if that is among the ratios. ``sides`` are the pixels of
-    the control at lower resolution.
+    Every cell has its counterpart beside it (`Cell.beside`) if that is of one of the arms. Arms in ``ordered`` are read
+    in all of `ORDERS` at keep .9, if that is among the ratios. ``sides`` are the pixels of the control at lower
+    resolution. ``seeds`` are those of every arm that draws at random, or of single ones (the others: `SEEDS`).
 
     Raises:
         ValueError: an arm that does not exist, or a keep ratio that is not between 0 and 1.
     """
     chosen = [Cell(WHOLE)]
-    for name in checked(list([*LISTED, LOWER] if arms is None else arms), keeps, (*ARMS, LOWER)):
+    names = checked(list([*LISTED, LOWER] if arms is None else arms), keeps, (*ARMS, LOWER))
+    for name in names:
         if name == LOWER:
             chosen += [Cell(name, pixels=side) for side in sides]
             continue
-        chosen += [Cell(name, keep, seed=seed) for keep in keeps for seed in seeds_of(name, seeds)]
-        if name in ordered and PRIMARY in keeps:
-            chosen += [Cell(name, PRIMARY, order=order) for order in ORDERS[1:]]
-    return list(dict.fromkeys(chosen))
+        most = seeds if isinstance(seeds, int) else seeds.get(name, SEEDS)
+        chosen += [Cell(name, keep, seed=seed) for keep in keeps for seed in seeds_of(name, most)]
+    chosen = with_counterparts(chosen, names)
+    if PRIMARY in keeps:
+        chosen += [Cell(name, PRIMARY, order=order) for name in names if name in ordered for order in ORDERS[1:]]
+    return chosen
 
 
 def order_of(cell: Cell) -> str:

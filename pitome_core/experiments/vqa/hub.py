@@ -47,7 +47,7 @@ from torch import Tensor, nn
 from pitome_core.experiments.models import llava_answers
 from pitome_core.experiments.models.llava_answers import IMAGE, ORDERS
 from pitome_core.experiments.records import files, results
-from pitome_core.experiments.records.cells import WHOLE, Cell, checked
+from pitome_core.experiments.records.cells import WHOLE, Cell, checked, with_counterparts
 from pitome_core.experiments.runs import decoding, sharded, shards, summary
 from pitome_core.experiments.runs.sharded_task import UNREADABLE, ShardedTask, joined
 from pitome_core.experiments.runs.shards import Refused, Unit
@@ -165,7 +165,8 @@ def load_questions(args: argparse.Namespace) -> BenchmarkQuestions:
 
 COMPACT = "raster-compact"
 KEEPS = (0.9,)  # of Table 3 for the model of 7B
-# The rows of Table 3, with the presets and controls that say where a difference comes from.
+# The rows of Table 3, with the presets and controls that say where a difference comes from. --methods may name all of
+# `vqa_grid.ARMS`.
 ARMS = {name: vqa_grid.ARMS[name] for name in ("pitome", "energy-sorted", "tome", "tofu", "dct", "diffrate",
                                                "random-merge", "random-prune", vqa_grid.RELEASED)}
 
@@ -175,14 +176,16 @@ def cells(
 ) -> list[Cell]:
     """The whole model, then each arm (None: all of `ARMS`) at each keep ratio in each order of `llava_answers.ORDERS`.
 
-    What a transform leaves lies nowhere on the grid, so that its tokens are read as they come, whatever the orders.
+    Every cell has its counterpart beside it (`Cell.beside`) if that is of one of the arms. What a transform leaves lies
+    nowhere on the grid, so that its tokens are read as they come, whatever the orders.
     `ValueError` for an arm that does not exist or a keep ratio that is none.
     """
     chosen = [Cell(WHOLE)]
-    for name in checked(ARMS if arms is None else arms, keeps, tuple(ARMS)):
-        possible = (COMPACT,) if ARMS[name].kind == "transform" else orders
+    names = checked(ARMS if arms is None else arms, keeps, tuple(vqa_grid.ARMS))
+    for name in names:
+        possible = (COMPACT,) if vqa_grid.ARMS[name].kind == "transform" else orders
         chosen += [Cell(name, keep, order=order) for keep in keeps for order in possible]
-    return list(dict.fromkeys(chosen))
+    return with_counterparts(chosen, names)
 
 
 def _cells(args: argparse.Namespace) -> list[Cell]:

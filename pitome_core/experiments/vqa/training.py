@@ -404,8 +404,12 @@ def validate(model: nn.Module, count: int = VALIDATED, stream: str = VALIDATION)
 
 
 def headline(validation: dict[str, dict[str, float]]) -> list[str]:
-    """The types whose accuracy is above their prior: the whole interval of the accuracy lies above it."""
-    return [kind for kind, about in validation.items() if about["low"] > about["prior"]]
+    """The types whose accuracy is above their prior: the whole interval of the accuracy lies above it.
+
+    A type with a single scene has no interval (NaN, or None where it was read from a file) and is none of them.
+    """
+    lows = {kind: about["low"] for kind, about in validation.items()}
+    return [kind for kind, low in lows.items() if low is not None and low > validation[kind]["prior"]]
 
 
 def sheet_path(weights: Path | None = None) -> Path:

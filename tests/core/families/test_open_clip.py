@@ -7,6 +7,7 @@ import copy
 import family_contract as contract
 import oracle
 import oracle_families as reference
+import oracle_released
 import pytest
 import torch
 from small_models import pictures, randomize
@@ -128,6 +129,49 @@ def test_every_choice_equals_the_reference(build, variant):
     expected, *_ = written_out(model.visual, images, **variant)
     with torch.no_grad():
         torch.testing.assert_close(pc.apply(model, keep=0.7, **variant).encode_image(images), expected)
+
+
+# What the repository of the paper runs in CLIP: PiToMe, and the ToMe beside it. Arguments of `pc.apply`, and those of
+# the forward written out.
+HIDDEN = dict(metric="hidden", proportional=False)
+RELEASED = {
+    "PiToMe": (dict(preset="released-clip"), dict(method="pitome", kernel="elu", margins=[
+        0.95 * (1 - layer / DEPTH) for layer in range(DEPTH)], **HIDDEN)),
+    "ToMe": (dict(method="tome", parity="all", insertion="after", **HIDDEN),) * 2,
+}
+
+
+@pytest.mark.parametrize("name", list(RELEASED))
+def test_what_was_released_for_clip_equals_the_reference(build, name):
+    """Features and plans of the image tower; the text tower is untouched. Another place, parity or kernel differs."""
+    model, images, texts = build("OpenAI's CLIP", torch.float64)
+    arguments, written = RELEASED[name]
+    expected, _, roots = written_out(model.visual, images, **written)
+    with torch.no_grad():
+        of_texts = model.encode_text(texts)
+        with pc.patched(model, keep=0.7, **arguments), pc.record(model) as trace:
+            torch.testing.assert_close(model.encode_image(images), expected, rtol=1e-9, atol=1e-9)
+            assert torch.equal(model.encode_text(texts), of_texts)
+    assert trace.assignment.tolist() == [oracle.assignment(item[-1]) for item in roots]
+    for other in (dict(insertion={"PiToMe": "after", "ToMe": "between"}[name]), dict(proportional=True),
+                  {"PiToMe": dict(kernel="paper"), "ToMe": dict(parity="patches")}[name]):
+        assert not torch.allclose(written_out(model.visual, images, **written | other)[0], expected, atol=1e-5), other
+
+
+@pytest.mark.parametrize("name", list(RELEASED))
+def test_what_was_released_for_clip_runs_in_a_tower_of_timm(build, name):
+    """As in the dual encoder of the book: tokens and groups of the trunk equal the slow forward."""
+    model, images, _ = build("ViT from timm", torch.float64)
+    change = {} if name == "PiToMe" else {"matching": "tome, class token in front", "place": "after"}
+    trunk, keeps = model.visual.trunk, [0.7] * DEPTH
+    slow = [oracle_released.timm_vit(trunk, image, "released-clip", keeps, **change) for image in images]
+    with pc.patched(model, keep=keeps, **RELEASED[name][0]), pc.record(model) as trace, torch.no_grad():
+        got = trunk.forward_features(images)
+    for item, (expected, history) in enumerate(slow):
+        torch.testing.assert_close(got[item], expected, rtol=1e-9, atol=1e-9)
+        slots = trace.assignment[item].tolist()
+        assert sorted([1 + i for i, slot in enumerate(slots) if slot == one] for one in set(slots)) == sorted(
+            group for group in history[-1] if group != [0])
 
 
 def test_the_reference_notices_a_lost_layer_scale(build):

@@ -95,6 +95,21 @@ def test_the_object_is_wholly_in_view(all_pairs):
     assert len(sizes) > 1, "another seed, another size"
 
 
+def test_the_photograph_behind_an_object_has_its_name(monkeypatch, all_pairs):
+    """What `photograph_of` says is what `views` pastes on, in every split and for every seed; none on white."""
+    pasted, part_of = [], photos.part_of
+    monkeypatch.setattr(photos, "part_of", lambda name, *a, **named: pasted.append(name) or part_of(name, *a, **named))
+    for split, seed in (("dev", 0), ("test", 0), ("train", 3)):
+        things = all_pairs[split].things[:6]
+        list(pairs.views(things, "photographs", split, seed))
+        assert pasted == [pairs.photograph_of(thing, "photographs", split, seed) for thing in things]
+        assert set(pasted) <= set(pairs.backgrounds(split)) and len(set(pasted)) > 1
+        pasted.clear()
+        assert {pairs.photograph_of(thing, "white", split, seed) for thing in things} == {""}
+    on_collection = [pairs.photograph_of(thing, "collection", "test") for thing in all_pairs["test"].things]
+    assert set(on_collection) == set(pairs.backgrounds("test", collection=True))
+
+
 def test_stamps_share_captions(monkeypatch):
     """Two cut-outs with one caption are both right answers to it, and are in one split."""
     two = [scenes.Stamp("A red Apple", "a red apple", "food", "food/fruit", f"food/{i}.png") for i in range(2)]

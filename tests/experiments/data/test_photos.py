@@ -125,6 +125,18 @@ def test_a_collection_that_cannot_be_had(monkeypatch, tmp_path):
         photos.photographs(["bee"])
 
 
+def test_halves_of_the_collection_are_those_of_the_hash():
+    """Records are of these photographs, so the halves are held to fixed values."""
+    dev, test = photos.photographs_of("dev"), photos.photographs_of("test")
+    assert [*sorted(dev + test)] == sorted(photos.COLLECTION) and (len(dev), len(test)) == (61, 42)
+    assert photos.photographs_of("train") == dev
+    for name in photos.COLLECTION:
+        first = hashlib.sha256(f"law-1\n{photos.COLLECTION[name].identity}".encode()).digest()[0]
+        assert (name in dev) == (first < 128)  # the hash as a number in [0, 1) is below one half
+    with pytest.raises(ValueError, match="split is 'validation'"):
+        photos.photographs_of("validation")
+
+
 @pytest.mark.skipif(assets.state(photos.GCOMPRIS) != "ready", reason="the optional photographs are not in the cache")
 def test_the_real_collection(no_network):
     file = assets.path(photos.GCOMPRIS) / assets.FILES_ZIP

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pitome_core.experiments.law import line
+from pitome_core.experiments.records import results
 
 
 def made(generator, groups=40, each=9, slope=0.5, between=0.3):
@@ -72,3 +73,20 @@ def test_what_cannot_be_fitted_is_refused(change):
     clusters = {"short": clusters[:-1], "nan": clusters, "few": clusters % 2}[change]
     with pytest.raises(ValueError, match="a line needs finite values and at least 3 clusters"):
         line.fit(gap, predictor, covariate, clusters)
+
+
+def test_scenes_without_a_predictor_are_left_out(tmp_path):
+    gap, predictor, covariate, clusters = made(np.random.default_rng(6), groups=5, each=2)
+    low = np.stack([predictor - 0.1, predictor + 0.1], axis=1)  # two layers
+    low[3, 0] = np.nan
+    outcomes = {
+        "whole": {"auc": covariate, "low_energy_keys": low}, "a": {"auc": covariate + gap}, "b": {"auc": covariate},
+    }
+    items = {"id": list(range(10)), "photograph": [f"p{c}" for c in clusters]}
+    cells = {key: {"outcomes": {n: v.tolist() for n, v in of.items()}} for key, of in outcomes.items()}
+    record = results.Record(tmp_path / "r.json", {}, items, [], cells)
+    scenes = line.known(record, "a", "b")
+    rest = np.arange(10) != 3
+    expected = line.fit(gap[rest], predictor[rest], covariate[rest], clusters[rest])
+    assert len(scenes.gap) == 9 and scenes.line.slope == pytest.approx(expected.slope)
+    assert scenes.threshold == pytest.approx(line.threshold(expected, predictor[rest], covariate[rest]))

@@ -14,7 +14,7 @@ from pitome_core.experiments.records.cells import ARMS, WHOLE, Cell
 
 
 def test_dev_and_test_share_no_photograph():
-    dev, test = (tasks.photographs_of(split) for split in ("dev", "test"))
+    dev, test = (photos.photographs_of(split) for split in ("dev", "test"))
     assert sorted([*dev, *test]) == sorted(photos.COLLECTION) and not set(dev) & set(test)
     of = {name: photo.identity for name, photo in photos.COLLECTION.items()}
     assert not {of[name] for name in dev} & {of[name] for name in test}
@@ -73,7 +73,7 @@ def test_what_the_whole_model_knows_beforehand():
         assert outcomes[f"low_energy_{name}"].shape == outcomes[f"cosine_{name}"].shape == (2, depth)
         assert ((outcomes[f"low_energy_{name}"] >= 0) & (outcomes[f"low_energy_{name}"] <= 1)).all()
     assert np.abs(outcomes["cosine_keys-centred"]).mean() < outcomes["cosine_keys"].mean()
-    assert set(task.items["photograph"]) <= set(tasks.photographs_of("dev"))
+    assert set(task.items["photograph"]) <= set(photos.photographs_of("dev"))
     with task.applied(Cell("pitome", 0.9)) as running:
         assert set(task.score(running, Cell("pitome", 0.9))) == {"auc", "nss", "likeness", "mixed"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import oracle
 import pytest
 import torch
 from small_models import randomize
@@ -10,6 +12,8 @@ import pitome_core as pc
 import pitome_core.experiments.baselines
 from pitome_core.experiments.models import llava, llava_answers
 from pitome_core.experiments.models.llava_answers import ORDERS, answer, image_tokens, released_order
+from pitome_core.experiments.records.cells import Cell
+from pitome_core.experiments.vqa import grid as vqa_grid
 
 transformers = pytest.importorskip("transformers", minversion="5.23")
 from pitome_core.families.hf_llava import expand_placeholders, image_token_count  # noqa: E402
@@ -85,8 +89,13 @@ def test_an_answer_ends_where_the_model_says(words, monkeypatch):
     cut = [row[: row.index(end)] if end in row else row for row in ids]
     assert sorted(map(len, cut))[0] < 4 == max(map(len, cut)), "the case needs answers of unequal length"
     model.generation_config.eos_token_id = [2, end]
+    batches = []
+    model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: batches.append(len(kwargs["inputs_embeds"])), with_kwargs=True)
     expected = [words.decode(row, skip_special_tokens=True).strip() for row in cut]
     assert answer(model, words, pixels(), PROMPTS, image_of=OF, max_new_tokens=4) == expected
+    passes = [min(4, len(row) + 1) for row in cut]  # of each question: its answer and the end
+    assert passes[0] != passes[1] and sum(batches) == sum(passes) + 2, "a question that has its answer leaves the batch"
 
 
 def trace_of(model, method, keep=0.7, **options):
@@ -117,6 +126,78 @@ def test_positions_are_middles_of_patches(strategy, method, options):
     compact = tokens["raster-compact"]
     assert torch.equal(compact.features, found.features) and compact.length == found.features.shape[1]
     assert compact.positions.tolist() == [list(range(compact.length))] * 2
+
+
+RATIO = 0.7
+LAYERS = 2  # of the three: the features stand behind the second
+# Where tokens merge, and which of them: of the metric (N, C), k and the layer. No attention counts sizes.
+SLOW = {
+    "pitome-released-clip": ("between", lambda x, k, layer: oracle.pitome_roots(
+        x, k, oracle.margins(3, 0.95)[layer], kernel="elu")),
+    "tome-hidden": ("between", lambda x, k, layer: oracle.tome_roots(x, k)),
+    "tome-released-clip": ("after", lambda x, k, layer: oracle.tome_roots(x, k, parity="all")),
+    "pitome-released-llava": ("after", lambda x, k, layer: oracle.tome_roots(x, k)),
+}
+
+
+def slow_tower(model, picture, name):
+    """Features ``(M, C)`` of one picture and the patches of each, in raster order of anchors: a loop over layers."""
+    place, roots_of = SLOW[name]
+    tower, removed = model.model.vision_tower, oracle.keep_removals(GRID**2, RATIO, 3)
+    x, size, members = tower.embeddings(picture[None]), np.ones(GRID**2), [[i] for i in range(GRID**2)]
+    for number, layer in enumerate(tower.encoder.layer[:LAYERS]):
+        def merged(x, size, members, number=number):
+            roots = roots_of(x[0, 1:], removed[number], number)
+            weights = np.ones_like(size) if name == "pitome-released-llava" else size  # plain means
+            y, _ = oracle.merge(x[0, 1:], roots, weights)
+            groups = oracle.groups(roots)
+            size = np.array([sum(size[i] for i in group) for group in groups])
+            members = [sum((members[i] for i in group), []) for group in groups]
+            return torch.cat([x[:, :1], torch.tensor(y, dtype=x.dtype)[None]], dim=1), size, members
+
+        attended = layer.attention(layer.norm1(x))
+        x = x + layer.layer_scale1(attended[0] if isinstance(attended, tuple) else attended)
+        if place == "between":
+            x, size, members = merged(x, size, members)
+        x = x + layer.layer_scale2(layer.mlp(layer.norm2(x)))
+        if place == "after":
+            x, size, members = merged(x, size, members)
+    return model.model.multi_modal_projector(x)[0, 1:], members
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cell", [
+    Cell("pitome-released-clip", RATIO), Cell("tome-released-clip", RATIO), Cell("pitome-released-llava", RATIO),
+    Cell("tome-hidden", RATIO, proportional=False),
+], ids=lambda cell: cell.key)
+def test_an_arm_without_attention_by_size_equals_a_loop(words, cell):
+    """Features, their number and their places in the language model; batched answers are those of one at a time."""
+    model = tiny("Dinov2")
+    before = answer(model, words, pixels(), PROMPTS, image_of=OF, max_new_tokens=3)
+    with vqa_grid.applied(cell, model):
+        found = image_tokens(model, pixels())
+        count = image_token_count(model)
+        batched = answer(model, words, pixels(), PROMPTS, image_of=OF, order=ORDERS[1], max_new_tokens=3)
+        alone = one_by_one(model, words, PROMPTS, OF, 3)
+    assert batched == alone
+    for item, picture in enumerate(pixels()):
+        features, members = slow_tower(model, picture, cell.arm)
+        assert len(members) == count == GRID**2 - sum(oracle.keep_removals(GRID**2, RATIO, 3)[:LAYERS])
+        torch.testing.assert_close(found.features[item], features, rtol=0, atol=2e-4)
+        middles = [[sum(part) / len(mine) for part in zip(*(divmod(i, GRID) for i in mine), strict=True)]
+                   for mine in members]
+        assert found.positions[item].tolist() == [round(row) * GRID + round(column) for row, column in middles]
+    assert answer(model, words, pixels(), PROMPTS, image_of=OF, max_new_tokens=3) == before
+
+
+def test_the_parity_of_the_repositorys_tome_is_seen(words):
+    """The loop with ToMe's own parity is another one."""
+    model = tiny("Dinov2")
+    with vqa_grid.applied(Cell("tome-released-clip", RATIO), model), torch.no_grad():
+        found = image_tokens(model, pixels()).features[0]
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setitem(SLOW, "tome-released-clip", ("after", SLOW["tome-hidden"][1]))
+        assert (found - slow_tower(model, pixels()[0], "tome-released-clip")[0]).abs().max() > 1e-2
 
 
 def test_a_smaller_picture_lies_on_the_same_grid():

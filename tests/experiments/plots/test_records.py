@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pytest
 
 from pitome_core.experiments import plots
 from pitome_core.experiments.records import results
-from pitome_core.experiments.records.cells import Cell
+from pitome_core.experiments.records.cells import LABELS, Cell
+from pitome_core.experiments.records.statistics import paired_difference
 
 
 def test_curves_hold_the_arm_as_it_is(tmp_path):
@@ -39,4 +41,32 @@ def test_curves_of_another_value_against_another_cost(tmp_path):
     band, dot = ax.collections[0].get_paths()[0].vertices, ax.get_lines()[-1].get_xydata().tolist()
     plt.close()
     assert curve.get_xydata().tolist() == [[12, -8], [45, -3]] and dot == [[144, 0]]
-    assert band[:, 1].min() == -8 and band[:, 1].max() == -2
+    # Two items: differences -8 and -8, or -4 and -2, of standard error 1; t of one degree of freedom is 12.706.
+    assert set(band[:, 1].round(3)) == {-8, -15.706, 9.706}
+
+
+def test_cells_stand_beside_their_counterparts_or_are_not_run(tmp_path):
+    """A preset that does not count sizes stands beside ToMe that does not, and beside nothing where that is missing."""
+    record = results.Record(tmp_path / "none.json", {}, {"id": list(range(40))}, [], {})
+    noise = np.random.default_rng(0).normal(size=(3, 40))
+    cells = {Cell("pitome", 0.9): noise[0] - 1, Cell("tome", 0.9): noise[1], Cell("tome", 0.9, False): noise[2] + 9,
+             Cell("pitome-released-bert", 0.9): noise[2] + 9, Cell("pitome-released-bert", 0.8): noise[2],
+             Cell("pitome-released-llava", 0.9): noise[2]}
+    cells |= {Cell("pitome-shuffled", 0.9, seed=seed): noise[0] - 3 for seed in range(2)}
+    for cell, values in cells.items():
+        record.cells[cell.key] = cell.describe() | {"outcomes": {"correct": values.tolist()}}
+    # Of dct there is no cell, and no arm is like the preset for LLaVA, whose layers differ.
+    keys = ["pitome@0.9", "pitome-released-bert@0.9", "pitome-released-bert@0.8", "dct@0.9",
+            "pitome-released-llava@0.9"]
+    figure, axes = plt.subplots(1, 2)
+    found = plots.beside(axes[0], record, keys, lambda a, b: record.difference(a, b, "correct"))
+    control = plots.beside(axes[1], record, keys[:2], lambda a, b: record.difference(a, b, "correct"), "shuffled")
+    said = [[text.get_text() for text in ax.texts] for ax in axes]
+    ticks = [label.get_text() for label in axes[0].get_yticklabels()]
+    plt.close(figure)
+    assert found["pitome@0.9"].side == -1 and found["pitome-released-bert@0.9"].mean == 0
+    assert found["pitome-released-bert@0.8"] is None
+    assert control["pitome@0.9"].mean > 1.9 and control["pitome-released-bert@0.9"] is None
+    assert found["dct@0.9"] is None and said == [["not run", "not run", "no counterpart"], ["not run"]]
+    assert ticks == [f"{LABELS[key.partition('@')[0]]}, {key.partition('@')[2]}" for key in keys]
+    assert axes[1].get_yticklabels()[0].get_text() == LABELS["pitome"]  # one strength goes without saying

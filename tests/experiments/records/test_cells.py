@@ -10,7 +10,7 @@ import pytest
 
 from pitome_core.experiments.models.llava_answers import ORDERS
 from pitome_core.experiments.records import results
-from pitome_core.experiments.records.cells import ARMS, FIRST_ORDER, LABELS, Cell, checked, seeds_of
+from pitome_core.experiments.records.cells import ARMS, FIRST_ORDER, LABELS, Cell, checked, seeds_of, with_counterparts
 
 FILES = (Path(__file__).parents[3] / "results" / "embedded").glob("*.json")
 RECORDS = sorted(path for path in FILES if "items" in json.loads(path.read_text(encoding="utf-8")))
@@ -107,6 +107,13 @@ def test_beside_changes_the_method_alone(name):
     for setting in ("metric", "insertion"):
         assert ARMS[cell.arm].settings[setting] == ARMS[other.arm].settings[setting]
     assert replace(other, arm=cell.arm, seed=cell.seed, proportional=cell.proportional) == cell
+
+
+def test_counterparts_stand_behind_the_cells_once():
+    cells = [Cell("pitome-released-bert", 0.8), Cell("pitome", 0.8), Cell("tome", 0.8), Cell("whole")]
+    keys = [cell.key for cell in with_counterparts(cells, ["pitome", "tome"])]
+    assert keys == ["pitome-released-bert@0.8", "pitome@0.8", "tome@0.8", "whole", "tome@0.8/off"]
+    assert with_counterparts(cells, ["pitome"]) == cells and with_counterparts([], ["tome"]) == []
 
 
 def test_the_control_for_energy_is_the_same_arm_with_energies_shuffled():

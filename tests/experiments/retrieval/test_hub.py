@@ -17,7 +17,7 @@ from torch import nn
 import pitome_core as pc
 from pitome_core.experiments.__main__ import main
 from pitome_core.experiments.records import results
-from pitome_core.experiments.records.cells import Cell
+from pitome_core.experiments.records.cells import ARMS, Cell
 from pitome_core.experiments.retrieval import captions, recall
 from pitome_core.experiments.retrieval import grid as retrieval_grid
 from pitome_core.experiments.retrieval import hub as retrieval_hub
@@ -150,7 +150,8 @@ def plain_loop(folder: Path, pictures: Path, cell: Cell) -> list[int]:
     model.eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     if cell.arm != grid.WHOLE:
-        pc.apply(model, cell.arm, cell.keep, proportional=cell.proportional, towers=cell.towers)
+        pc.apply(model, ARMS[cell.arm].method, cell.keep, towers=cell.towers,
+                 **{"proportional": cell.proportional, **cell.options})
     with torch.inference_mode():
         files = [pictures / f"{i}.jpg" for i in range(IMAGES)]
         x = [model.encode_image(preprocess(Image.open(file).convert("RGB"))[None], normalize=True)[0] for file in files]
@@ -227,11 +228,26 @@ def test_a_bert_as_text_tower_merges_too(words, with_bert, pictures, tmp_path, c
 
 
 def test_the_grid_of_the_protocol_runs(words, tmp_path):
-    """Every arm of the image tower, random ones with their seeds; what needs a timm model is left out."""
+    """Every arm of the image tower, random ones with their seeds, and counterparts; nothing that needs a timm model."""
     arguments = words("--shard", "100", "--batch-size", "35")
     del arguments[arguments.index("--methods") : arguments.index("--keep")]
     assert main([*arguments, "--keep", "0.8"]) == 0
-    assert list(load(tmp_path / "out").cells) == [cell.key for cell in grid.cells(None, [0.8])]
+    assert list(load(tmp_path / "out").cells) == [
+        *(cell.key for cell in grid.cells(None, [0.8])), "pitome-released-clip@0.8", "tome-released-clip@0.8",
+        "tome@0.8/off", "tome-hidden@0.8/off"]
+
+
+def test_what_was_released_for_clip_runs(words, tiny, pictures, tmp_path, capsys):
+    """PiToMe, ToMe as it is beside it there, and the counterpart; all are the plain loop's, and differ."""
+    assert main(words("--keep", "0.7", "--methods", "pitome-released-clip", "tome-released-clip", "tome-hidden")) == 0
+    record = load(tmp_path / "out")
+    cells = [Cell("pitome-released-clip", 0.7), Cell("tome-released-clip", 0.7), Cell("tome-hidden", 0.7, False)]
+    assert [key for key in record.cells if key in {cell.key for cell in cells}] == [cell.key for cell in cells]
+    found = {cell.key: record.outcome(cell.key, "rank").tolist() for cell in cells}
+    assert found == {cell.key: plain_loop(tiny, pictures, cell) for cell in cells}
+    assert len(set(map(tuple, found.values()))) == 3, "the comparison could fail"
+    assert record.rival_of("pitome-released-clip@0.7") == "tome-hidden@0.7/off"
+    assert record.about("tome-released-clip@0.7")["tokens"] == record.about("tome-hidden@0.7/off")["tokens"]
 
 
 def test_bfloat16_is_autocast(words, tmp_path):

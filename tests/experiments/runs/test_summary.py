@@ -36,3 +36,16 @@ def test_they_are_columns_of_a_table(record):
     lines = summary.table(record, [WHOLE, TOME, PITOME], columns, points, "top-1").splitlines()
     assert "top-1 minus ToMe's" in lines[0] and [line.split()[0] for line in lines[1:]] == list(record.cells)
     assert lines[3].endswith("nothing could be read")
+
+
+def test_what_may_stand_beside_tome_is_named_once_and_by_its_switches(record):
+    """Arms with ToMe's matching are no rows of their own, seeds are one row, and a switch is another list."""
+    cells = [*(Cell("random-merge", 0.9, seed=seed) for seed in (0, 1)), Cell("pitome", 0.8), Cell("tome-hidden", 0.9),
+             Cell("pitome", 0.9, False), Cell("pitome", 0.9, retrained=True)]
+    for cell in cells:
+        about = cell.describe() | {"retrained": cell.retrained}
+        record.add(cell.key, about, {"correct": [1] * 5}, {})
+    assert summary.compared(record, 0.9) == ["pitome@0.9", "random-merge@0.9"]
+    assert summary.compared(record, 0.9, proportional=False) == ["pitome@0.9/off"]
+    assert summary.compared(record, 0.9, retrained=True) == ["pitome@0.9/retrained"]
+    assert summary.compared(record, 0.7) == []

@@ -13,7 +13,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from pitome_core.experiments.records import provenance, results
+from pitome_core.experiments.records import files, provenance, results
 from pitome_core.experiments.records.fingerprint import code_of
 from pitome_core.experiments.runs import grid, sweep
 
@@ -159,6 +159,18 @@ def test_again_scores_what_was_asked_for_and_keeps_the_rest(tmp_path):
     made = run(tmp_path, task, CELLS[:2], again=True)
     assert task.scored == KEYS[:2] and list(made.cells) == KEYS
     assert [made.cells[key]["run"] for key in KEYS[:3]] == [1, 1, 0]
+
+
+def test_a_cell_of_an_earlier_form_of_its_arm_is_scored_again(tmp_path):
+    """Its outcomes are those of other options; the others stay."""
+    made = run(tmp_path, Fake())
+    made.cells[KEYS[3]]["options"] = {"earlier": True}
+    files.write_atomically(made.path, made._text())
+    task = Fake()
+    made = run(tmp_path, task)
+    assert task.scored == [KEYS[3]] and not any(made.is_outdated(key) for key in KEYS)
+    assert [made.cells[key]["run"] for key in KEYS] == [int(key == KEYS[3]) for key in KEYS]
+    assert run(tmp_path, task).cells == made.cells and task.scored == [KEYS[3]]
 
 
 def test_a_test_set_is_logged_before_it_is_scored(tmp_path, logged):

@@ -9,7 +9,7 @@ import pitome_core as pc
 import pitome_core.experiments.baselines  # registers random merging
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid
-from pitome_core.experiments.spectra.layers import OUTCOMES, Layers, TextLayers, drops
+from pitome_core.experiments.spectra.layers import OUTCOMES, Layers, TextLayers, drops, resumed
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,32 @@ def test_outcomes_are_those_of_single_plans(layers, name):
             assert outcomes["scatter"][item, layer].item() == pytest.approx(spread.item(), abs=1e-6)
     assert outcomes["class_drop"][:, :2].min() > 0 and outcomes["patch_drop"].min() > 0
     assert outcomes["class_drop"][:, 2].abs().max() < 1e-6
+
+
+def test_blocks_before_the_one_that_merges_do_not_run_again(build_vit, monkeypatch):
+    """Outcomes are bit for bit those of whole runs; only half of the blocks are computed."""
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    model, ran, outcomes, counts = build_vit(), [], [], []
+    for block in model.blocks:
+        block.mlp.register_forward_hook(lambda *_: ran.append(1))
+    for resumes in (True, False):
+        if not resumes:
+            monkeypatch.setattr(Layers, "_blocks", lambda self: ())
+        layers = Layers(model, images, batch=2)
+        ran.clear()
+        outcomes.append(layers.score(Cell("pitome", 0.75, proportional=True)))
+        counts.append(len(ran))
+        assert all("forward" not in vars(block) for block in model.blocks)
+    assert counts == [2 * (3 + 2 + 1 + 3), 2 * 4 * 3]  # two batches; one merge in layers 0, 1 and 2, then in all
+    assert all(torch.equal(value, outcomes[1][name]) for name, value in outcomes[0].items())
+
+
+def test_blocks_are_as_they_were_after_an_error(build_vit):
+    blocks = list(build_vit().blocks)
+    with pytest.raises(ZeroDivisionError), resumed(blocks[:2], torch.zeros(1, 17, 48)):
+        assert blocks[1](torch.ones(1))[0].shape == (1, 17, 48)
+        raise ZeroDivisionError
+    assert all("forward" not in vars(block) for block in blocks)
 
 
 def test_drops_are_in_thousandths():

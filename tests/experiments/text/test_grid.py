@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import torch
 import pitome_core as pc
 from pitome_core.experiments import __main__ as command
 from pitome_core.experiments.models import bert
+from pitome_core.experiments.records import cells as records_cells
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid
@@ -29,7 +33,7 @@ SENTENCES = [
     "Visually imaginative, thematically instructive and thoroughly delightful, it takes us on a roller coaster ride.",
     "Not bad at all, but not as good as the book that it was made from, which was very good.",
 ]
-EVERY = [Cell(name, 0.6, seed=0 if arm.seeds > 1 else None) for name, arm in text_grid.ARMS.items()]
+EVERY = [Cell(name, 0.6, seed=0 if arm.seeds > 1 else None) for name, arm in text_grid.KNOWN.items()]
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +73,31 @@ def random_classifiers(monkeypatch, tmp_path):
 def test_the_protocols_arms_and_ratios_are_there():
     keys = [cell.key for cell in text_grid.cells(**text_tasks.GRIDS["movies"])]
     assert keys[0] == "whole" and len(set(keys)) == len(keys)
-    for name in ("pitome", "pitome-released-bert", "energy-sorted", "tome", "tofu", "tofu-merge", "dct", "diffrate"):
-        assert {f"{name}@{keep}" for keep in (0.9, 0.8, 0.7, 0.6, 0.5)} <= set(keys)
+    for name in ("pitome@{}", "pitome-released-bert@{}", "energy-sorted@{}", "tome@{}", "tome@{}/off"):
+        assert {name.format(keep) for keep in (0.9, 0.8, 0.7, 0.6, 0.5)} <= set(keys)
+    assert {key for key in keys if key.startswith(("tofu@", "dct@"))} == {"tofu@0.8", "tofu@0.6", "dct@0.8", "dct@0.6"}
     for name in ("random-merge", "random-prune"):
         assert {f"{name}@0.8/seed{i}" for i in range(5)} <= set(keys) and f"{name}@0.5/seed1" in keys
     retrained = {key for key in keys if key.endswith("/retrained")}
-    assert retrained == {f"{name}@0.8/retrained" for name in ("pitome", "pitome-released-bert", "tome")}
+    assert retrained == {"pitome@0.8/retrained", "tome@0.8/retrained", "pitome-released-bert@0.8/retrained",
+                         "tome@0.8/off/retrained"}
     assert "tome@0.8/all" in keys and "pitome-released-bert@0.8/all" not in keys
-    assert "tome@0.8/off" in keys and "dct@0.8/off" not in keys
+    assert "pitome@0.8/off" in keys and "dct@0.8/off" not in keys
     assert {*text_tasks.GRIDS} == {*text_tasks.TASKS}
+
+
+@pytest.mark.parametrize("name", text_tasks.GRIDS)
+def test_every_cell_has_its_counterpart_and_every_energy_its_control(name):
+    """At keep .8 and .6; the counterpart at every ratio, in all layers, without attention and retrained."""
+    cells = text_grid.cells(**text_tasks.GRIDS[name])
+    groups = {cell.without_seed.key for cell in cells}
+    merging = [cell for cell in cells if cell.keep is not None]
+    assert len(merging) > 15 and {cell.beside("tome").key for cell in merging} <= groups
+    for cell in merging:
+        if cell.shuffled is not None and cell.is_plain and cell.keep in (0.8, 0.6):
+            assert cell.shuffled.key in groups, cell.key
+    seeds = {cell.seed for cell in cells if cell.arm == "pitome-shuffled" and cell.keep == 0.8}
+    assert seeds == set(range(5 if name == "movies" else 2))
 
 
 def test_part_of_the_grid_and_what_is_not_in_it():
@@ -182,7 +202,7 @@ def test_the_command_scores_dev_and_goes_on(random_classifiers, tmp_path, capsys
     call += ["--output", str(tmp_path)]
     assert command.main(call) == 0
     record = results.Record.load(tmp_path / "text-news-dev.json")
-    assert list(record.cells) == ["whole", "pitome@0.8"] and record.header["protocol"] == "text-1"
+    assert list(record.cells) == ["whole", "pitome@0.8"] and record.header["protocol"] == text_grid.PROTOCOL
     assert command.main(call) == 0 and "2 recorded already" in capsys.readouterr().out
     assert command.main([*call, "--split", "test"]) == 2 and "--count is for dev" in capsys.readouterr().err
 
@@ -190,7 +210,29 @@ def test_the_command_scores_dev_and_goes_on(random_classifiers, tmp_path, capsys
 def test_cells_without_weights_are_left_out(random_classifiers, capsys):
     cells = text.trained(text_grid.cells(["pitome", "tome"], [0.8], retrained=True))
     assert [cell.key for cell in cells] == ["whole", "pitome@0.8", "pitome@0.8/retrained", "tome@0.8"]
-    assert "not trained yet (`make text-weights`): tome@0.8/retrained" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "not trained yet (`make text-weights`): tome@0.8/off/retrained, tome@0.8/retrained\n" in said
+
+
+def test_a_part_of_the_grid_is_what_was_asked_for():
+    """Ratios that the protocol gives to single arms hold for the protocol's grid alone; nothing else joins."""
+    args = argparse.Namespace(methods=["tofu", "pitome-released-bert-shuffled"], keep=[0.9])
+    assert [cell.key for cell in text.cells(args, "movies")] == [
+        "whole", "tofu@0.9", "pitome-released-bert-shuffled@0.9/seed0", "pitome-released-bert-shuffled@0.9/seed1"]
+
+
+def test_weights_of_another_form_of_an_arm_are_other_files(monkeypatch):
+    """So that nothing is scored with classifiers of an earlier preset, or of the other attention."""
+    cells = [cell for cell in text_grid.cells(**text_tasks.GRIDS["movies"]) if cell.retrained]
+    names = [classifiers.weights_path(0, cell).name for cell in cells]
+    assert len(set(names)) == len(cells) == 4 and all(re.fullmatch(r"[\w.-]+", name) for name in names)
+    assert [classifiers.weights_path(0, cell).name for cell in cells] == names
+    cell = Cell(text_grid.RELEASED, 0.8, retrained=True)
+    before, arm = classifiers.weights_path(0, cell), records_cells.ARMS[text_grid.RELEASED]
+    assert before.name.startswith("pitome-released-bert-0.8-") and before.name.endswith("-seed0.safetensors")
+    earlier = replace(arm, options={"preset": "released-bert"})
+    monkeypatch.setitem(records_cells.ARMS, text_grid.RELEASED, earlier)
+    assert classifiers.weights_path(0, cell) != before
 
 
 def test_words_that_merged(encoder, rows):

@@ -14,9 +14,11 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 import pitome_core as pc
 from pitome_core.experiments import __main__ as command
+from pitome_core.experiments import assets
 from pitome_core.experiments.baselines.lower_resolution import lower_resolution
 from pitome_core.experiments.data import photos, splits
 from pitome_core.experiments.data.pictures import preprocess
+from pitome_core.experiments.law import tasks as law_tasks
 from pitome_core.experiments.models import vit
 from pitome_core.experiments.records import provenance, results
 from pitome_core.experiments.records.cells import Cell
@@ -24,6 +26,8 @@ from pitome_core.experiments.runs import grid, sweep
 from pitome_core.experiments.runs.image_task import ImageTask
 from pitome_core.experiments.vision import command as vision
 from pitome_core.experiments.vision import tasks as vision_tasks
+
+collected = pytest.mark.skipif(assets.state(photos.GCOMPRIS) != "ready", reason="the collection is optional")
 
 
 @pytest.fixture(autouse=True)
@@ -344,6 +348,48 @@ def test_emoji_of_train_are_not_in_test(monkeypatch):
     assert not seen["train"] & seen["dev"] and not seen["train"] & seen["test"] and not seen["dev"] & seen["test"]
 
 
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_no_photograph_is_behind_objects_of_two_splits(split):
+    fitted, scored = vision_tasks.backgrounds(split)
+    test = {*photos.photographs_of("test")}
+    assert not {*fitted} & {*scored} and len(fitted) > 30 and len(scored) > 20
+    assert {*scored} == test if split == "test" else not ({*fitted} | {*scored}) & test
+    for one, other in ((fitted, scored), (scored, fitted)):
+        identities = {photos.COLLECTION[name].identity for name in other}
+        assert not any(photos.COLLECTION[name].identity in identities for name in one)
+
+
+@collected
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_tasks_take_the_photographs_of_their_split(split, monkeypatch):
+    """All tasks with photographs; of train and scored items where a head is fitted."""
+    made, real = [], vision_tasks.scenes.scenes
+
+    def few_scenes(count, **how):
+        made.append((how.get("split"), how.get("photographs"), count))
+        return real(2, **how | {"photographs": how["photographs"][:2]})
+
+    monkeypatch.setattr(vision_tasks.scenes, "scenes", few_scenes)
+    monkeypatch.setattr(vit, "vit_small", lambda size: torch.nn.Identity())
+    monkeypatch.setattr(vit, "saliency_model", lambda size: argparse.Namespace(backbone=torch.nn.Identity()))
+    fitted, scored = vision_tasks.backgrounds(split)
+    own = photos.photographs_of(split)
+    vision_tasks.ScenesApart(split, 2)
+    head = vision_tasks.Groups(split, 2, 2, apart=True)
+    assert [entry[:2] for entry in made] == [(split, own), (split, scored), ("train", fitted)]
+    assert head.clusters == ("object", "photograph") and vision_tasks.Groups.clusters == ("object",)
+    assert {*head.items["photograph"]} <= {*scored}
+    assert vision_tasks.Collection(split).items["id"] == own
+
+
+@collected
+def test_the_scenes_are_those_of_the_law():
+    ours, law = vision_tasks.ScenesApart("test", 5), law_tasks.LawScenes("test", 5)
+    assert ours.name == law.name == "scenes" and ours.items == law.items and torch.equal(ours.images, law.images)
+    assert {*ours.items["photograph"]} <= {*photos.photographs_of("test")} and ours.clusters == law.clusters
+    assert vision_tasks.PER_PHOTOGRAPH["test"] * len(photos.photographs_of("test")) == 378
+
+
 # --- heads
 
 
@@ -382,10 +428,9 @@ def test_a_second_column_where_heads_are_fitted_again():
 @pytest.mark.parametrize(
     "cell, refitted",
     [
-        (Cell(grid.WHOLE), True), (Cell("tome", 0.9), True), (Cell("tome", 0.8), True),
-        (Cell("tome", 0.95), False), (Cell("tome", 0.9, False), False), (Cell(grid.GRID_POOL), False),
-        (Cell("random-prune", 0.9, seed=0), True), (Cell("random-prune", 0.9, seed=1), False),
-        (Cell(grid.LOWER, pixels=168), False),
+        (Cell(grid.WHOLE), True), (Cell("tome", 0.9), True), (Cell("pitome", 0.9), True), (Cell("tome", 0.8), False),
+        (Cell("tome", 0.9, False), False), (Cell(grid.GRID_POOL), False), (Cell("tofu", 0.9), False),
+        (Cell("pitome-shuffled", 0.9, seed=0), False), (Cell(grid.LOWER, pixels=168), False),
     ],
 )
 def test_which_cells_are_fitted_again(cell, refitted):
@@ -485,10 +530,16 @@ def test_help_shows_examples_that_can_be_read(capsys):
         parser.parse_args(example.split("   ")[0].split()[1:])
 
 
-def test_tasks_are_named_as_they_are_called():
+def test_tasks_are_named_as_they_are_called(monkeypatch):
     assert set(vision_tasks.OPTIONAL) < set(vision_tasks.TASKS)
     with pytest.raises(KeyError, match="no task 'x'; there are scenes"):
         vision_tasks.available("x")
-    assert vision_tasks.available("scenes") and issubclass(vision_tasks.TASKS["scenes"], ImageTask)
+    assert vision_tasks.available("digits") and issubclass(vision_tasks.TASKS["scenes"], ImageTask)
+    ready = {photos.GCOMPRIS}
+    monkeypatch.setattr(assets, "state", lambda name: "ready" if name in ready else "missing")
+    available = [name for name in vision_tasks.TASKS if vision_tasks.available(name)]
+    assert available == ["scenes", "collection", "digits", "emoji"]  # stamps need two assets
+    ready.clear()
+    assert [name for name in vision_tasks.TASKS if vision_tasks.available(name)] == ["digits"]
     protocol = set(dir(sweep.Task)) - set(dir(object))
     assert {name for name in protocol if not name.startswith("_")} <= set(dir(vision_tasks.Scenes))

@@ -285,6 +285,15 @@ def test_the_grid_in_all_orders(words, tmp_path):
     assert len({tuple(record.cells[key]["tokens"]) for key in expected[1:]}) == 1
 
 
+def test_the_controls_are_taken_by_name():
+    """With the counterpart that has their metric and attention; the rows of Table 3 are the default."""
+    chosen = ["pitome-released-clip", "tome-hidden", "tome-released-clip", "pitome-shuffled"]
+    assert [cell.key for cell in vqa_hub.cells(chosen)] == [
+        "whole", "pitome-released-clip@0.9", "tome-hidden@0.9", "tome-released-clip@0.9", "pitome-shuffled@0.9",
+        "tome-hidden@0.9/off"]
+    assert not {"tome-hidden", "pitome-shuffled"} & {cell.arm for cell in vqa_hub.cells()}
+
+
 def test_bfloat16_is_the_language_model_alone(words, tiny, tmp_path):
     loaded = load_model(str(tiny), "bfloat16", "pad", torch.device("cpu"))
     kinds = {name.split(".")[1 if name.startswith("model") else 0]: parameter.dtype

@@ -246,7 +246,8 @@ def test_cuda_trains_alike(elsewhere, monkeypatch):
 
 def test_a_type_is_in_the_headline_where_it_beats_its_prior():
     rows = {"single": {"low": 0.9, "prior": 0.1}, "count": {"low": 0.30, "prior": 0.34},
-            "relation": {"low": 0.5, "prior": 0.5}}
+            "relation": {"low": 0.5, "prior": 0.5}, "colour": {"low": float("nan"), "prior": 0.1},
+            "shape": {"low": None, "prior": 0.1}}  # a single scene has no interval
     assert vqa_training.headline(rows) == ["single"]
 
 

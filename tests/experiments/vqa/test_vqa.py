@@ -50,12 +50,19 @@ def test_keys_tell_cells_apart():
         cells = vqa_grid.cells(**listed)
         assert cells[0].key == grid.WHOLE and len({c.key for c in cells}) == len(cells), name
     keys = [c.key for c in vqa_grid.cells(**vqa_tasks.GRIDS["grid"])]
-    assert {"tome@0.9", "tome@0.9/released", "pitome@0.9/raster-compact", "random-prune@0.85/seed1",
-            "pitome-released-llava@0.95", "lower-resolution@98px"} <= set(keys)
-    assert not any("/released" in key and "@0.9/" not in key for key in keys)
+    assert {"tome@0.9", "tome@0.9/released", "pitome@0.9/raster-compact", "random-prune@0.9/seed1",
+            "tome-hidden@0.9/off", "tome-released-clip@0.9", "pitome-released-llava@0.9",
+            "lower-resolution@98px"} <= set(keys)
+    assert all(key.startswith(("whole", "lower-")) or "@0.9" in key for key in keys)
+    assert not any("/released" in cell.key for cell in vqa_grid.cells(["tome"], [0.85], ordered=["tome"]))
     headline = [c.key for c in vqa_grid.cells(**vqa_tasks.GRIDS["headline"])]
     assert headline == ["whole", "pitome@0.9", "tome@0.9", "random-merge@0.9/seed0"]
     assert set(headline) <= set(keys)
+    for name in vqa_grid.PITOME:  # with its counterpart and the control for energy
+        cell = Cell(name, 0.9)
+        assert cell.beside("tome").key in keys
+        seeds = {cell.key + f"/seed{seed}" for cell in [cell.shuffled] for seed in range(5 if name == "pitome" else 2)}
+        assert seeds == {key for key in keys if key.startswith(f"{name}-shuffled@")}
     with pytest.raises(ValueError, match="keep 1 must lie"):
         vqa_grid.cells(keeps=(1,))
     with pytest.raises(ValueError, match="no method 'nonsense'"):
@@ -72,7 +79,7 @@ def test_every_cell_runs_and_costs_what_it_says(model):
     assert whole["gmacs_tower"] == pytest.approx(pc.flops(model).total / 1e9, abs=1e-6)
     before = llava.ask(model, pixels, ["What is the object?"], [0])
     with torch.no_grad():
-        for cell in vqa_grid.cells(**vqa_tasks.GRIDS["grid"] | {"keeps": (0.9,), "ordered": (), "seeds": 1}):
+        for cell in vqa_grid.cells(**vqa_tasks.GRIDS["grid"] | {"ordered": (), "seeds": 1}):
             cost = vqa_grid.cost(cell, model, lengths)
             with vqa_grid.applied(cell, model) as running:
                 size = images.shape[1:] if cell.pixels is None else (3, cell.pixels, cell.pixels)
