@@ -29,9 +29,7 @@ from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.retrieval import grid, hub, summary, tasks, training
 from pitome_core.experiments.runs.command_line import Command, add_training, train
 
-# Records are called ``retrieval-2-<task>``. Those of retrieval-1 stay, because they have columns of retrained heads,
-# which are not shipped.
-EXPERIMENT, PROTOCOL = "retrieval-2", "retrieval-2"
+PROTOCOL = "retrieval-2"
 
 
 def cells(args: argparse.Namespace, name: str) -> list[Cell]:
@@ -46,7 +44,7 @@ def cells(args: argparse.Namespace, name: str) -> list[Cell]:
 
 
 COMMAND = Command(
-    experiment=EXPERIMENT, protocol=PROTOCOL, tasks=tasks.TASKS, cells=cells, summary=summary.table, paper=hub,
+    experiment="retrieval", protocol=PROTOCOL, tasks=tasks.TASKS, cells=cells, summary=summary.table, paper=hub,
     arms=grid.EVERY, available=tasks.available, counted="pictures with their texts",
     configure_actions=partial(add_training, training=training, what="heads", score="rsum"),
     act=partial(train, training=training),

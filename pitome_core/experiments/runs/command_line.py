@@ -88,8 +88,8 @@ class Command:
     """One experiment's command.
 
     Attributes:
-        experiment: its name; records are called ``<experiment>-<task>.json``.
-        protocol: the version of the grid in book/protocol.md.
+        experiment: its name.
+        protocol: the version of the grid in book/protocol.md; records are called as `sweep.record_name` says.
         tasks: name -> ``(split)``, or ``(split, count)`` if `counted`, -> a task of the embedded tier (`sweep.Task`).
         cells: ``(args, name of the task)`` -> the cells to score. It is asked before the task is made.
         summary: ``(record, cells)`` -> the table that is printed.
@@ -183,7 +183,7 @@ class Command:
             except ValueError as error:  # a method or a keep ratio that the grid of this task does not have
                 raise RecordError(f"{name}: {error}") from error
             task = self.tasks[name](args.split, *([args.count] if self.counted else []))
-            path = sweep.record_path(args, self.experiment, name)
+            path = sweep.record_path(args, self.protocol, name)
             record = sweep.run(self.experiment, task, cells, path, split=args.split, protocol=self.protocol,
                                again=args.again, estimate_only=args.estimate,
                                allow_modified=args.allow_modified)

@@ -142,6 +142,14 @@ def output_folder(args: argparse.Namespace) -> Path:
     return results.writable(committed=args.split == "test") / settings.profile()
 
 
-def record_path(args: argparse.Namespace, experiment: str, task: str) -> Path:
-    """The file of a task's record: ``<experiment>-<task>.json``, with ``-dev`` behind it where it explores."""
-    return output_folder(args) / f"{experiment}-{task}{'' if args.split == 'test' else '-dev'}.json"
+def record_path(args: argparse.Namespace, protocol: str, task: str) -> Path:
+    """The file of a task's record: `record_name`, with ``-dev`` behind it where it explores."""
+    return output_folder(args) / f"{record_name(protocol, task)}{'' if args.split == 'test' else '-dev'}.json"
+
+
+def record_name(protocol: str, task: str) -> str:
+    """What the record of a task is called: ``vision-scenes`` by ``vision-1``, ``vision-2-scenes`` by ``vision-2``.
+
+    So the record of an earlier version stays readable beside that of a later one.
+    """
+    return f"{protocol.removesuffix('-1')}-{task}"

@@ -30,6 +30,7 @@ from pitome_core.experiments import settings
 from pitome_core.experiments.models import vit
 from pitome_core.experiments.records import locking, provenance, results
 from pitome_core.experiments.records.fingerprint import code_of
+from pitome_core.experiments.runs import sweep
 from pitome_core.experiments.runs.command_line import refusing
 
 from .layers import OUTCOMES
@@ -77,7 +78,7 @@ def run(task: str, args: argparse.Namespace) -> results.Record:
         "clusters": list(data.clusters), "model": TEXT_MODEL if text else vit.MODEL, "keep": keep, "outcomes": OUTCOMES,
     }
     folder = args.output or results.writable(committed=True) / settings.profile()
-    record = results.Record.open(folder / f"spectra-{task}.json", header, data.items)
+    record = results.Record.open(folder / f"{sweep.record_name(PROTOCOL, task)}.json", header, data.items)
     todo = [cell for cell in cells(keep) if args.again or cell.key not in record]
     minutes = len(record) * len(todo) * (0.003 if text else 0.018)  # measured on one core
     print(f"spectra-{task}: {len(record)} items, {len(todo)} cells to go, about {minutes:.0f} min on one core")

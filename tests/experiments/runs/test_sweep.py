@@ -324,3 +324,8 @@ def test_results_that_cannot_be_written_are_found_out_before_the_work(tmp_path, 
     assert task.scored == [] and task.prepared == 0
     run(tmp_path, Fake(), estimate_only=True)
     assert list(run(tmp_path, Fake(), CELLS[:2]).cells) == KEYS[:2]
+
+
+def test_records_of_two_versions_of_a_protocol_lie_beside_each_other():
+    names = [sweep.record_name(protocol, "scenes") for protocol in ("vision-1", "vision-2", "law-1")]
+    assert names == ["vision-scenes", "vision-2-scenes", "law-scenes"]

@@ -472,8 +472,8 @@ def test_the_command_scores_records_prints_and_goes_on(quick_tasks, tmp_path, ca
     assert quick_tasks == expected[:3]
     assert command.main(call) == 0
     assert quick_tasks == expected
-    assert [path.name for path in tmp_path.iterdir()] == ["vision-scenes-dev.json"]
-    record = results.Record.load(tmp_path / "vision-scenes-dev.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["vision-2-scenes-dev.json"]
+    record = results.Record.load(tmp_path / "vision-2-scenes-dev.json")
     assert [*record.cells] == expected and record.header["tier"] == "smoke" and record.clusters is not None
     assert str(tmp_path) not in json.dumps(record.runs) and len(record.runs) == 2
     table = capsys.readouterr().out.splitlines()

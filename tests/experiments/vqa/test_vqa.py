@@ -157,7 +157,7 @@ def test_the_command_records_and_resumes(tmp_path, capsys, monkeypatch):
     assert "estimate:" in capsys.readouterr().out and not list(tmp_path.iterdir())
     assert run(tmp_path, *cells) == 0
     printed = capsys.readouterr().out
-    record = results.Record.load(tmp_path / "vqa-grid-dev.json")
+    record = results.Record.load(tmp_path / "vqa-2-grid-dev.json")
     orders = {f"tome@0.9{order}" for order in ("", "/released", "/raster-compact")}
     assert set(record.cells) == {"whole", "lower-resolution@112px"} | orders
     assert record.header["weights"] == files.digest(llava.weights_path())
