@@ -371,7 +371,8 @@ plt.show()
 gaps = [paired_difference(spared["pitome"][:, column], spared["tome"][:, column]) for column in (0, 1)]
 display(Markdown(
     f"The share of rated words that share a token, PiToMe against ToMe, relative to all other words: {gaps[0].in_words()}; relative to "
-    f"other content words: {gaps[1].in_words()} ({len(spared['tome'])} sentences)."
+    f"other content words: {gaps[1].in_words()} ({len(spared['tome'])} sentences of dev). *Below* means that PiToMe spares rated words more "
+    "than ToMe does."
 ))
 
 # %% [markdown]
@@ -594,7 +595,8 @@ display(Markdown(
     f"in a hundred on sentences with ToMe, {lost_by[1]:.1f} with PiToMe and {lost_by[2]:.1f} with random merging. PiToMe against ToMe: "
     f"{to_tome.in_words()}; both retrained, over three trainings: {on_sentences.in_words()}. Of the comparisons of the two on texts none "
     f"survives the correction for their number, and none is above zero. In the encoder before fine-tuning no sign was found that the paper's energy tells words of "
-    f"sentiment from other content words in the layers that merge; whether the energy matters to accuracy: "
+    f"sentiment from other content words in the layers that merge. How often they share a token, relative to other words (below: spared more), PiToMe "
+    f"against ToMe: {gaps[0].in_words()}; whether the energy matters to accuracy: "
     f"{'see the control with shuffled energies' if dealt else 'the control with shuffled energies is not run'}."
 ))
 assert all(found.side < 1 for (_, arm, _), found in ladder.items() if arm == "pitome")
