@@ -594,7 +594,7 @@ display(Markdown(
     f"> **Takeaway.** With two tokens of ten gone in each of the first three layers, a small BERT loses {lost_by[0]:.1f} answers "
     f"in a hundred on sentences with ToMe, {lost_by[1]:.1f} with PiToMe and {lost_by[2]:.1f} with random merging. PiToMe against ToMe: "
     f"{to_tome.in_words()}; both retrained, over three trainings: {on_sentences.in_words()}. Of the comparisons of the two on texts none "
-    f"survives the correction for their number, and none is above zero. In the encoder before fine-tuning no sign was found that the paper's energy tells words of "
+    f"survives the correction for their number, and no interval lies above zero. In the encoder before fine-tuning no sign was found that the paper's energy tells words of "
     f"sentiment from other content words in the layers that merge. How often they share a token, relative to other words (below: spared more), PiToMe "
     f"against ToMe: {gaps[0].in_words()}; whether the energy matters to accuracy: "
     f"{'see the control with shuffled energies' if dealt else 'the control with shuffled energies is not run'}."
