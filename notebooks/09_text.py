@@ -112,7 +112,7 @@ display(Markdown(
     "The released form is recorded as the preset is today."
 ))
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy minus the whole model's against cost, off the shelf; merging in the first three of six layers, keep 0.9 to 0.5 (documents: 0.8 and 0.6). Left: sentences from film reviews; right: documents of up to 256 tokens. Bands for PiToMe and ToMe: 95 % intervals of the paired difference. *Recorded.*", "name": "fig-text-cost"}, "image": {"alt": "Two panels of falling curves against the share of multiply-accumulates, one line per method."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy minus the whole model's against cost, off the shelf; merging in the first three of six layers, keep 0.9 to 0.5 (documents: 0.8 and 0.6). Left: sentences from film reviews; right: documents of up to 256 tokens. Bands for PiToMe and ToMe: 95 % intervals of the paired difference. The other arms stand in the folded table below. *Recorded.*", "name": "fig-text-cost"}, "image": {"alt": "Two panels of falling curves against the share of multiply-accumulates, one line per method."}}
 shown = ["pitome", "energy-sorted", "tome", "diffrate", "random-merge", "random-prune"]
 figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2))
 for ax, record, title in zip(axes, (movies, long), ("sentences", "documents of up to 256 tokens"), strict=True):
@@ -297,7 +297,7 @@ for row in rows:
                 energy = pc.energy_score(metric, margin, kernel=kernel)[0].cpu()
                 found[-1].append(auc(reading.by_word(energy, owner), *pairs[name]))
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Which words have lower energy than which others of their sentence? AUC by layer, mean over sentences of the dev split with 95 % bootstrap intervals; 0.5: no better than chance. Left: rated words against all others (filled) and against other content words alone (hollow). Right: content words against function words. Punctuation is left out. Merging runs in layers 0 to 2 (shaded). *Live.*", "name": "fig-text-rated"}, "image": {"alt": "Two panels of AUC by layer for the paper's energy and the Gaussian energy. Rated words against other content words stay near one half; content words against function words start near 0.7 and fall to one half in layer 2."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Which words have lower energy than which others of their sentence? AUC by layer, mean over sentences of the dev split with 95 % intervals; 0.5: no better than chance. Left: rated words against all others (filled) and against other content words alone (hollow). Right: content words against function words. Punctuation is left out. Merging runs in layers 0 to 2 (shaded). *Live.*", "name": "fig-text-rated"}, "image": {"alt": "Two panels of AUC by layer for the paper's energy and the Gaussian energy. Rated words against other content words stay near one half; content words against function words start near 0.7 and fall to one half in layer 2."}}
 figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.5), sharey=True)
 looks = {"paper": ("#0072B2", "o", "paper (equation 4)"), "gaussian": ("#D55E00", "v", "Gaussian (released code)")}
 for (kernel, name), found in ranked.items():
@@ -364,14 +364,15 @@ figure, axes = plt.subplots(1, 2, figsize=(9, 2.3), sharey=True)
 for column, (ax, title) in enumerate(zip(axes, ("than all other words", "than other content words"), strict=True)):
     rows_ = [(ARMS[arm].label, paired_difference(values[:, column], 0 * values[:, column])) for arm, values in spared.items()]
     plots.forest(ax, rows_, [plots.ARMS[arm][0] for arm in spared])
-    ax.set(title=title, xlabel="share of rated words minus share of others")
+    ax.set(title=title, xlabel="share, rated minus others")
 plt.show()
 
 # %% tags=["hide-input"]
 gaps = [paired_difference(spared["pitome"][:, column], spared["tome"][:, column]) for column in (0, 1)]
 display(Markdown(
     f"The share of rated words that share a token, PiToMe against ToMe, relative to all other words: {gaps[0].in_words()}; relative to "
-    f"other content words: {gaps[1].in_words()} ({len(spared['tome'])} sentences)."
+    f"other content words: {gaps[1].in_words()} ({len(spared['tome'])} sentences of dev). *Below* means that PiToMe spares rated words more "
+    "than ToMe does."
 ))
 
 # %% [markdown]
@@ -593,8 +594,9 @@ display(Markdown(
     f"> **Takeaway.** With two tokens of ten gone in each of the first three layers, a small BERT loses {lost_by[0]:.1f} answers "
     f"in a hundred on sentences with ToMe, {lost_by[1]:.1f} with PiToMe and {lost_by[2]:.1f} with random merging. PiToMe against ToMe: "
     f"{to_tome.in_words()}; both retrained, over three trainings: {on_sentences.in_words()}. Of the comparisons of the two on texts none "
-    f"survives the correction for their number, and none is above zero. In the encoder before fine-tuning no sign was found that the paper's energy tells words of "
-    f"sentiment from other content words in the layers that merge; whether the energy matters to accuracy: "
+    f"survives the correction for their number, and no interval lies above zero. In the encoder before fine-tuning no sign was found that the paper's energy tells words of "
+    f"sentiment from other content words in the layers that merge. How often they share a token, relative to other words (below: spared more), PiToMe "
+    f"against ToMe: {gaps[0].in_words()}; whether the energy matters to accuracy: "
     f"{'see the control with shuffled energies' if dealt else 'the control with shuffled energies is not run'}."
 ))
 assert all(found.side < 1 for (_, arm, _), found in ladder.items() if arm == "pitome")
