@@ -71,7 +71,8 @@ orders = answering.ORDERS
 figure, (left, right_) = plt.subplots(1, 2, figsize=(11, 0.24 * len(keys) + 0.9), gridspec_kw={"width_ratios": [1.1, 1]})
 beside = plots.beside(left, full, keys, partial(tasks.difference, full))
 left.set(xlabel="accuracy minus ToMe's")
-for shift, arm in zip((-0.2, 0, 0.2), grid.ORDERED, strict=True):
+read_in_all = [arm for arm in grid.LABELS if all(f"{arm}@0.9/{order}" in full for order in orders[1:])]
+for shift, arm in zip(np.linspace(-0.2, 0.2, len(read_in_all)), read_in_all, strict=True):
     colour, _, marker = plots.ARMS[arm]
     for x, order in enumerate(orders):
         key = f"{arm}@0.9" + ("" if order == orders[0] else f"/{order}")
