@@ -135,7 +135,7 @@ assert blurred[0][0].mean > thirds[list(sets)[1]][ours][0].mean
 # So AUC by itself cannot say whether a method is harmless: where the whole model's map prefers something else, damage of the
 # right kind is scored as a gain. Likeness has no such hole, and no truth either. From here on the two stand side by side.
 #
-# ### Does the record hold?
+# ## Does the record hold?
 #
 # Three of its cells are computed again on the first scenes, on the machine that runs this page; their AUC has to agree
 # within 0.005.

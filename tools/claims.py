@@ -32,6 +32,7 @@ from __future__ import annotations
 import itertools
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jsonschema
@@ -165,8 +166,21 @@ def problems(ledger: dict, root: Path = ROOT) -> list[str]:
 
 
 def _wrong_list(root: Path) -> list[str]:
-    listed, wrong = evidence.listed(root), []
+    listed = evidence.listed(root)
+    grids = listed["grids"]
+    wrong = [f"{version} is replaced by {entries['replaced_by']!r}, which is no grid of the list"
+             for version, entries in grids.items() if entries.get("replaced_by", version) not in grids]
     for task, entry in evidence.tasks(root):
+        scored = Counter((name, f"{arm}@{at}") for block in entry["cells"] for name in block["outcomes"]
+                         for arm in block["arms"] for at in block["at"])
+        wrong += [f"{task}: {name} of {key} is listed twice" for (name, key), times in scored.items() if times > 1]
+        first = entry.get("primary")
+        if first and (first["outcome"], first["first"]) not in scored:
+            wrong.append(f"{task}: {first['outcome']} of {first['first']} is primary, and not among its cells")
+        trained = [key for block in entry["cells"] if "over" not in block for name in block["outcomes"]
+                   for key in block["at"] if key.endswith("/retrained") or name == "rsum_retrained"]
+        wrong += [f"{task}: {key} is over items, and its models were trained anew: say over: trainings"
+                  for key in dict.fromkeys(trained)]
         if page_file(root, entry["page"]) is None:
             wrong.append(f"{task}: there is no page {entry['page']} in the book")
         asked = {name for block in entry["cells"] for name in block["outcomes"]}
@@ -174,7 +188,8 @@ def _wrong_list(root: Path) -> list[str]:
         for block in entry["cells"]:
             for key in (f"{arm}@{at}" for arm in block["arms"] for at in block["at"]):
                 try:
-                    evidence.cell_of(key)
+                    if not 0 < evidence.cell_of(key).keep < 1:
+                        wrong.append(f"{task}: {key} keeps no share between 0 and 1")
                 except ValueError as error:
                     wrong.append(f"{task}: {error}")
     return wrong
@@ -214,8 +229,12 @@ def _copied_numbers(claim: dict) -> list[str]:
 
 def _wrong_groups(claim: dict, root: Path) -> list[str]:
     """Groups that ask for what the list does not have: an arm in no grid, or outcomes about nothing there."""
-    wrong = []
+    wrong, outcomes = [], evidence.listed(root)["outcomes"]
+    known = {block["column"] for _, entry in evidence.tasks(root) for block in entry["cells"]}
     for group in claim.get("compares", ()):
+        wrong += [f"no grid has a column {name!r}" for name in group["columns"] if name not in known]
+        wrong += [f"no outcome is about {name!r}" for name in group["about"]
+                  if name not in {outcome["about"] for outcome in outcomes.values()}]
         firsts = {one.first.partition("@")[0] for one in evidence.planned(group, root)}
         wrong += [f"no grid of the protocol has {arm} in {', '.join(group['columns'])} with outcomes about "
                   f"{', '.join(group['about'])}" for arm in group["arms"] if arm not in firsts]

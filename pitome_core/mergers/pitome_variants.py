@@ -55,8 +55,8 @@ class Variant:
 
     def mergeable(self, k: int | Tensor, width: int) -> int | Tensor:
         """How many of `width` tokens may merge where k of them go, before it is known how many there are."""
-        pairs = 2 * self.gate if self.gate > 1 else 4 if self.edges == "best" else 2
-        count = (pairs if self.protection else width) * k
+        share = width if not self.protection else 2 * self.gate if self.gate > 1 else 4 if self.edges == "best" else 2
+        count = share * (k if isinstance(k, int) or self.gate == 1 else k.double())  # exact, as Python's numbers are
         return round(count) if isinstance(k, int) else count.round().long()
 
 

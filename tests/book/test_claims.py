@@ -332,6 +332,8 @@ BROKEN = {
             {"name": "ViT-T", "timm": "vit_tiny_patch16_224", "keep": 0.9, "quoted": "Table 9"}]}),
         "nothing is quoted from Table 9",
     ),
+    "a column that is none": (
+        put("claims/0/compares/0/columns", ["off-the-shelf", "on-the-shelf"]), "no grid has a column 'on-the-shelf'"),
     # numbers
     "a number copied": (put("claims/0/reading", "It is better by 0.012."), "copied into prose ('0.0')"),
     "a share copied": (put("claims/0/overturn", "Less than 40 % of it."), "copied into prose ('0 %')"),
@@ -346,6 +348,46 @@ def test_what_is_broken_is_seen(root, name):
     change(document)
     found = claims.problems(document, root)
     assert any(words in text for text in found), found
+
+
+BROKEN_LISTS = {
+    "replaced by nothing": (put("grids/vision-1/replaced_by", "vision-9"), "replaced by 'vision-9', which is no grid"),
+    "a primary cell that is none": (put("grids/vision-1/scenes/primary/first", "pitome@0.99"), "not among its cells"),
+    "a primary outcome that is none": (put("grids/vision-1/scenes/primary/outcome", "acu"), "not among its cells"),
+    "a strength beyond one": (put("grids/vision-1/scenes/cells/0/at", ["1.7"]), "keeps no share between 0 and 1"),
+    "a cell listed twice": (put("grids/vision-1/scenes/cells/0/at", ["0.9", "0.9"]), "is listed twice"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_LISTS)
+def test_what_is_broken_in_the_list_is_seen(tmp_path, name):
+    """In a copy of the book's own list of comparisons."""
+    change, words = BROKEN_LISTS[name]
+    for part in ("book", "notebooks", "results", "_toc.yml"):
+        (tmp_path / part).symlink_to(claims.ROOT / part)
+    (tmp_path / "results").unlink()
+    (tmp_path / "results").mkdir()
+    for part in (claims.ROOT / "results").iterdir():
+        if part.name != Path(evidence.LISTED).name:
+            (tmp_path / "results" / part.name).symlink_to(part)
+    document = yaml.safe_load((claims.ROOT / evidence.LISTED).read_text())
+    change(document)
+    (tmp_path / evidence.LISTED).write_text(yaml.safe_dump(document))
+    found = claims._wrong_list(tmp_path)
+    assert any(words in text for text in found), found
+
+
+def test_trained_models_need_intervals_over_trainings(tmp_path):
+    document = yaml.safe_load((claims.ROOT / evidence.LISTED).read_text())
+    for entries in document["grids"].values():
+        for task, entry in entries.items():
+            for block in entry["cells"] if task != "replaced_by" else ():
+                block.pop("over", None)
+    (tmp_path / "results").mkdir()
+    (tmp_path / evidence.LISTED).write_text(yaml.safe_dump(document))
+    for part in ("book", "notebooks", "_toc.yml"):
+        (tmp_path / part).symlink_to(claims.ROOT / part)
+    assert any("say over: trainings" in text for text in claims._wrong_list(tmp_path))
 
 
 def test_the_real_ledger_can_be_broken():
@@ -393,7 +435,7 @@ TASK = "grids/toy-1/scenes"
 WRONG_LISTS = {
     "a cell that is not listed": (put(f"{TASK}/cells/0/at", ["0.9"]), "the outcome auc of pitome@0.8 is not listed"),
     "an arm that is not listed": (put(f"{TASK}/cells/0/arms", ["pitome"]), "the outcome auc of tome@0.9 is not listed"),
-    "an outcome that is not listed": (put(f"{TASK}/cells/0/outcomes", ["auc"]), "outcome right of pitome@0.9 is not"),
+    "an outcome that is not listed": (put(f"{TASK}/cells/0/outcomes", ["auc"]), "right of pitome@0.9 is primary, and"),
     "a record that is not listed": (put(f"{TASK}/record", "results/toy/other.json"), "scored on test and not listed"),
     "another version": (put("grids", {"toy-2": at(listed(), "grids/toy-1")}), "is of toy-1 scenes, and listed under"),
     "another split": (put(f"{TASK}/split", "dev"), "is of the split 'test', its list says 'dev'"),

@@ -106,6 +106,15 @@ def test_the_gate_leads_from_the_paper_to_energy_sorted_matching():
         pc.plan(metric, 4, gate=0.5)
 
 
+@pytest.mark.parametrize("gate", [1.05, 1.15, 2.3, 3.35])
+def test_a_gate_rounds_alike_with_and_without_a_mask(gate):
+    """2 x 1.05 x 15 = 31.5: in single precision it would be rounded to the other side."""
+    metric = gaussian_tokens(1, 60, 8, seed=1)
+    for k in range(1, 30):
+        masked = pc.plan(metric, torch.tensor([k]), mask=torch.ones(1, 60, dtype=torch.bool), gate=gate)
+        assert torch.equal(masked.assignment, pc.plan(metric, k, gate=gate).assignment)
+
+
 @pytest.mark.parametrize("gate", GATES)
 def test_padding_changes_no_gate(gate):
     lengths, counts = [30, 21, 9, 2], [7, 4, 2, 0]

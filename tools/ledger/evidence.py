@@ -90,7 +90,7 @@ def counterpart(record: Record | None, key: str, rival: str) -> str:
 
 
 def _of_equal_work(record: Record | None, key: str) -> str:
-    work = record.about(key).get("gmacs") if record else None
+    work = record.cells.get(key, {}).get("gmacs") if record else None
     controls = {name: cell["gmacs"] for name, cell in record.cells.items()
                 if cell.get("arm") in (GRID_POOL, LOWER) and "gmacs" in cell} if record else {}
     near = [name for name, gmacs in controls.items() if work and max(gmacs, work) <= 1.05 * min(gmacs, work)]

@@ -40,7 +40,10 @@ def configure_phase(options: Options) -> None:
 def run_phase(args: argparse.Namespace) -> bool:
     """Compute the phase diagram, if it was asked for."""
     if args.phase:
-        print(phase.run(args.output or results.writable(committed=True) / settings.profile()))
+        print(f"law-phase: about {phase.minutes():.0f} min on one core")
+    if args.phase and not args.estimate:
+        folder = args.output or results.writable(committed=True) / settings.profile()
+        print(phase.run(folder, committed=args.output is None, allow_modified=args.allow_modified))
     return args.phase
 
 

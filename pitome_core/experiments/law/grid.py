@@ -49,9 +49,15 @@ def parts(attention: Sequence[bool | None] = (None, False)) -> list[Cell]:
 def cells(listed: Iterable[Cell], arms: Sequence[str] | None, keeps: Sequence[float] | None) -> list[Cell]:
     """Those of the listed cells that are of these arms and keep ratios (None: all), and the whole model.
 
-    Raises ValueError for an arm that does not exist, or a keep ratio that is not between 0 and 1.
+    Raises ValueError for an arm or a keep ratio that is not among the listed cells.
     """
+    listed = list(listed)
     chosen = checked(list(ARMS if arms is None else arms), tuple(keeps or ()), tuple(ARMS))
+    there = {cell.keep for cell in listed if cell.arm in chosen}
+    if missing := [name for name in arms or () if name != WHOLE and name not in {cell.arm for cell in listed}]:
+        raise ValueError(f"the protocol has no {', '.join(missing)} for this task")
+    if missing := [f"{keep:g}" for keep in keeps or () if keep not in there]:
+        raise ValueError(f"the protocol has no keep {', '.join(missing)} for these arms of this task")
     return [
         cell for cell in listed
         if cell.arm == WHOLE or (cell.arm in chosen and (not keeps or cell.keep in keeps))

@@ -58,6 +58,8 @@ def fit(gap: Sequence[float], predictor: Sequence[float], covariate: Sequence[fl
     x = np.stack([np.ones(len(y)), np.asarray(predictor, dtype=float), np.asarray(covariate, dtype=float)], axis=1)
     labels = np.unique(np.asarray(clusters), return_inverse=True)[1]
     groups = int(labels.max()) + 1
+    if np.isfinite(x).all() and np.linalg.matrix_rank(x) < 3:
+        raise ValueError("a line needs a predictor and a covariate that vary, and not together")
     if not len(y) == len(labels) or not (np.isfinite(y).all() and np.isfinite(x).all()) or groups < 3:
         raise ValueError(f"a line needs finite values and at least 3 clusters, got {len(y)} gaps, {len(labels)} labels "
                          f"of {groups} clusters, {int((~np.isfinite(x)).sum() + (~np.isfinite(y)).sum())} not finite")

@@ -7,6 +7,7 @@ layers, a row each, with what PiToMe and ToMe do to them and what the diagram pr
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,14 @@ TRIALS = 60
 PHOTOGRAPHS, SENTENCES, FEWEST = 24, 100, 24  # of dev; the least number of tokens of a sentence
 TEXT_KEEP = 0.8
 PAIR = ("pitome", "tome")
+
+
+def minutes() -> float:
+    """About how long `run` takes on one core, from a setting of the diagram."""
+    began = time.perf_counter()
+    synthetic.measure(synthetic.Setting(COMMON[1], SPREAD[1]), ARMS, TRIALS)
+    settings = len(COMMON) * len(SPREAD) * len(ISOLATED) * len(MARGINS)
+    return 2.5 * settings * (time.perf_counter() - began) / 60  # the layers take about one and a half times as long
 
 
 def diagram(trials: int = TRIALS) -> Iterator[dict[str, Any]]:
@@ -147,9 +156,12 @@ def real_layers() -> Iterator[RealLayers]:
     yield RealLayers("MiniLM", bert.sentence_encoder(), ids, TEXT_KEEP)
 
 
-def run(folder: Path) -> Path:
-    """Compute the diagram and the layers, and write ``law-phase.json`` into the folder."""
-    origin = provenance.of_run(code_of(__name__))
+def run(folder: Path, *, committed: bool = False, allow_modified: bool = False) -> Path:
+    """Compute the diagram and the layers, and write ``law-phase.json`` into the folder.
+
+    Raises `RecordError` for a ``committed`` record if the package differs from the commit, unless ``allow_modified``.
+    """
+    origin = provenance.of_run(code_of(__name__), test=committed, allow_modified=allow_modified)
     rows = list(diagram())
     layers = [row for model in real_layers() for row in model.rows()]
     listed = {

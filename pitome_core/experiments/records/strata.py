@@ -49,7 +49,10 @@ def by_third(
     """
     if len(record) < 3:
         raise ValueError(f"{record.path.name} has {len(record)} items: thirds need at least 3")
-    order = np.argsort(record.per_item(of, by or name), kind="stable")
+    values = record.per_item(of, by or name)
+    if missing := int(np.isnan(values).sum()):
+        raise ValueError(f"{missing} of {len(record)} items have no {by or name!r} in {of}: they stand in no third")
+    order = np.argsort(values, kind="stable")
     clusters = record.header.get("clusters") or []
     low, middle, high = (
         _among(record, first, second, name, np.isin(np.arange(len(record)), part), clusters)

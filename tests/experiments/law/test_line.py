@@ -65,6 +65,15 @@ def test_the_threshold_is_that_of_the_protocol():
     assert line.threshold(never, [0.0, 1.0, 2.0], [0.7] * 3) == 1.5
 
 
+@pytest.mark.parametrize("constant", ["predictor", "covariate", "both alike"])
+def test_what_does_not_vary_gives_no_line(constant):
+    gap, predictor, covariate, clusters = made(np.random.default_rng(7), groups=6)
+    columns = {"predictor": (np.full(len(gap), 0.3), covariate), "covariate": (predictor, np.full(len(gap), 0.3)),
+               "both alike": (predictor, 2 * predictor)}[constant]
+    with pytest.raises(ValueError, match="vary, and not together"):
+        line.fit(gap, *columns, clusters)
+
+
 @pytest.mark.parametrize("change", ["short", "nan", "few"])
 def test_what_cannot_be_fitted_is_refused(change):
     gap, predictor, covariate, clusters = made(np.random.default_rng(5), groups=4)

@@ -60,6 +60,10 @@ def test_a_part_of_the_cells_can_be_asked_for():
     ]
     with pytest.raises(ValueError, match="no method 'best'"):
         grid.cells(grid.when(), ["best"], None)
+    with pytest.raises(ValueError, match="has no gate-2 for this task"):
+        grid.cells(grid.when(), ["gate-2"], None)
+    with pytest.raises(ValueError, match="has no keep 0.85 for these arms"):
+        grid.cells(grid.when(), None, [0.85, 0.9])
 
 
 @pytest.mark.skipif(assets.state(photos.GCOMPRIS) != "ready", reason="the optional photographs are not in the cache")

@@ -201,7 +201,7 @@ def test_the_command_scores_dev_and_goes_on(random_classifiers, tmp_path, capsys
     call = ["text", "--tasks", "news", "--methods", "pitome", "--keep", "0.8", "--count", "4"]
     call += ["--output", str(tmp_path)]
     assert command.main(call) == 0
-    record = results.Record.load(tmp_path / "text-news-dev.json")
+    record = results.Record.load(tmp_path / "text-2-news-dev.json")
     assert list(record.cells) == ["whole", "pitome@0.8"] and record.header["protocol"] == text_grid.PROTOCOL
     assert command.main(call) == 0 and "2 recorded already" in capsys.readouterr().out
     assert command.main([*call, "--split", "test"]) == 2 and "--count is for dev" in capsys.readouterr().err
