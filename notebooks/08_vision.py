@@ -227,7 +227,7 @@ display(Markdown(
     f"Over all {len(cells)} cells likeness and AUC rank alike (Spearman {spearmanr(*pairs.T).statistic:.2f}). Among the "
     f"{len(near)} with a likeness above 0.8, those that one would choose among, they do so poorly "
     f"({spearmanr(*near.T).statistic:.2f}). With this many rows, an interval that just excludes zero is no finding; "
-    f"[the ledger](../book/claims.md) corrects for that."
+    f"the ledger of claims corrects for that."
 ))
 assert all(beside_tome(record, ours, "likeness").side == -1 for record in (*sets.values(), seven, collection))
 assert [beside_tome(record, ours, "auc").side for record in sets.values()] == [0, 0, -1]
@@ -471,7 +471,7 @@ display(Markdown(
     f"({digits.difference(ours, rival, 'correct')}). Released presets, beside ToMe with the same attention, do not gain, and "
     f"the one for MAE loses on digits. On hidden states it is mixed: NSS is above ToMe's on {counted(wide)} photographs "
     f"({above.format(2)}), accuracy on digits below with fewer tokens ({fewer}). For the energy *order* without the gate "
-    f"no difference survives. Why, and for which pictures: [When energy helps](12_when_energy_helps.ipynb)."
+    f"no difference survives."
 ))
 
 # %% [markdown]
@@ -483,7 +483,8 @@ display(Markdown(
 # | Maps and features stay nearer to the whole model's. | Does not hold here: as the paper writes it, further away on every set; the DeiT preset comes nearest to ToMe. | Other measures of likeness; likeness is not accuracy. |
 # | Order by energy keeps more quality. | No difference found that survives. | Energies that tell tokens apart better. |
 #
-# Verdicts and corrections for many comparisons: [the ledger](../book/claims.md).
+# Verdicts and corrections for many comparisons: [the ledger](../book/claims.md). Why, and for which pictures:
+# [When energy helps](12_when_energy_helps.ipynb).
 #
 # ## Exercises
 #
