@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pitome_core.experiments.records.cells import ARMS, WHOLE, Cell, checked
+from pitome_core.experiments.records.cells import ARMS, WHOLE, Cell, among, checked
 
 SEEDS = 3  # of shuffled energies
 METRICS = ("", "-centred", "-hidden")  # what follows the name of an arm; nothing: keys
@@ -58,10 +58,7 @@ def cells(listed: Iterable[Cell], arms: Sequence[str] | None, keeps: Sequence[fl
         raise ValueError(f"the protocol has no {', '.join(missing)} for this task")
     if missing := [f"{keep:g}" for keep in keeps or () if keep not in there]:
         raise ValueError(f"the protocol has no keep {', '.join(missing)} for these arms of this task")
-    return [
-        cell for cell in listed
-        if cell.arm == WHOLE or (cell.arm in chosen and (not keeps or cell.keep in keeps))
-    ]
+    return among(listed, chosen, keeps)
 
 
 ALL = tuple(dict.fromkeys(cell.arm for cell in (*when(), *parts()) if cell.arm != WHOLE))  # what a command may name

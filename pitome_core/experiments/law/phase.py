@@ -17,7 +17,6 @@ import torch
 from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
 from scipy.stats import spearmanr
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
 
 import pitome_core as pc
 from pitome_core.experiments.data import photos, sentences
@@ -27,6 +26,7 @@ from pitome_core.experiments.models import bert, vit
 from pitome_core.experiments.models.layer_keys import layer_keys
 from pitome_core.experiments.records import files, provenance, results
 from pitome_core.experiments.records.fingerprint import code_of
+from pitome_core.experiments.spectra.layers import drops
 
 FORMAT = 1
 NAME = "law-phase.json"
@@ -118,8 +118,7 @@ class RealLayers:
         losses = []
         with pc.patched(self.model, arm, keeps):
             for batch, read in zip(self.inputs, self.read, strict=True):
-                cosines = cosine_similarity(self._last(batch).double(), read.last.double(), dim=-1)  # (B, T)
-                losses.append((1 - cosines[:, 1:]).mean(dim=1))
+                losses.append(drops(self._last(batch), read.last)[1] / 1000)
         return torch.cat(losses)
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -38,8 +38,8 @@ def compared(record: Record, outcome: str) -> list[Compared]:
         rival = record.rival_of(key)
         if cell.arm not in ARMS or ARMS[cell.arm].kind != "pitome" or rival is None:
             continue
-        control = cell.shuffled.key
-        shuffled = record.difference(key, control, outcome) if control in record.groups() else None
+        control = record.rival_of(key, "shuffled")
+        shuffled = None if control is None else record.difference(key, control, outcome)
         rows.append(Compared(key, record.difference(key, rival, outcome), shuffled))
     return rows
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 import pitome_core as pc
+from pitome_core.experiments.models.layer_keys import mean_cosine
 from pitome_core.experiments.records.cells import ARMS
 
 SHARES = (0.40, 0.25, 0.15, 0.10, 0.06, 0.04)  # of the tokens that are not isolated, in six clusters
@@ -81,10 +82,9 @@ def offered(metric: Tensor) -> dict[str, Tensor]:
     """
     n = metric.shape[1]
     unit = normalize(metric.double(), dim=-1)
-    cosine = (unit.sum(dim=1).square().sum(dim=-1) - n) / (n * (n - 1))
     centred = normalize(unit - unit.mean(dim=1, keepdim=True), dim=-1)
     between = centred @ centred.transpose(1, 2) - 3 * torch.eye(n, dtype=torch.float64)  # no token is its own neighbour
-    return {"cosine": cosine, "tightness": between.amax(dim=-1).median(dim=-1).values}
+    return {"cosine": mean_cosine(unit), "tightness": between.amax(dim=-1).median(dim=-1).values}
 
 
 def outcomes(plan: pc.MergePlan, metric: Tensor, label: Tensor) -> dict[str, Tensor]:

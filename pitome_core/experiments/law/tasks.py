@@ -18,7 +18,7 @@ from torch import Tensor
 import pitome_core as pc
 from pitome_core.experiments.data import photos
 from pitome_core.experiments.law import grid
-from pitome_core.experiments.models.layer_keys import layer_keys
+from pitome_core.experiments.models.layer_keys import layer_keys, mean_cosine
 from pitome_core.experiments.records.cells import WHOLE, Cell
 from pitome_core.experiments.vision import tasks as vision
 
@@ -68,7 +68,7 @@ class LawScenes(vision.ScenesApart):
                 layers = [metric.cpu() for metric in of_layers[name]]
                 found = [low_energy_auc(metric, m, cover) for metric, m in zip(layers, margins, strict=True)]
                 columns[f"low_energy_{name}"].append(np.stack(found, axis=1))
-                columns[f"cosine_{name}"].append(torch.stack([vision.mean_cosine(m) for m in layers], dim=1).numpy())
+                columns[f"cosine_{name}"].append(torch.stack([mean_cosine(m) for m in layers], dim=1).numpy())
         return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 

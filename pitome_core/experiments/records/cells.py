@@ -261,6 +261,15 @@ def checked(arms: Mapping[str, Any] | list[str] | tuple[str, ...], keeps: tuple[
     return chosen
 
 
+def among(listed: Iterable[Cell], arms: Collection[str], keeps: Collection[float] | None) -> list[Cell]:
+    """Those of the cells that are of these arms, and of these keep ratios if they have one (None: all); the whole
+    model's always."""
+    return [
+        cell for cell in listed
+        if cell.arm == WHOLE or (cell.arm in arms and (not keeps or cell.keep is None or cell.keep in keeps))
+    ]
+
+
 def seeds_of(name: str, most: int = SEEDS) -> list[int | None]:
     """The seeds that an arm is run with, ``most`` of them; [None] for an arm that does not draw at random."""
     arm = ARMS[name]

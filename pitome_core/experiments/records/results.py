@@ -277,6 +277,11 @@ class Record:
             return None
         return self.items[names[0]] if len(names) == 1 else tuple(self.items[name] for name in names)
 
+    def clusters_among(self, names: Sequence[str], among: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...] | None:
+        """As `clusters`, of the columns `names`, at the items where ``among (items,)`` is true."""
+        labels = [np.asarray(self.items[name])[among] for name in names]
+        return None if not labels else labels[0] if len(labels) == 1 else tuple(labels)
+
     def estimate(self, key: str, name: str, *, skip_missing: bool = False) -> tuple[float, float, float]:
         """Mean of an outcome with its 95 % interval: (mean, low, high). `skip_missing` as in `difference`."""
         values = self.per_item(key, name)
@@ -296,9 +301,7 @@ class Record:
         present = ~np.isnan(columns).any(axis=0)
         if not skip_missing or present.all():
             return *columns, self.clusters
-        labels = [np.asarray(self.items[name])[present] for name in self.header.get("clusters") or []]
-        clusters = None if not labels else labels[0] if len(labels) == 1 else tuple(labels)
-        return *(column[present] for column in columns), clusters
+        return *(column[present] for column in columns), self.clusters_among(self.header.get("clusters") or [], present)
 
     def mcnemar(self, first: str, second: str, name: str) -> tuple[int, int, float]:
         """McNemar's exact test of two right-or-wrong outcomes: (only first right, only second right, p)."""

@@ -65,6 +65,5 @@ def _among(
     record: Record, first: str, second: str, name: str, among: np.ndarray, columns: list[str]
 ) -> Difference:
     """The difference over the items where ``among (n,)`` is true, with intervals over these columns."""
-    labels = [np.asarray(record.items[column])[among] for column in columns]
-    clusters = None if not labels else labels[0] if len(labels) == 1 else tuple(labels)
-    return paired_difference(record.per_item(first, name)[among], record.per_item(second, name)[among], clusters)
+    pair = [record.per_item(key, name)[among] for key in (first, second)]
+    return paired_difference(*pair, record.clusters_among(columns, among))

@@ -17,7 +17,16 @@ from torch import nn
 import pitome_core as pc
 from pitome_core.experiments.baselines.lower_resolution import lower_resolution
 from pitome_core.experiments.records import cells as records_cells
-from pitome_core.experiments.records.cells import GRID_POOL, LOWER, SEEDS, WHOLE, Cell, checked, seeds_of
+from pitome_core.experiments.records.cells import (
+    GRID_POOL,
+    LOWER,
+    SEEDS,
+    WHOLE,
+    Cell,
+    checked,
+    seeds_of,
+    with_counterparts,
+)
 from pitome_core.experiments.runs import grid
 from pitome_core.families.common import linear
 
@@ -116,7 +125,7 @@ def cells(
             if records_cells.ARMS[name].also_off:
                 found += [Cell(name, keep, False, seed=seeds_of(name)[0]) for keep in keeps if keep in off]
     with_energy = [cell for cell in found if cell.keep is not None and records_cells.ARMS[cell.arm].kind == "pitome"]
-    found += [rival for cell in with_energy if (rival := cell.beside("tome")) is not None and rival.arm in chosen]
+    found += with_counterparts(with_energy, chosen)
     arms_elsewhere = [name for name in elsewhere if arms is None or name in arms]
     for towers, ratios in (("text", text), ("both", both)):
         for name in checked(arms_elsewhere, tuple(ratios), TEXT_ARMS):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from pitome_core.experiments.records.cells import ARMS, GRID_POOL, LOWER, WHOLE, Cell, checked, seeds_of
+from pitome_core.experiments.records.cells import ARMS, GRID_POOL, LOWER, WHOLE, Cell, among, checked, seeds_of
 
 KEEPS = (0.9, 0.8)  # share of the patch tokens that every layer keeps; the primary one first
 SEEDS = {0.9: 5, 0.8: 2}  # of the arms that draw at random
@@ -101,7 +101,4 @@ def cells(task: str, arms: Sequence[str] | None = None, keeps: Sequence[float] |
     if arms is None and keeps is None:
         return [cell for cell in of_task if task != "scenes" or not in_law(cell)]
     chosen = checked(list(NAMES if arms is None else arms), tuple(keeps or ()), NAMES)
-    return [
-        cell for cell in of_task
-        if cell.arm == WHOLE or (cell.arm in chosen and (not keeps or cell.keep is None or cell.keep in keeps))
-    ]
+    return among(of_task, chosen, keeps)

@@ -30,7 +30,7 @@ from pitome_core.experiments import assets
 from pitome_core.experiments.data import photos, scenes, splits
 from pitome_core.experiments.data.pictures import PATCH, preprocess
 from pitome_core.experiments.models import vit
-from pitome_core.experiments.models.layer_keys import layer_keys
+from pitome_core.experiments.models.layer_keys import layer_keys, mean_cosine
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid, sweep
 from pitome_core.experiments.runs.image_task import ImageTask
@@ -388,10 +388,3 @@ def mnist() -> tuple[np.ndarray, np.ndarray]:
 def _enlarged(pixels: np.ndarray, side: int) -> Tensor:
     images = [Image.fromarray(p).convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for p in pixels]
     return preprocess(images, side)
-
-
-def mean_cosine(x: Tensor) -> Tensor:
-    """Mean cosine of the pairs of different tokens, ``(B, N, C)`` -> ``(B,)``."""
-    unit = torch.nn.functional.normalize(x.float(), dim=-1)
-    n = x.shape[1]
-    return (unit.sum(1).square().sum(-1) - n) / (n * (n - 1))
