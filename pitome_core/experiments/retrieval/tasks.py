@@ -185,8 +185,7 @@ OPTIONAL = {"collection": photos.GCOMPRIS, "noto": scenes.NOTO, "stamps": scenes
 # `photographs` has few arms: those that live runs are held to.
 ON_WHITE = (*retrieval_grid.WITH_ENERGY, *retrieval_grid.RIVALS, *retrieval_grid.SHUFFLED, grid.LOWER)
 GRIDS: dict[str, dict[str, Any]] = {
-    "collection": dict(keeps=(0.9, 0.8), pixels=(168, 126), all_seeds_at=(0.9,), both=(0.9,),
-                       elsewhere=("pitome", "energy-sorted", "tome")),
+    "collection": dict(keeps=(0.9,), pixels=(168,)),
     "white": dict(keeps=(0.9,), listed=ON_WHITE, pixels=(168,), all_seeds_at=()),
     "photographs": dict(keeps=(0.9,), listed=("pitome", "energy-sorted", "tome"), off=()),
     "noto": dict(keeps=(0.9,), listed=ON_WHITE, pixels=(168,), all_seeds_at=()),

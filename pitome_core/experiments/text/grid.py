@@ -30,7 +30,7 @@ ARMS: dict[str, Arm] = {name: records_cells.ARMS[name] for name in (
 )}  # fmt: skip
 SHUFFLED = tuple(f"{name}-shuffled" for name in ("pitome", RELEASED, "energy-sorted"))  # controls for energy
 KNOWN: dict[str, Arm] = ARMS | {name: records_cells.ARMS[name] for name in SHUFFLED}
-RETRAINED = {arm: (PRIMARY,) for arm in (RELEASED, "pitome", "tome")}
+RETRAINED = {RELEASED: (PRIMARY,)}
 LABELS = {name: records_cells.LABELS[name] for name in (WHOLE, *KNOWN)}
 
 
@@ -107,7 +107,7 @@ def cells(
 def retrained_cells() -> list[Cell]:
     """The cells whose classifiers are fine-tuned with merging on: those of `RETRAINED`, and their counterparts."""
     cells = [Cell(arm, keep, retrained=True) for arm, ratios in RETRAINED.items() for keep in ratios]
-    return list(dict.fromkeys(both for cell in cells for both in with_counterparts([cell], tuple(RETRAINED))))
+    return list(dict.fromkeys(both for cell in cells for both in with_counterparts([cell], (*RETRAINED, "tome"))))
 
 
 def macs(cell: Cell, model: nn.Module, lengths: Sequence[int]) -> list[int]:

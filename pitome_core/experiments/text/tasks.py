@@ -151,13 +151,14 @@ TASKS: dict[str, Callable[..., Texts]] = {
     "tweets": lambda split, count=None: single("tweets", split, count),
     "news": lambda split, count=None: single("news", split, count),
 }
-LISTED = (*text_grid.ARMS, *text_grid.SHUFFLED)
-SPARSE = {name: (0.8, 0.6) for name in ("tofu", "tofu-merge", "diffrate", "dct", *text_grid.SHUFFLED)}
+COMPARED = ("pitome", text_grid.RELEASED, "energy-sorted", "tome")
+RANDOM = ("random-merge", "random-prune")
+LISTED = (*COMPARED, *RANDOM, *text_grid.SHUFFLED)
 ALL_LAYERS = ("pitome", "pitome-shuffled", "energy-sorted", "tome")
 # What the protocol lists for each task: keep ratios in the first three layers, and what is run beside them at .8.
 GRIDS: dict[str, dict[str, Any]] = {
-    "movies": dict(arms=LISTED, keeps=text_grid.KEEPS, sparse=SPARSE, every_layer=ALL_LAYERS,
+    "movies": dict(arms=LISTED, keeps=(0.8, 0.6), sparse={name: (0.8,) for name in RANDOM}, every_layer=ALL_LAYERS,
                    switched=("pitome", "energy-sorted", "tome"), retrained=True),
-    "documents-256": dict(arms=LISTED, keeps=(0.8, 0.6), seeds=text_grid.FEW, every_layer=ALL_LAYERS, retrained=True),
-    **{name: dict(arms=LISTED, keeps=(0.8,), seeds=text_grid.FEW) for name in SHIFTED},
+    "documents-256": dict(arms=LISTED, keeps=(0.8,), seeds=text_grid.FEW, retrained=True),
+    **{name: dict(arms=(*COMPARED, *text_grid.SHUFFLED), keeps=(0.8,), seeds=text_grid.FEW) for name in SHIFTED},
 }

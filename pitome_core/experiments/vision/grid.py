@@ -10,41 +10,40 @@ from collections.abc import Iterable, Iterator, Sequence
 from pitome_core.experiments.records.cells import ARMS, GRID_POOL, LOWER, WHOLE, Cell, among, checked, seeds_of
 
 KEEPS = (0.9, 0.8)  # share of the patch tokens that every layer keeps; the primary one first
-SEEDS = {0.9: 5, 0.8: 2}  # of the arms that draw at random
-BETWEEN = (0.95, 0.85)  # keep ratios for the shape of the curve, of `COMPARED` on keys alone
+SEEDS = {0.9: 5, 0.8: 2}  # of shuffled energies
+FEW = 2  # seeds of random merging and pruning
 COMPARED = ("pitome", "energy-sorted", "tome")
 HIDDEN = tuple(f"{arm}-hidden" for arm in COMPARED)
 RELEASED = ("pitome-released-deit", "pitome-released-mae", "pitome-released-clip")
 BASELINES = ("tome-released-deit", "tome-released-clip")  # ToMe as the repository of the paper runs it beside PiToMe
-RIVALS = ("tofu", "crossget", "mctf", "atc", "diffrate", "dct", "evit", "topk-attention")
+RIVALS = ("dct",)  # the others are left to `vision-1`
 RANDOM = ("random-merge", "random-prune")
 ENERGIES = tuple(arm for arm in (*COMPARED, *HIDDEN, *RELEASED) if f"{arm}-shuffled" in ARMS)  # they read an energy
-SIDES = {224: (210, 196, 182, 168, 154, 140), 112: (98, 84, 70)}  # pixels of the whole model on smaller images
-SIDES_FEW = (168, 140)  # as much work as at keep .9 and .8
+SIDES = {224: 168, 112: 84}  # pixels of a smaller picture that costs the whole model about what keep .9 costs
 NAMES = tuple(dict.fromkeys((
     *COMPARED, *HIDDEN, *RELEASED, *BASELINES, *RIVALS, *RANDOM, *(f"{arm}-shuffled" for arm in ENERGIES), GRID_POOL,
     LOWER,
 )))  # what a command may name
 
 
-def every(keeps: Sequence[float] = KEEPS, sides: Sequence[int] = SIDES[224]) -> list[Cell]:
-    """All arms at these keep ratios, which are those of `KEEPS` or `BETWEEN`. The whole model comes first.
+def every(keeps: Sequence[float] = KEEPS, side: int = SIDES[224]) -> list[Cell]:
+    """All arms at these keep ratios, which are those of `KEEPS`. The whole model comes first.
 
     Attention on and off for the arms of `COMPARED` and `HIDDEN`: every released preset, whose attention is off, has its
-    counterpart among them.
+    counterpart among them. At the second strength there are these, and shuffled energies beside PiToMe on keys and on
+    hidden states.
     """
-    def of(arm: str, keep: float, most: int = 1) -> Iterator[Cell]:
+    def of(arm: str, keep: float, most: int) -> Iterator[Cell]:
         return (Cell(arm, keep, seed=seed) for seed in seeds_of(arm, most))
 
     chosen = [Cell(WHOLE)]
     for keep in keeps:
-        if keep in BETWEEN:
-            chosen += [Cell(arm, keep) for arm in COMPARED]
-            continue
         chosen += [Cell(arm, keep, proportional) for arm in (*COMPARED, *HIDDEN) for proportional in (None, False)]
-        for arm in (*RELEASED, *BASELINES, *RIVALS, *RANDOM, *(f"{arm}-shuffled" for arm in ENERGIES)):
-            chosen += of(arm, keep, SEEDS[keep])
-    return [*chosen, Cell(GRID_POOL), *(Cell(LOWER, pixels=side) for side in sides)]
+        energies = ENERGIES if keep == KEEPS[0] else ("pitome", "pitome-hidden")
+        chosen += [cell for arm in energies for cell in of(f"{arm}-shuffled", keep, SEEDS[keep])]
+        if keep == KEEPS[0]:
+            chosen += [cell for arm in (*RELEASED, *BASELINES, *RIVALS, *RANDOM) for cell in of(arm, keep, FEW)]
+    return [*chosen, Cell(GRID_POOL), Cell(LOWER, pixels=side)]
 
 
 def in_law(cell: Cell) -> bool:
@@ -59,32 +58,24 @@ def in_law(cell: Cell) -> bool:
     return cell.arm in (*COMPARED, *HIDDEN) and cell.keep in (*KEEPS, 0.95)
 
 
-def _without(cells: Iterable[Cell], arms: Iterable[str], keep: float | None = None) -> list[Cell]:
-    """The cells without those of some arms, at this keep ratio alone or at all of them."""
-    arms = tuple(arms)
-    return [cell for cell in cells if cell.arm not in arms or (keep is not None and cell.keep != keep)]
+def _without(cells: Iterable[Cell], arms: Sequence[str]) -> list[Cell]:
+    return [cell for cell in cells if cell.arm not in arms]
 
 
 def task_cells(task: str) -> list[Cell]:
     """All cells of a task, those among them that `law-1` scores as well.
 
-    Two tasks have all arms at both strengths, and the curve of three. The others ask the primary question again of
-    other objects, at less length. With ``emoji``, rivals and random arms run at keep .9 alone, and released presets
-    without shuffled energies. Cut-out photographs have keep .9 alone. Without labels (``collection``) nothing is
-    shuffled.
+    ``scenes`` and ``digits`` have two strengths. The others ask the primary question again of other objects, at keep .9
+    alone and with energies shuffled beside ours alone; without labels (``collection``) nothing is shuffled.
     """
-    shuffled = [f"{arm}-shuffled" for arm in ENERGIES]
     if task == "scenes":
-        return every((*KEEPS, *BETWEEN))
+        return every()
     if task == "digits":
-        return _without(every((*KEEPS, *BETWEEN), SIDES[112]), ["atc"], 0.8)
+        return every(side=SIDES[112])
+    if task in ("emoji", "stamps", "stamp-groups"):
+        return _without(every(KEEPS[:1]), [f"{arm}-shuffled" for arm in RELEASED])
     if task == "collection":
-        return _without(every(KEEPS, SIDES_FEW), shuffled)
-    released = [f"{arm}-shuffled" for arm in RELEASED]
-    if task == "emoji":
-        return _without(_without(every(KEEPS, SIDES_FEW), released), (*RIVALS, *RANDOM), 0.8)
-    if task in ("stamps", "stamp-groups"):
-        return _without(every(KEEPS[:1], SIDES_FEW), released)
+        return _without(every(KEEPS[:1]), [f"{arm}-shuffled" for arm in ENERGIES])
     raise KeyError(f"no task {task!r}")
 
 
