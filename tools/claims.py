@@ -111,11 +111,11 @@ SCHEMA = _object({
 BLOCK = _object({"column": NAME, "outcomes": NAMES, "arms": _list(ARM), "at": NAMES}, over={"enum": ["trainings"]})
 TASK = _object(
     {"record": TEXT, "data": TEXT, "page": TEXT, "cells": _list(BLOCK)},
-    split={"enum": ["test", "all", "dev"]},
+    split={"enum": ["test", "all", "dev"]}, beside=TEXT, replaces=NAMES,
     primary=_object({"outcome": NAME, "first": NAME, "rivals": _list({"enum": list(RIVALS)})}),
 )
 OUTCOME = _object({"about": NAME, "better": {"enum": ["higher", "lower"]}}, digits={"type": "integer", "minimum": 0})
-VERSION = {"type": "object", "properties": {"replaced_by": NAME}, "additionalProperties": TASK}
+VERSION = {"type": "object", "additionalProperties": TASK}
 LISTED = _object({
     "outcomes": {"type": "object", "additionalProperties": OUTCOME},
     "ignored": {"type": "array", "items": NAME},
@@ -166,13 +166,14 @@ def problems(ledger: dict, root: Path = ROOT) -> list[str]:
 
 
 def _wrong_list(root: Path) -> list[str]:
-    listed = evidence.listed(root)
-    grids = listed["grids"]
-    wrong = [f"{version} is replaced by {entries['replaced_by']!r}, which is no grid of the list"
-             for version, entries in grids.items() if entries.get("replaced_by", version) not in grids]
-    for task, entry in evidence.tasks(root):
-        scored = Counter((name, f"{arm}@{at}") for block in entry["cells"] for name in block["outcomes"]
-                         for arm in block["arms"] for at in block["at"])
+    listed, entries, wrong = evidence.listed(root), dict(evidence.tasks(root)), []
+    for task, entry in entries.items():
+        for earlier in entry.get("replaces", ()):
+            if earlier not in entries or earlier == task:
+                wrong.append(f"{task} replaces {earlier!r}, which is no other task of the list")
+            elif not set(evidence.scored_by(entry)) & set(evidence.scored_by(entries[earlier])):
+                wrong.append(f"{task} replaces {earlier!r}, and scores nothing of it again")
+        scored = Counter((outcome, key) for _, outcome, key in evidence.scored_by(entry))
         wrong += [f"{task}: {name} of {key} is listed twice" for (name, key), times in scored.items() if times > 1]
         first = entry.get("primary")
         if first and (first["outcome"], first["first"]) not in scored:

@@ -351,7 +351,8 @@ def test_what_is_broken_is_seen(root, name):
 
 
 BROKEN_LISTS = {
-    "replaced by nothing": (put("grids/vision-1/replaced_by", "vision-9"), "replaced by 'vision-9', which is no grid"),
+    "replacing nothing": (put("grids/law-1/digits/replaces", ["vision-9 digits"]), "replaces 'vision-9 digits', which is"),
+    "replacing another task": (put("grids/law-1/digits/replaces", ["text-1 news"]), "scores nothing of it again"),
     "a primary cell that is none": (put("grids/vision-1/scenes/primary/first", "pitome@0.99"), "not among its cells"),
     "a primary outcome that is none": (put("grids/vision-1/scenes/primary/outcome", "acu"), "not among its cells"),
     "a strength beyond one": (put("grids/vision-1/scenes/cells/0/at", ["1.7"]), "keeps no share between 0 and 1"),
@@ -380,8 +381,8 @@ def test_what_is_broken_in_the_list_is_seen(tmp_path, name):
 def test_trained_models_need_intervals_over_trainings(tmp_path):
     document = yaml.safe_load((claims.ROOT / evidence.LISTED).read_text())
     for entries in document["grids"].values():
-        for task, entry in entries.items():
-            for block in entry["cells"] if task != "replaced_by" else ():
+        for entry in entries.values():
+            for block in entry["cells"]:
                 block.pop("over", None)
     (tmp_path / "results").mkdir()
     (tmp_path / evidence.LISTED).write_text(yaml.safe_dump(document))
@@ -455,11 +456,30 @@ def test_a_list_that_does_not_fit_the_records_is_seen(root, name):
     assert any(words in text for text in found), found
 
 
-def test_a_version_that_was_replaced_is_no_evidence(root):
-    document = listed()
-    document["grids"]["toy-1"]["replaced_by"] = "toy-2"
+def test_of_each_comparison_the_latest_is_evidence(root):
+    """What a later task scores again is no evidence in the earlier one; the rest of the earlier one is."""
+    document, group = listed(), ledger()["claims"][0]["compares"][0]
+    later = copy.deepcopy(at(document, TASK)) | {"record": "results/toy/later.json", "replaces": ["toy-1 scenes"]}
+    later["cells"][0]["at"] = ["0.9"]
+    document["grids"]["toy-2"] = {"scenes": later}
     (root / evidence.LISTED).write_text(yaml.safe_dump(document))
-    assert list(evidence.tasks(root)) == [] and evidence.unlisted(root) == []
+    planned = [(one.task, one.first) for one in evidence.planned(group, root)]
+    assert set(planned) == {("toy-2 scenes", "pitome@0.9"), ("toy-1 scenes", "pitome@0.8")}
+
+
+def test_two_records_of_the_same_items_are_read_as_one(root):
+    record, document = small_record(), listed()
+    beside = copy.deepcopy(record)
+    record["cells"].pop("tome@0.9")
+    write_record(root, record)
+    (root / "results/toy/beside.json").write_text(json.dumps(beside | {"header": beside["header"] | {"split": "dev"}}))
+    at(document, TASK)["beside"] = "results/toy/beside.json"
+    (root / evidence.LISTED).write_text(yaml.safe_dump(document))
+    entry = at(document, TASK)
+    with pytest.raises(results.RecordError, match="split differ"):
+        evidence.record_of(entry, root)
+    (root / "results/toy/beside.json").write_text(json.dumps(beside))
+    assert evidence.record_of(entry, root).has("tome@0.9", "auc")
 
 
 @pytest.mark.parametrize(
@@ -573,11 +593,13 @@ def test_what_no_commit_has_is_said(root):
         assert claims.written(ledger(), root).count("†") == plain + (3 if modified else 0)
 
 
-def test_an_earlier_form_of_an_arm_is_said(root):
-    record, plain = small_record(), claims.written(ledger(), root).count("‡")
+def test_an_earlier_form_of_an_arm_is_no_evidence(root):
+    record = small_record()
     record["cells"]["pitome@0.9"]["options"] = {"preset": "paper"}
-    (root / "results/toy/record.json").write_text(json.dumps(record, indent=1))
-    assert claims.written(ledger(), root).count("‡") == plain + 3
+    write_record(root, record)
+    found = judge(claims.resolved(ledger())[0], root)
+    assert not any("pitome@0.9" in (one.first, one.second) for one in found.done)
+    assert "no `pitome@0.9` but of an earlier form of the arm" in claims.written(ledger(), root)
 
 
 def test_published_numbers_keep_their_digits(root):

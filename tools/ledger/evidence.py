@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from pitome_core.experiments.records.cells import ARMS, GRID_POOL, LOWER, WHOLE, Cell
-from pitome_core.experiments.records.results import Record
+from pitome_core.experiments.records.results import Record, joined
 from pitome_core.experiments.records.statistics import (
     Difference,
     McNemar,
@@ -176,16 +176,34 @@ def listed(root: Path) -> dict:
 
 
 def tasks(root: Path) -> Iterator[tuple[str, dict]]:
-    """``vision-1 scenes`` and its entry, for every task of the versions that are in force."""
+    """``vision-1 scenes`` and its entry, for every task of every version."""
     for version, entries in listed(root)["grids"].items():
         for task, entry in entries.items():
-            if task != "replaced_by" and "replaced_by" not in entries:
-                yield f"{version} {task}", entry
+            yield f"{version} {task}", entry
+
+
+def scored_by(entry: dict) -> Iterator[tuple[str, str, str]]:
+    """Column, outcome and key of all cells that an entry of the list has scored."""
+    for block in entry["cells"]:
+        for outcome, arm, at in itertools.product(block["outcomes"], block["arms"], block["at"]):
+            yield block["column"], outcome, f"{arm}@{at}"
+
+
+def replaced(root: Path) -> set[tuple[str, str, str, str]]:
+    """Task, column, outcome and key of what a later task scored again: of each comparison the latest is evidence."""
+    return {(earlier, *what) for _, entry in tasks(root) for earlier in entry.get("replaces", ())
+            for what in scored_by(entry)}
 
 
 @functools.lru_cache(maxsize=32)
-def _record(path: str, changed: int) -> Record:
-    return Record.load(path)
+def _record(paths: tuple[str, ...], changed: tuple[int, ...]) -> Record:
+    return functools.reduce(joined, map(Record.load, paths))
+
+
+def _files(entry: dict, root: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The files of a task's record, the one whose cells are read first in front, and when they were changed."""
+    files = [root / entry[name] for name in ("beside", "record") if name in entry]
+    return tuple(map(str, files)), tuple(path.stat().st_mtime_ns for path in files)
 
 
 def record_of(entry: dict, root: Path) -> Record | None:
@@ -193,7 +211,7 @@ def record_of(entry: dict, root: Path) -> Record | None:
     path = root / entry["record"]
     if not path.is_file():
         return None
-    record = _record(str(path), path.stat().st_mtime_ns)
+    record = _record(*_files(entry, root))
     if (split := record.header.get("split")) != entry.get("split", "test"):
         raise ValueError(f"{path.name} is of the split {split!r}, its list says {entry.get('split', 'test')!r}")
     if record.header.get("tier") == "smoke":
@@ -209,7 +227,7 @@ def model_of(entry: dict, root: Path) -> str | None:
 
 def planned(group: dict, root: Path) -> Iterator[Comparison]:
     """Every comparison that a group of a claim (`arms`, `rival`, `about`, `columns`, `predicts`) asks for."""
-    outcomes = listed(root)["outcomes"]
+    outcomes, again = listed(root)["outcomes"], replaced(root)
     for task, entry in tasks(root):
         primary = entry.get("primary", {})
         blocks = [block for block in entry["cells"] if block["column"] in group["columns"]]
@@ -217,6 +235,8 @@ def planned(group: dict, root: Path) -> Iterator[Comparison]:
             asked = [name for name in block["outcomes"] if outcomes[name]["about"] in group["about"]]
             for outcome, at in itertools.product(asked, block["at"] if arm in block["arms"] else ()):
                 first, direction = f"{arm}@{at}", outcomes[outcome]["better"]
+                if (task, block["column"], outcome, first) in again:
+                    continue
                 yield Comparison(
                     task, entry | {"over": block.get("over", "items")}, outcome, first, group["rival"], block["column"],
                     sign=1 if (group["predicts"] == "better") == (direction == "higher") else -1,
@@ -263,16 +283,16 @@ def _computed(one: Comparison, uncommitted: list[str], root: Path) -> Comparison
         pair = [one.first] if rival == ZERO else [one.first, second]
         for key in pair:
             _must_have(record, key, RSUM.get(column, column))
+            if record.is_outdated(key):
+                raise NotRun(f"no `{key}` but of an earlier form of the arm")
     except NotRun as why:
         return replace(one, pending=str(why))
     check_pair(record, one.first, second, rival)
-    asked = (str(record.path), (root / one.about["record"]).stat().st_mtime_ns, one.outcome, one.first, second)
-    found, test = difference(*asked, one.about["over"])
+    found, test = difference(_files(one.about, root), one.outcome, one.first, second, one.about["over"])
     if not np.isfinite(found.detectable):
         raise ValueError(f"{one.task}: a single cluster gives no interval")
     runs = [record.runs[record.cells[name]["run"]] for key in pair for name in record.seeds_of(key)]
     marks = "†" if any(run.get("modified") or run.get("code") in uncommitted for run in runs) else ""
-    marks += "‡" if any(record.is_outdated(key) for key in pair) else ""
     return replace(one, second=second, found=found, test=test if one.primary else None, marks=marks)
 
 
@@ -288,12 +308,12 @@ def _must_have(record: Record | None, key: str, outcome: str) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def difference(path: str, changed: int, outcome: str, first: str, second: str, over: str):
+def difference(files: tuple[tuple[str, ...], tuple[int, ...]], outcome: str, first: str, second: str, over: str):
     """First minus second, paired, with McNemar's test where every outcome is right or wrong: (Difference, McNemar).
 
     Items without a value in either are left out. Of questions about pictures those of the headline's types count.
     """
-    record = _record(path, changed)
+    record = _record(*files)
     if over == "trainings":
         return trainings_difference(*(_of_trainings(record, key, outcome) for key in (first, second))), None
     if outcome in RSUM:  # not a mean of ranks: a sum of recalls
@@ -320,12 +340,10 @@ def _of_trainings(record: Record, key: str, outcome: str) -> np.ndarray:
 
 def unlisted(root: Path) -> list[str]:
     """What records of this root hold and results/comparisons.yml does not: records with a test split, cells, outcomes.
-
-    Retired versions are held to their records as well.
     """
     everything, wrong = listed(root), []
     entries = {entry["record"]: (version, task, entry) for version, tasks_of in everything["grids"].items()
-               for task, entry in tasks_of.items() if task != "replaced_by"}
+               for task, entry in tasks_of.items()}
     for path in sorted((root / "results").glob("*/*.json")):
         head = json.loads(path.read_text())
         if not isinstance(head, dict) or head.get("header", {}).get("split") is None:
@@ -338,7 +356,7 @@ def unlisted(root: Path) -> list[str]:
         there = (head["header"].get("protocol"), head["header"].get("task"))
         if there != (version, task):
             wrong.append(f"{name} is of {' '.join(map(str, there))}, and listed under {version} {task}")
-        wrong += [f"{name}: {text}" for text in _unlisted(entry, _record(str(path), path.stat().st_mtime_ns),
+        wrong += [f"{name}: {text}" for text in _unlisted(entry, _record((str(path),), (path.stat().st_mtime_ns,)),
                                                            set(everything["ignored"]))]
     return wrong
 

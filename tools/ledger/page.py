@@ -60,8 +60,9 @@ by itself. *Holm* is the p-value after the correction over the claim.
 """
 OUTRO = """This page is written by `tools/claims.py` from `results/claims.yml` and `results/comparisons.yml`; verdicts
 are computed, and stand in neither. Tests follow every link, hold the list of comparisons to the records, and keep
-verdicts that were earned on other models away from table claims. † marks runs of an uncommitted state of the code, ‡ an
-earlier form of the arm, which is to be run again."""
+verdicts that were earned on other models away from table claims. † marks runs of an uncommitted state of the code. What
+an earlier form of an arm scored is no evidence. Where a later version of the protocol asks the same comparison again,
+it is shown in the later one."""
 
 
 def _tidy(text: str) -> str:

@@ -494,7 +494,10 @@ def test_optional_tasks_are_left_out_where_their_asset_is(monkeypatch):
         retrieval_tasks.available("nonsense")
 
 
-def test_other_keep_ratios_hold_for_every_tower_that_a_task_lists(few):
+def test_other_keep_ratios_hold_for_every_tower_that_a_task_lists(few, monkeypatch):
+    listed = retrieval_tasks.GRIDS["collection"] | {"both": (0.9,)}
+    monkeypatch.setitem(retrieval_tasks.GRIDS, "collection", listed)
+
     def towers(task):
         args = argparse.Namespace(methods=["tome"], keep=[0.7], split="dev", output=few, again=False)
         return {(cell.towers, cell.keep) for cell in retrieval.cells(args, task)}

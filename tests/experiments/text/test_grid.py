@@ -55,7 +55,7 @@ def random_classifiers(monkeypatch, tmp_path):
     monkeypatch.setattr(classifiers, "weights_path", path)
     encoder = bert.sentence_encoder("cpu")
     names = classifiers.linears(encoder)
-    cells = [None, Cell("pitome", 0.8, retrained=True)]
+    cells = [None, Cell(text_grid.RELEASED, 0.8, retrained=True)]
     for cell in cells:
         for seed in (None, *classifiers.SEEDS):
             draw = torch.Generator().manual_seed(seed or 0)
@@ -74,15 +74,13 @@ def test_the_protocols_arms_and_ratios_are_there():
     keys = [cell.key for cell in text_grid.cells(**text_tasks.GRIDS["movies"])]
     assert keys[0] == "whole" and len(set(keys)) == len(keys)
     for name in ("pitome@{}", "pitome-released-bert@{}", "energy-sorted@{}", "tome@{}", "tome@{}/off"):
-        assert {name.format(keep) for keep in (0.9, 0.8, 0.7, 0.6, 0.5)} <= set(keys)
-    assert {key for key in keys if key.startswith(("tofu@", "dct@"))} == {"tofu@0.8", "tofu@0.6", "dct@0.8", "dct@0.6"}
+        assert {name.format(keep) for keep in (0.8, 0.6)} <= set(keys)
     for name in ("random-merge", "random-prune"):
-        assert {f"{name}@0.8/seed{i}" for i in range(5)} <= set(keys) and f"{name}@0.5/seed1" in keys
+        assert {key for key in keys if key.startswith(name)} == {f"{name}@0.8/seed{i}" for i in range(5)}
     retrained = {key for key in keys if key.endswith("/retrained")}
-    assert retrained == {"pitome@0.8/retrained", "tome@0.8/retrained", "pitome-released-bert@0.8/retrained",
-                         "tome@0.8/off/retrained"}
+    assert retrained == {"pitome-released-bert@0.8/retrained", "tome@0.8/off/retrained"}
     assert "tome@0.8/all" in keys and "pitome-released-bert@0.8/all" not in keys
-    assert "pitome@0.8/off" in keys and "dct@0.8/off" not in keys
+    assert {"pitome@0.8/off", "energy-sorted@0.8/off"} <= set(keys)
     assert {*text_tasks.GRIDS} == {*text_tasks.TASKS}
 
 
@@ -92,7 +90,7 @@ def test_every_cell_has_its_counterpart_and_every_energy_its_control(name):
     cells = text_grid.cells(**text_tasks.GRIDS[name])
     groups = {cell.without_seed.key for cell in cells}
     merging = [cell for cell in cells if cell.keep is not None]
-    assert len(merging) > 15 and {cell.beside("tome").key for cell in merging} <= groups
+    assert len(merging) > 10 and {cell.beside("tome").key for cell in merging} <= groups
     for cell in merging:
         if cell.shuffled is not None and cell.is_plain and cell.keep in (0.8, 0.6):
             assert cell.shuffled.key in groups, cell.key
@@ -176,7 +174,7 @@ def test_counts_by_hand(encoder):
 def test_a_task_records_every_column(random_classifiers):
     task = text_tasks.single("movies", "dev", 5)
     task.prepare()
-    for cell in (Cell("dct", 0.8), Cell("pitome", 0.8, retrained=True)):
+    for cell in (Cell("dct", 0.8), Cell(text_grid.RELEASED, 0.8, retrained=True)):
         with text_grid.applied(cell, task.model) as running:
             found = task.score(running, cell)
         right = np.array([results.unpack(found[f"seed{s}"]) for s in classifiers.SEEDS])
@@ -208,10 +206,11 @@ def test_the_command_scores_dev_and_goes_on(random_classifiers, tmp_path, capsys
 
 
 def test_cells_without_weights_are_left_out(random_classifiers, capsys):
-    cells = text.trained(text_grid.cells(["pitome", "tome"], [0.8], retrained=True))
-    assert [cell.key for cell in cells] == ["whole", "pitome@0.8", "pitome@0.8/retrained", "tome@0.8"]
+    cells = text.trained(text_grid.cells([text_grid.RELEASED, "tome"], [0.8], retrained=True))
+    assert [cell.key for cell in cells] == ["whole", "pitome-released-bert@0.8",
+                                              "pitome-released-bert@0.8/retrained", "tome@0.8", "tome@0.8/off"]
     said = capsys.readouterr().out
-    assert "not trained yet (`make text-weights`): tome@0.8/off/retrained, tome@0.8/retrained\n" in said
+    assert "left out, not trained yet (`make text-weights`): tome@0.8/off/retrained\n" in said
 
 
 def test_a_part_of_the_grid_is_what_was_asked_for():
@@ -225,7 +224,7 @@ def test_weights_of_another_form_of_an_arm_are_other_files(monkeypatch):
     """So that nothing is scored with classifiers of an earlier preset, or of the other attention."""
     cells = [cell for cell in text_grid.cells(**text_tasks.GRIDS["movies"]) if cell.retrained]
     names = [classifiers.weights_path(0, cell).name for cell in cells]
-    assert len(set(names)) == len(cells) == 4 and all(re.fullmatch(r"[\w.-]+", name) for name in names)
+    assert len(set(names)) == len(cells) == 2 and all(re.fullmatch(r"[\w.-]+", name) for name in names)
     assert [classifiers.weights_path(0, cell).name for cell in cells] == names
     cell = Cell(text_grid.RELEASED, 0.8, retrained=True)
     before, arm = classifiers.weights_path(0, cell), records_cells.ARMS[text_grid.RELEASED]
