@@ -437,7 +437,7 @@ WRONG_LISTS = {
     "a cell that is not listed": (put(f"{TASK}/cells/0/at", ["0.9"]), "the outcome auc of pitome@0.8 is not listed"),
     "an arm that is not listed": (put(f"{TASK}/cells/0/arms", ["pitome"]), "the outcome auc of tome@0.9 is not listed"),
     "an outcome that is not listed": (put(f"{TASK}/cells/0/outcomes", ["auc"]), "right of pitome@0.9 is primary, and"),
-    "a record that is not listed": (put(f"{TASK}/record", "results/toy/other.json"), "scored on test and not listed"),
+    "a record that is not listed": (put(f"{TASK}/record", "results/toy/other.json"), "is scored and not listed"),
     "another version": (put("grids", {"toy-2": at(listed(), "grids/toy-1")}), "is of toy-1 scenes, and listed under"),
     "another split": (put(f"{TASK}/split", "dev"), "is of the split 'test', its list says 'dev'"),
     "a key that is no cell": (put(f"{TASK}/cells/0/at", ["0.9", "0.8/of"]), "'pitome@0.8/of' is no cell"),

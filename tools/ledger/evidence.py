@@ -350,7 +350,8 @@ def unlisted(root: Path) -> list[str]:
             continue
         name = path.relative_to(root).as_posix()
         if name not in entries:
-            wrong += [f"{name} is scored on test and not listed"] if head["header"]["split"] == "test" else []
+            is_scored = head["header"]["split"] in SCORED
+            wrong += [f"{name} is scored and not listed"] if is_scored else []
             continue
         version, task, entry = entries[name]
         there = (head["header"].get("protocol"), head["header"].get("task"))
