@@ -1,7 +1,7 @@
 """Which method, at which keep ratio, a model and its inputs stand: `pc.diagnose(model, images)`.
 
 The whole model and a small grid of merged ones run on the user's own inputs. What merging saves is counted and timed,
-what it changes is compared with the whole model, and the keys of every layer are measured. Labels are not needed, and so
+what it changes is compared with the whole model, and the keys of every layer are measured. No labels are needed, and so
 nothing is known about accuracy; what the records of this project say about that stands in `diagnose`.
 """
 
@@ -37,8 +37,8 @@ _IMAGES = ""  # what images are called that are no keyword input
 _UNKNOWN = (
     "Labels: nothing here is accuracy. Accuracy moves by at most the share of answers that change; by how much less, "
     "and in which direction, is not known.",
-    "How likeness ranks settings: over all settings of the recorded vision runs it ranked accuracy well, among settings "
-    "of high likeness unevenly, on one task not at all.",
+    "How likeness ranks settings: in recorded vision runs it ranked the accuracy of all settings well, of settings "
+    "with high likeness unevenly, and on one task not at all.",
     "Other inputs than these, and models that are trained with merging on.",
     "The choice: each interval is for its own setting, and the best of several is a little worse than it looks.",
 )
@@ -217,7 +217,8 @@ def diagnose(
             `lambda features: features @ texts.T` of a CLIP.
         batch_size: items of one call.
         seconds: about how long timing takes, on the model's device, in rounds that time every setting and the whole
-            model in turns; at least 3 rounds. Fewer items are timed at once where they would take longer. 0 = no timing.
+            model in turns; at least 3 rounds. Fewer items are timed at once where that would take longer. 0: nothing is
+            timed.
         progress: called with a line about what is done next.
 
     Returns:
@@ -249,7 +250,7 @@ def diagnose(
     """
     target = TARGET if target is None else checks.number(target, "target")
     if not 0 < target < 1:
-        raise ValueError(f"target must be above 0 and below 1, got {target:g}: no number of items can show that all agree")
+        raise ValueError(f"target must be above 0 and below 1, got {target:g}: no number of items shows that all agree")
     named = methods if isinstance(methods, Mapping) else {name: {"method": name} for name in methods}
     grid = [(name, keep, dict(given)) for name, given in named.items() for keep in keeps]
     say = progress or (lambda line: None)
@@ -290,7 +291,8 @@ def diagnose(
         agreement = None if hits is None else interval(hits, count)
         settings.append(Measured(name, float(keep), share, faster, hits, agreement, likeness, patches))
     best, reason = _recommend(settings, layers, count, target, timed)
-    return Diagnosis(type(model).__qualname__, count, device.type, timed, target, tuple(settings), tuple(layers), best, reason)
+    return Diagnosis(type(model).__qualname__, count, device.type, timed, target, tuple(settings), tuple(layers), best,
+                     reason)
 
 
 @contextmanager
@@ -354,7 +356,8 @@ def _read(
     """
     library, tower = type(model).__module__.partition(".")[0], getattr(model, "visual", model)
     answers = pooled = tokens = None
-    if hasattr(model, "forward_head") and not drops:  # timm
+    timm = hasattr(model, "forward_head")
+    if timm and not drops:
         tokens = model.forward_features(batch[_IMAGES])
         pooled = model.forward_head(tokens, pre_logits=True)
         answers = model.forward_head(tokens) if model.num_classes > 0 else None
@@ -365,7 +368,7 @@ def _read(
         options = {"output_hidden_states": True} if library == "transformers" and not drops else {}
         output = _call(model, batch, **options)
         if isinstance(output, Tensor):
-            pooled, tokens = (output, None) if output.ndim == 2 else (None, output)
+            answers, pooled = (output, None) if timm and model.num_classes > 0 else (None, output)
         else:
             answers, pooled = getattr(output, "logits", None), getattr(output, "pooler_output", None)
             tokens = getattr(output, "last_hidden_state", None)
@@ -436,22 +439,23 @@ def _recommend(
     """The place of the recommended setting and the reason; None and why not."""
     needed = items_needed(target)
     if count < needed:
-        return None, (f"{count} items are too few for a recommendation: at least {needed} are needed to show a target of "
-                      f"{target:g}.")
+        return None, (f"{count} items are too few for a recommendation: at least {needed} are needed to show a target "
+                      f"of {target:g}.")
     what = "the lower end of the share of unchanged answers" if settings[0].same is not None else "the likeness"
     order = sorted(range(len(settings)), key=lambda i: (settings[i].flops, -settings[i].score))
     best = next((i for i in order if settings[i].score >= target), None)
     if best is None:
         most = max(settings, key=lambda one: one.score)
-        return None, (f"No setting reaches the target of {target:g}: {what} is at most {most.score:.3f} ({most.method} at "
-                      f"keep {most.keep:g}). {_law(layers)}")
+        return None, (f"No setting reaches the target of {target:g}: {what} is at most {most.score:.3f} ({most.method} "
+                      f"at keep {most.keep:g}). {_law(layers)}")
     chosen = settings[best]
     words = f"{chosen.method} at keep {chosen.keep:g}: {1 - chosen.flops:.0%} fewer FLOPs"
     if chosen.faster is not None:
         words += f", {chosen.faster[1]:.2f} times as fast here ({timed} at a time)"
     words += f"; {_stays(chosen, count)}."
-    if chosen.faster is not None and chosen.faster[1] <= 1:
-        words += " Here it is no faster than the whole model, because merging takes more time than it saves."
+    if chosen.faster is not None and chosen.faster[0] <= 1:
+        never = chosen.faster[2] <= 1
+        words += f" On this device it was {'no' if never else 'not always'} faster than the whole model."
     beside = [one for one in settings if one.keep == chosen.keep and one is not chosen]
     words += "".join(f" {one.method} at the same keep: {_stays(one, count)}." for one in beside)
     return best, f"{words} {_law(layers)}"
@@ -472,8 +476,8 @@ def _law(layers: list[LayerMeasures]) -> str:
         words = f"Keys are parallel in layers {_spans(parallel)} (mean cosine {cosine:.2f}, at or above the margin)"
     if not loose:
         return f"{words}; they are tight in every layer, where the phase diagram holds nothing for energy to gain."
-    return (f"{words}; they are no tighter than chance in layers {_spans(loose)}, where energy can gain if they are not "
-            "parallel.")
+    return (f"{words}; they are no tighter than chance in layers {_spans(loose)}, where energy can gain if they are "
+            "not parallel.")
 
 
 def _spans(layers: list[LayerMeasures]) -> str:

@@ -61,7 +61,7 @@ def token_map(trace: Any, image: Any, layer: int = -1, item: int = 0, *, grid: t
     depth = len(forward.layers)
     if not -depth <= layer < depth:
         raise ValueError(f"the trace has {depth} layers, there is no layer {layer}")
-    before, after, step = forward.plan(layer % depth), forward.plan(layer % depth + 1), forward.layers[layer]
+    after = forward.plan(layer % depth + 1)
     if isinstance(after, LinearPlan):
         raise ValueError("a transform assigns no patch to a token, so there is nothing to draw")
     if not 0 <= item < after.shape[0]:
@@ -71,9 +71,11 @@ def token_map(trace: Any, image: Any, layer: int = -1, item: int = 0, *, grid: t
     rows, columns = _grid(after.shape[1], height, width) if grid is None else grid
     if rows * columns != after.shape[1]:
         raise ValueError(f"{after.shape[1]} patches are not {rows} x {columns}")
-    patch = (numpy.arange(height) * rows // height)[:, None] * columns + numpy.arange(width) * columns // width  # (H, W)
+    row, column = numpy.arange(height) * rows // height, numpy.arange(width) * columns // width
+    patch = row[:, None] * columns + column  # (H, W)
     token = after.assignment[item].cpu().numpy()[patch]
-    kept_out = _kept_out(step.plan).gather(1, before.assignment.clamp_min(0)) & (before.assignment >= 0)  # (B, N)
+    entering = forward.plan(layer % depth).assignment
+    kept_out = _kept_out(forward.layers[layer].plan).gather(1, entering.clamp_min(0)) & (entering >= 0)  # (B, N)
     drawn = token_colours(picture, token)
     across, stripe = numpy.add.outer(numpy.arange(height), numpy.arange(width)), max(4, height // rows // 3)
     hatched = kept_out[item].cpu().numpy()[patch] & (across % stripe < max(1, stripe // 4))
@@ -108,8 +110,8 @@ def _picture(numpy: Any, image: Any) -> Any:
     if array.dtype == numpy.uint8:
         return array.astype(float)
     if not (array.min() >= 0 and array.max() <= 1):
-        raise ValueError(f"a picture that is not uint8 has values from 0 to 1, got {array.min():.2f} to {array.max():.2f}: "
-                         "undo the normalisation, `image * std + mean`")
+        raise ValueError(f"a picture that is not uint8 has values from 0 to 1, got {array.min():.2f} to "
+                         f"{array.max():.2f}: undo the normalisation, `image * std + mean`")
     return array * 255.0
 
 
@@ -156,7 +158,8 @@ def plot_diagnosis(found: Any, axes: Any = None) -> Any:
         y = [one.same / found.count if answers else one.likeness for one in rows]
         axes.plot([*x, 1], [*y, 1], marker="o", label=name)
         if answers:
-            axes.vlines(x, *zip(*(one.agreement for one in rows), strict=True), color=axes.lines[-1].get_color(), alpha=0.5)
+            low, high = zip(*(one.agreement for one in rows), strict=True)
+            axes.vlines(x, low, high, color=axes.lines[-1].get_color(), alpha=0.5)
     axes.axhline(found.target, color="0.5", linestyle="--", linewidth=1)
     if found.recommended is not None:
         chosen = found.settings[found.recommended]

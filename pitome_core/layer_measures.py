@@ -75,7 +75,7 @@ def tightness(x: Tensor) -> Tensor:
 
 
 def _measures(keys: Tensor, margin: float) -> Tensor:
-    """Keys `(B, N, D)` -> `(B, 5)`: mean cosine, tightness, chance, spread of the energies, share of isolated tokens."""
+    """Keys `(B, N, D)` -> `(B, 5)`: mean cosine, tightness, chance, spread of energies, share of isolated tokens."""
     unit = normalize(keys.float(), dim=-1)
     others = unit @ unit.transpose(1, 2)  # (B, N, N)
     others.diagonal(dim1=1, dim2=2).fill_(-2)
@@ -94,11 +94,12 @@ def measure_layers(model: nn.Module, calls: list[Callable[[], object]], margins:
 
     def read(step: LayerStep, x: Tensor, keys: Tensor, size: Tensor | None, attention_map: Tensor | None) -> Merged:
         metric = layer_metric("keys", x, keys, step.prefix)
-        items = [metric] if step.mergeable is None else [one[real][None] for one, real in zip(metric, step.mergeable)]
+        real = step.mergeable
+        items = [metric] if real is None else [one[here][None] for one, here in zip(metric, real, strict=True)]
         found[step.layer] += [_measures(part, margins[step.layer]).cpu() for part in items if part.shape[1] > 1]
         if size is not None:
             return x, size, None
-        # Blocks call a merge only where a token goes, or where tokens have sizes: sizes of 1 let all later ones call it.
+        # Blocks call a merge where tokens go or have sizes. With sizes of 1, all blocks behind the first one call it.
         size = x.new_ones(x.shape[:2], dtype=torch.float32)
         return x, size, MergePlan.identity(len(x), x.shape[1] - step.prefix, x.device)
 

@@ -17,7 +17,8 @@ import pitome_core as pc
 
 PACKAGE = Path(__file__).resolve().parents[2] / "pitome_core"
 FAMILIES = sorted((PACKAGE / "families").glob("*.py"))
-CORE = [path for path in sorted(PACKAGE.rglob("*.py")) if not {"experiments", "families"} & set(path.parts)]
+COMMAND = sorted((PACKAGE / "cli").glob("*.py"))
+CORE = [path for path in sorted(PACKAGE.rglob("*.py")) if not {"cli", "experiments", "families"} & set(path.parts)]
 METHODS = [PACKAGE / "mergers" / f"{name}.py" for name in ("pitome", "pitome_variants", "tome")]
 METHODS += sorted((PACKAGE / "experiments" / "baselines").glob("*.py"))
 # The most statements: of the core without families, of all families together, of one family, of one method.
