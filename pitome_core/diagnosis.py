@@ -56,7 +56,8 @@ class Measured:
             if nothing was timed.
         same: how many items have the same top answer; None for a model without answers.
         agreement: (low, high), the 95 % interval of Wilson for the share of items with the same top answer, or None.
-        likeness: mean cosine of the pooled output, or class token, with the whole model's; None where there is none.
+        likeness: mean cosine of the pooled output with the whole model's; where a model hands out none, of the class
+            token (or mean token) of its last hidden state; None where there is neither.
         patches: mean cosine of patch tokens with the whole model's, merged ones copied back; None where there are none.
     """
 
@@ -274,7 +275,7 @@ def diagnose(
             reference = _read(model, batch, family, shape.prefix, head)
             for values, (_, keep, given) in zip(rows, grid, strict=True):
                 with patched(model, keep=keep, **given):
-                    drops = find_method(given["method"]).drops
+                    drops = find_method(given.get("method", "pitome")).drops
                     values.append(_compared(_read(model, batch, family, shape.prefix, head, drops), reference, batch))
         say("keys of the layers")
         calls = [lambda batch=batch: _call(model, batch) for batch in batches]

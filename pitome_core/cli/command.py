@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ CLEAR = "\r\033[K"  # to the beginning of the line, which is emptied
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (None = those of the process); the exit status."""
     given = _parser().parse_args(arguments)
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # what matters of it is in the error
     try:
         given.run(given)
     except KeyboardInterrupt:

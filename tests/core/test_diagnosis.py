@@ -56,7 +56,8 @@ def test_numbers_are_those_of_running_the_models_by_hand(vit, images):
             assert one.agreement == interval(one.same, 10)
             pooled = [vit.forward_head(t, pre_logits=True) for t in (merged, tokens)]
             assert one.likeness == pytest.approx(cosine_similarity(*pooled).mean().item(), abs=1e-6)
-            assert one.patches == pytest.approx(cosine_similarity(merged, tokens, dim=-1)[:, 1:].mean().item(), abs=1e-6)
+            patches = cosine_similarity(merged, tokens, dim=-1)[:, 1:].mean().item()
+            assert one.patches == pytest.approx(patches, abs=1e-6)
 
 
 def test_layers_are_those_of_the_keys(vit, images):
@@ -84,7 +85,8 @@ def test_layers_are_those_of_the_keys(vit, images):
         assert one.cosine == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
         assert one.tightness == pytest.approx(medians.mean().item(), abs=1e-5)
         assert one.isolated == pytest.approx(sum(isolated) / len(isolated), abs=1e-6)
-        assert one.spread == pytest.approx(pc.energy_score(key, one.margin).std(1, correction=0).mean().item(), abs=1e-6)
+        spread = pc.energy_score(key, one.margin).std(1, correction=0).mean().item()
+        assert one.spread == pytest.approx(spread, abs=1e-6)
         assert one.chance == pytest.approx(math.sqrt(2 * math.log(16) / 16))
 
 
@@ -244,18 +246,18 @@ def test_the_cheapest_that_reaches_the_target(vit, images):
     assert "margin" in found.reason  # what the phase diagram says of the keys
     few = pc.diagnose(vit, x[:34], **GRID)
     assert few.recommended is None and "at least 35" in few.reason
-    strict = pc.diagnose(randomize(vit, seed=3), x * 0 + torch.randn(x.shape, generator=torch.Generator().manual_seed(1)),
-                         keeps=(0.5,), seconds=0)
-    assert strict.recommended is None or strict.settings[strict.recommended].agreement[0] >= 0.9
+    strict = pc.diagnose(vit, x, target=interval(40, 40)[0], keeps=(0.5,), seconds=0)
+    assert all(one.same < 40 for one in strict.settings)
+    assert strict.recommended is None and "No setting reaches" in strict.reason
 
 
 def test_without_answers_the_likeness_has_to_reach_it(build_vit, images):
     found = pc.diagnose(build_vit(num_classes=0), images(36), **GRID)
     assert all(one.same is None for one in found.settings)
     best = max(one.likeness for one in found.settings)
-    above = pc.diagnose(build_vit(num_classes=0), images(200)[:160], target=min(0.97, best + 0.001), **GRID)
-    assert (found.recommended is None) == (best < 0.9)
-    assert above.recommended is None or above.settings[above.recommended].likeness >= above.target
+    assert 0.9 < best and found.settings[found.recommended].likeness >= 0.9
+    cheaper = [one for one in found.settings if one.flops < found.settings[found.recommended].flops]
+    assert all(one.likeness < 0.9 for one in cheaper)
 
 
 def test_what_is_shown(vit, images):
