@@ -154,6 +154,7 @@ def plot_diagnosis(found: Any, axes: Any = None) -> Any:
     answers = found.settings[0].same is not None
     for name in dict.fromkeys(one.method for one in found.settings):
         rows = sorted((one for one in found.settings if one.method == name), key=lambda one: one.flops)
+        rows = [one for one in rows if (one.same if answers else one.likeness) is not None]
         x = [one.flops for one in rows]
         y = [one.same / found.count if answers else one.likeness for one in rows]
         axes.plot([*x, 1], [*y, 1], marker="o", label=name)
