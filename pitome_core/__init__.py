@@ -1,6 +1,8 @@
 """PiToMe: energy-based, spectrum-preserving token merging for Vision Transformers."""
 
 from .counting import Counts, flops, schedule
+from .diagnosis import Diagnosis, diagnose
+from .drawing import token_map
 from .energy import energy_score, margin_schedule
 from .families import register_family
 from .family import Family, UnsupportedModelError
@@ -17,6 +19,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Counts",
+    "Diagnosis",
     "Family",
     "LinearPlan",
     "MergePlan",
@@ -26,6 +29,7 @@ __all__ = [
     "Trace",
     "UnsupportedModelError",
     "apply",
+    "diagnose",
     "energy_score",
     "flops",
     "margin_schedule",
@@ -40,5 +44,6 @@ __all__ = [
     "schedule",
     "settings",
     "spectral_distance",
+    "token_map",
     "unmerged",
 ]

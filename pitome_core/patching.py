@@ -484,7 +484,22 @@ def patched(model: nn.Module, method: str = "pitome", keep: Any = None, **argume
     try:
         yield model
     finally:
-        if before is None:
-            _uninstall(model)
-        else:
-            _install(model, before.towers, before.given)
+        _put_back(model, before)
+
+
+@contextmanager
+def paused(model: nn.Module) -> Iterator[nn.Module]:
+    """`remove` for the length of a `with` block; afterwards the model is patched as it was before, or not at all."""
+    before = _owned(model)
+    remove(model)
+    try:
+        yield model
+    finally:
+        _put_back(model, before)
+
+
+def _put_back(model: nn.Module, before: Installed | None) -> None:
+    if before is None:
+        _uninstall(model)
+    else:
+        _install(model, before.towers, before.given)

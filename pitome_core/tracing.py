@@ -8,9 +8,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
+from .drawing import plot_trace
 from .merge_plan import LinearPlan, MergePlan
 from .patch import active_patch
 from .patching import patched_parts
@@ -93,6 +95,17 @@ class Trace:
     def assignment(self) -> Tensor:
         """The final token of every patch in the last forward call, as in `ForwardTrace.assignment`."""
         return self.last.assignment
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the last forward call: tokens by layer, and the sizes of the last ones (all items together).
+
+        Args:
+            axes: two axes of matplotlib; None = those of a new figure.
+
+        Returns:
+            The axes. ImportError without matplotlib.
+        """
+        return plot_trace(self, axes)
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 import pitome_core as pc
-from pitome_core.experiments.models.layer_keys import mean_cosine
 from pitome_core.experiments.records.cells import ARMS
+from pitome_core.layer_measures import mean_cosine, tightness
 
 SHARES = (0.40, 0.25, 0.15, 0.10, 0.06, 0.04)  # of the tokens that are not isolated, in six clusters
 
@@ -77,14 +77,11 @@ def draw(setting: Setting, trials: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def offered(metric: Tensor) -> dict[str, Tensor]:
     """What can be measured on tokens ``(B, N, C)`` whose clusters nobody knows, ``(B,)`` each.
 
-    ``cosine`` is the mean cosine of pairs. ``tightness`` is the median, over tokens, of the largest cosine to another
-    token, both less the mean token: what is left of clusters when the common direction is taken away.
+    ``cosine`` is the mean cosine of pairs. ``tightness`` is what is left of clusters when the direction that all tokens
+    share is taken away, see `layer_measures.tightness`.
     """
-    n = metric.shape[1]
-    unit = normalize(metric.double(), dim=-1)
-    centred = normalize(unit - unit.mean(dim=1, keepdim=True), dim=-1)
-    between = centred @ centred.transpose(1, 2) - 3 * torch.eye(n, dtype=torch.float64)  # no token is its own neighbour
-    return {"cosine": mean_cosine(unit), "tightness": between.amax(dim=-1).median(dim=-1).values}
+    metric = metric.double()
+    return {"cosine": mean_cosine(metric), "tightness": tightness(metric)}
 
 
 def outcomes(plan: pc.MergePlan, metric: Tensor, label: Tensor) -> dict[str, Tensor]:

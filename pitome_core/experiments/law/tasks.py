@@ -18,9 +18,10 @@ from torch import Tensor
 import pitome_core as pc
 from pitome_core.experiments.data import photos
 from pitome_core.experiments.law import grid
-from pitome_core.experiments.models.layer_keys import layer_keys, mean_cosine
+from pitome_core.experiments.models.layer_keys import layer_keys
 from pitome_core.experiments.records.cells import WHOLE, Cell
 from pitome_core.experiments.vision import tasks as vision
+from pitome_core.layer_measures import mean_cosine
 
 METRICS = ("keys", "keys-centred", "hidden")
 

@@ -66,10 +66,3 @@ def layer_keys(model: nn.Module, inputs: Tensor) -> LayerKeys:
         for hook in hooks:
             hook.remove()
     return LayerKeys(keys, hidden, last)
-
-
-def mean_cosine(x: Tensor) -> Tensor:
-    """Mean cosine of the pairs of different tokens, ``(B, N, C)`` -> ``(B,)``, in float32 or, for float64, in that."""
-    unit = nn.functional.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
-    n = x.shape[1]
-    return (unit.sum(1).square().sum(-1) - n) / (n * (n - 1))

@@ -6,6 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
+from pitome_core.drawing import token_colours
+
 from .style import HEAT
 
 
@@ -53,12 +55,8 @@ def token_map(ax: Axes, image: np.ndarray, assignment: np.ndarray, title: str = 
     rows, columns = assignment.shape
     patches = image[: height // rows * rows, : width // columns * columns].astype(float)
     patches = patches.reshape(rows, height // rows, columns, width // columns, 3).mean((1, 3))  # (rows, columns, 3)
-    tokens, own = assignment.reshape(-1), patches.reshape(-1, 3)  # (rows * columns,), (rows * columns, 3)
-    colours = np.full_like(own, 128.0)
-    for token in np.unique(tokens[tokens >= 0]):
-        colours[tokens == token] = own[tokens == token].mean(axis=0)
-    ax.imshow(colours.reshape(rows, columns, 3).astype(np.uint8), extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-              interpolation="nearest")
+    colours = token_colours(patches, assignment).astype(np.uint8)
+    ax.imshow(colours, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
     ax.add_collection(LineCollection(_borders(assignment, height, width), colors="white", linewidths=0.7))
     for r, c in zip(*np.nonzero(assignment < 0), strict=True):
         y, x = (r + 0.5) * height / rows - 0.5, (c + 0.5) * width / columns - 0.5

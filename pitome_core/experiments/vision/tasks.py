@@ -30,10 +30,11 @@ from pitome_core.experiments import assets
 from pitome_core.experiments.data import photos, scenes, splits
 from pitome_core.experiments.data.pictures import PATCH, preprocess
 from pitome_core.experiments.models import vit
-from pitome_core.experiments.models.layer_keys import layer_keys, mean_cosine
+from pitome_core.experiments.models.layer_keys import layer_keys
 from pitome_core.experiments.records.cells import Cell
 from pitome_core.experiments.runs import grid, sweep
 from pitome_core.experiments.runs.image_task import ImageTask
+from pitome_core.layer_measures import mean_cosine
 
 MNIST, MNIST_SALT = "mnist-5k", "mnist-5k-1"
 GRID = 56  # maps are compared on a grid of 56 x 56: masks have no finer truth at an object's edge
