@@ -103,6 +103,45 @@ slow = [together(rows[i][2]) for i in (2, 4)]
 assert together(rows[0][2])[0] > 1.2 and together(rows[1][2])[0] > 1 and all(part[0] < 1 for part in slow)
 
 # %% [markdown]
+# ## Ask your own model
+#
+# `pc.diagnose` runs the whole model and a small grid of merged ones on your own pictures. It counts what each setting saves, times
+# it on your device, measures how near its output stays to the whole model's, and recommends a setting, or says why not. In a
+# shell: `pitome diagnose deit_small_patch16_224 pictures/ --html report.html`. Here: the ViT-S/14 of this book, with its weights,
+# on scenes of the dev split.
+
+# %%
+from pitome_core.experiments.data import scenes as pictures_of
+from pitome_core.experiments.models import vit
+from pitome_core.experiments.settings import profile
+
+quick = profile() == "smoke"
+made = pictures_of.scenes(6 if quick else 36, split="dev")
+backbone = vit.saliency_model(224).backbone
+diagnosis = pc.diagnose(backbone, made.images, keeps=(0.9,) if quick else (0.95, 0.9, 0.8), seconds=0 if quick else 5)
+diagnosis
+
+# %% [markdown]
+# What merged in one of these pictures, as an array of pixels: a token is drawn in the mean colour of its patches, and hatched
+# are patches that the energy kept out of the merge.
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: what stays against what it costs, for the model and the pictures of the cell above; the ring is the recommended setting, if there is one. Right: a picture and its tokens after the fourth layer, with PiToMe and with ToMe, keep 0.9. *Live.*", "name": "fig-use-diagnosis"}, "image": {"alt": "Left: two lines, likeness over the share of FLOPs; ToMe stays higher than PiToMe as the share falls. Right: a pasted drawing on a photograph, and the same picture in patches of even colour, larger where the background is even."}}
+import matplotlib.pyplot as plt
+
+figure, axes = plt.subplots(1, 4, figsize=(10.5, 2.9), width_ratios=[1.3, 1, 1, 1])
+diagnosis.plot(axes[0])
+picture = (made.images[0] - made.images[0].amin()) / (made.images[0].amax() - made.images[0].amin())
+axes[1].imshow(picture.permute(1, 2, 0))
+for ax, (method, label) in zip(axes[2:], (("pitome", "PiToMe"), ("tome", "ToMe")), strict=True):
+    with torch.no_grad(), pc.patched(backbone, method, keep=0.9), pc.record(backbone) as trace:
+        backbone(made.images[:1])
+    ax.imshow(pc.token_map(trace, picture, layer=3))
+    ax.set_title(f"{label}: {trace.layers[3].plan.num_tokens} tokens", fontsize=9)
+for ax in axes[1:]:
+    ax.axis("off")
+plt.show()
+
+# %% [markdown]
 # ## A timm classifier
 #
 # `keep` is the share of the tokens that each layer keeps. `pc.patched` merges inside a block only; `pc.apply` until
@@ -157,11 +196,11 @@ print(len(classify(photograph)), "labels with scores")
 # into. A head on the grid of patches needs no change.
 
 # %% tags=["nbval-check-output"]
-backbone = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=4, num_classes=0).eval()
+encoder = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=4, num_classes=0).eval()
 segment = nn.Conv2d(192, 7, kernel_size=1)  # seven classes
-pc.apply(backbone, "tome", keep=0.9)
+pc.apply(encoder, "tome", keep=0.9)
 with torch.no_grad():
-    tokens = backbone.forward_features(images)[:, backbone.num_prefix_tokens :]  # (2, 36, 192), on all patches
+    tokens = encoder.forward_features(images)[:, encoder.num_prefix_tokens :]  # (2, 36, 192), on all patches
     grid = segment(tokens.transpose(1, 2).unflatten(2, (6, 6)))
     maps = nn.functional.interpolate(grid, size=images.shape[2:], mode="bilinear")
 print("a class for every pixel:", tuple(maps.shape))
