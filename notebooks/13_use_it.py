@@ -1,0 +1,336 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Use it
+#
+# Recipes that run. Each stands by itself after the imports, uses a small model with random weights in place of yours, and
+# checks what it says. Put your model, and `pretrained=True`, where the small one is. What each option means stands in
+# [the API](../book/api.md), which models are known in [Supported models](../book/supported_models.md).
+#
+# *Reading time: 10 minutes. All cells are* live *on a CPU; the numbers of the first section come from* recorded *runs.*
+
+# %% tags=["remove-cell"]
+import sys
+
+if "google.colab" in sys.modules:  # beside Colab's own torch and numpy, which stay as they are
+    import subprocess
+
+    package = "pitome-core[experiments,open-clip,recipes,transformers] @ git+https://github.com/OWNER/pitome-companion@v0.1.0"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+
+# %%
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import timm
+import torch
+import transformers
+from IPython.display import Markdown, display
+from PIL import Image
+from torch import nn
+
+import pitome_core as pc
+from pitome_core.experiments.records import results
+from pitome_core.experiments.runs import timings
+
+folder = Path(tempfile.mkdtemp())
+torch.manual_seed(0)
+
+# %% [markdown]
+# ## What to do, by device and size
+#
+# Merging pays where a layer's work is large beside the few small operations of a merge step. Speed-ups over the whole model,
+# from the recorded runs at keep 0.9:
+
+# %% tags=["hide-input"]
+def measured(file, **wanted):
+    """Speed-ups of PiToMe and ToMe, smallest and largest, over the recorded cells with these fields."""
+    cells = timings.load(results.folder() / file, "cost").values()
+    some = [cell["variants"] for cell in cells if all(cell.get(name) == value for name, value in wanted.items())
+            and "pitome" in cell.get("variants", {}) and "free" in cell["variants"]]
+    speeds = [variants[method]["speedup"][1] for variants in some for method in ("pitome", "tome")]
+    return (min(speeds), max(speeds), len(some)) if some else None
+
+
+def said(found):
+    return "not run" if found is None else f"{found[0]:.2f} to {found[1]:.2f} ({found[2]} cells)"
+
+
+usual = {"mode": "eager", "keep": 0.9, "proportional": "preset", "every": 1, "multiple": 1}
+small, base, tiny = "vit_small_patch16_224", "vit_base_patch16_224", "vit_tiny_patch16_224"
+rows = [
+    ("CPU, ViT-S or larger, batch 4 or more", "merge",
+     [measured("embedded/cost.json", model=model, batch=batch, size=224, **usual)
+      for model, batch in ((small, 4), (small, 16), (small, 64), (base, 8))]),
+    ("CPU, ViT-S, batch 1, 224 px", "merge; `remove` in every second or third layer is faster still",
+     [measured("embedded/cost.json", model=small, batch=1, size=224, **usual)]),
+    ("CPU, batch 1, a tiny model or 112 px", "do not merge in every layer",
+     [measured("embedded/cost.json", model=tiny, batch=1, **usual),
+      measured("embedded/cost.json", model=small, batch=1, size=112, **usual)]),
+    ("CPU, 384 px and more", "merge: the longer the input, the more it saves",
+     [measured("embedded/cost.json", model=small, size=384, **usual)]),
+    ("GPU (one H100, an earlier merge step)", "measure first: it was slower than the whole model in these cells",
+     [measured("gpu/cost.json", keep=0.9, proportional="preset")]),
+]
+
+
+def together(parts):
+    parts = [part for part in parts if part]
+    return (min(p[0] for p in parts), max(p[1] for p in parts), sum(p[2] for p in parts)) if parts else None
+
+
+lines = ["| where | what to do | speed-up, PiToMe and ToMe |", "|---|---|---|"]
+lines += [f"| {where} | {advice} | {said(together(parts))} |" for where, advice, parts in rows]
+digits, scenes = results.load("law-digits"), results.load("law-scenes")
+quality = digits.difference("pitome@0.9", "tome@0.9", "correct"), scenes.difference("pitome@0.9", "tome@0.9", "auc")
+display(Markdown("\n".join(lines) + (
+    f"\n\n**Which method.** On the backbone of this book ToMe at keep 0.9, with attention that counts sizes: PiToMe in its place "
+    f"changes accuracy on digits by {quality[0]}, and the AUC of a saliency map by {quality[1]}. "
+    f"[When energy helps](12_when_energy_helps.ipynb) says what it depends on. Another model is another question: try both on "
+    f"your own pictures.\n\n**Which ratio.** Begin with keep 0.95, and go down as long as your task stands it. For a text "
+    f"model, merge in the first layers; for a LLaVA see [Questions](11_vqa.ipynb)."
+)))
+slow = [together(rows[i][2]) for i in (2, 4)]
+assert together(rows[0][2])[0] > 1.2 and together(rows[1][2])[0] > 1 and all(part[0] < 1 for part in slow)
+
+# %% [markdown]
+# ## Ask your own model
+#
+# `pc.diagnose` runs the whole model and a small grid of merged ones on your own pictures. It counts what each setting saves, times
+# it on your device, measures how near its output stays to the whole model's, and recommends a setting, or says why not. In a
+# shell: `pitome diagnose deit_small_patch16_224 pictures/ --html report.html`. Here: the ViT-S/14 of this book, with its weights,
+# on scenes of the dev split.
+
+# %%
+from pitome_core.experiments.data import scenes as pictures_of
+from pitome_core.experiments.models import vit
+from pitome_core.experiments.settings import profile
+
+quick = profile() == "smoke"
+made = pictures_of.scenes(6 if quick else 36, split="dev")
+backbone = vit.saliency_model(224).backbone
+diagnosis = pc.diagnose(backbone, made.images, keeps=(0.9,) if quick else (0.95, 0.9, 0.8), seconds=0 if quick else 5)
+diagnosis
+
+# %% [markdown]
+# What merged in one of these pictures, as an array of pixels: a token is drawn in the mean colour of its patches, and hatched
+# are patches that the energy kept out of the merge.
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: what stays against what it costs, for the model and the pictures of the cell above; the ring is the recommended setting, if there is one. Right: a picture and its tokens after the fourth layer, with PiToMe and with ToMe, keep 0.9. *Live.*", "name": "fig-use-diagnosis"}, "image": {"alt": "Left: two lines, likeness over the share of FLOPs; ToMe stays higher than PiToMe as the share falls. Right: a pasted drawing on a photograph, and the same picture in patches of even colour, larger where the background is even."}}
+import matplotlib.pyplot as plt
+
+figure, axes = plt.subplots(1, 4, figsize=(10.5, 2.9), width_ratios=[1.3, 1, 1, 1])
+diagnosis.plot(axes[0])
+picture = (made.images[0] - made.images[0].amin()) / (made.images[0].amax() - made.images[0].amin())
+axes[1].imshow(picture.permute(1, 2, 0))
+for ax, (method, label) in zip(axes[2:], (("pitome", "PiToMe"), ("tome", "ToMe")), strict=True):
+    with torch.no_grad(), pc.patched(backbone, method, keep=0.9), pc.record(backbone) as trace:
+        backbone(made.images[:1])
+    ax.imshow(pc.token_map(trace, picture, layer=3))
+    ax.set_title(f"{label}: {trace.layers[3].plan.num_tokens} tokens", fontsize=9)
+for ax in axes[1:]:
+    ax.axis("off")
+plt.show()
+
+# %% [markdown]
+# ## A timm classifier
+#
+# `keep` is the share of the tokens that each layer keeps. `pc.patched` merges inside a block only; `pc.apply` until
+# `pc.remove`. A budget in place of a ratio: `pc.schedule(model, flops=0.6)`.
+
+# %% tags=["nbval-check-output"]
+model = timm.create_model("deit_tiny_patch16_224", img_size=96, depth=4).eval()
+images = torch.randn(2, 3, 96, 96)
+whole = pc.flops(model).total
+with torch.no_grad(), pc.patched(model, "tome", keep=0.9), pc.record(model) as trace:
+    logits = model(images)
+print("logits", tuple(logits.shape), "; patches by layer", [layer.plan.num_tokens for layer in trace.layers])
+pc.apply(model, "pitome", keep=pc.schedule(model, flops=0.6))
+print(f"{pc.flops(model).total / whole:.0%} of the work")
+pc.remove(model)
+
+# %% [markdown]
+# ## open_clip: image features and zero-shot
+#
+# `encode_image` merges; texts and the scale stay as they are. For both towers: `towers="both"`.
+
+# %% tags=["nbval-check-output"]
+clip = open_clip.CLIP(
+    32, vision_cfg={"image_size": 64, "layers": 3, "width": 64, "patch_size": 8}, text_cfg={"layers": 2, "width": 32, "heads": 2}
+).eval()
+pc.apply(clip, "tome", keep=0.9)
+pictures, texts = torch.randn(2, 3, 64, 64), open_clip.tokenize(["a cat", "a dog", "a house"])
+with torch.no_grad():
+    picture, text = clip.encode_image(pictures, normalize=True), clip.encode_text(texts, normalize=True)
+print("features", tuple(picture.shape), "; zero-shot", tuple((100 * picture @ text.T).softmax(dim=-1).shape))
+
+# %% [markdown]
+# ## A transformers model in its pipeline
+#
+# Patch the model and hand it to the pipeline; images are prepared as ever.
+
+# %% tags=["nbval-check-output"]
+config = transformers.ViTConfig(
+    image_size=64, patch_size=8, hidden_size=48, num_hidden_layers=3, num_attention_heads=3, intermediate_size=96, num_labels=5
+)
+vit = transformers.ViTForImageClassification(config).eval()
+pc.apply(vit, "tome", keep=0.9)
+processor = transformers.ViTImageProcessorPil(size={"height": 64, "width": 64})
+classify = transformers.pipeline("image-classification", model=vit, image_processor=processor, device="cpu")
+photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8))
+print(len(classify(photograph)), "labels with scores")
+
+# %% [markdown]
+# ## A dense head: segmentation
+#
+# With `restore=True`, the default, every token output has a token for every patch again, each a copy of what its patch merged
+# into. A head on the grid of patches needs no change.
+
+# %% tags=["nbval-check-output"]
+encoder = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=4, num_classes=0).eval()
+segment = nn.Conv2d(192, 7, kernel_size=1)  # seven classes
+pc.apply(encoder, "tome", keep=0.9)
+with torch.no_grad():
+    tokens = encoder.forward_features(images)[:, encoder.num_prefix_tokens :]  # (2, 36, 192), on all patches
+    grid = segment(tokens.transpose(1, 2).unflatten(2, (6, 6)))
+    maps = nn.functional.interpolate(grid, size=images.shape[2:], mode="bilinear")
+print("a class for every pixel:", tuple(maps.shape))
+
+# %% [markdown]
+# ## A LLaVA: fewer tokens into the language model
+#
+# Here the merged tokens themselves are what one wants: `restore=False`, which is required. A prompt needs as many image
+# placeholders as the tower leaves; `image_token_count` says how many, `expand_placeholders` makes them.
+
+# %% tags=["nbval-check-output"]
+from pitome_core.families.hf_llava import expand_placeholders, image_token_count
+
+sizes = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64)
+config = transformers.LlavaConfig(
+    vision_config=transformers.CLIPVisionConfig(image_size=64, patch_size=8, **sizes),
+    text_config=transformers.LlamaConfig(vocab_size=60, num_key_value_heads=2, **sizes), image_token_id=16,
+)
+llava = transformers.LlavaForConditionalGeneration(config).eval()
+print("image tokens of the whole model:", image_token_count(llava))
+pc.apply(llava, "tome", keep=0.8, restore=False)
+print("image tokens, merged:", image_token_count(llava))
+ids = expand_placeholders(torch.tensor([[1, 16, 5, 7]]), 16, image_token_count(llava))  # 16 is the placeholder
+answer = llava.generate(
+    input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=torch.randn(1, 3, 64, 64), max_new_tokens=3,
+    min_new_tokens=3, do_sample=False,
+)
+print("new tokens:", answer.shape[1] - ids.shape[1])
+
+# %% [markdown]
+# ## Fine-tuning with merging on
+#
+# Gradients flow through merges; the choice of pairs has none. Train as ever.
+
+# %% tags=["nbval-check-output"]
+model = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=3, num_classes=5)
+pc.apply(model, "pitome", keep=0.9)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+losses = []
+for _ in range(8):
+    loss = nn.functional.cross_entropy(model(images), torch.tensor([0, 3]))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    losses.append(loss.item())
+print("the loss falls:", losses[-1] < losses[0], "; all weights have gradients:", all(p.grad is not None for p in model.parameters()))
+
+# %% [markdown]
+# ## LoRA, by peft
+#
+# Apply first, then wrap. `pc` functions take the model inside the wrapper.
+
+# %% tags=["nbval-check-output"]
+from peft import LoraConfig, get_peft_model
+
+model = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=3, num_classes=5)
+pc.apply(model, "tome", keep=0.9)
+tuned = get_peft_model(model, LoraConfig(r=4, target_modules=["qkv", "proj"]))
+tuned(images).sum().backward()
+trained = [name for name, p in tuned.named_parameters() if p.grad is not None]
+print("only adapters are trained:", all("lora" in name for name in trained), "; settings inside:", pc.settings(tuned.get_base_model())["keep"])
+
+# %% [markdown]
+# ## ONNX, and onnxruntime
+#
+# Apply, then export. The graph needs nothing of this package; [Export](../book/export.md) has more.
+
+# %% tags=["nbval-check-output"]
+import onnxruntime
+
+model = timm.create_model("deit_tiny_patch16_224", img_size=64, depth=2).eval()
+pc.apply(model, "tome", keep=0.8)
+example = torch.randn(2, 3, 64, 64)
+torch.onnx.export(model, (example,), folder / "merged.onnx", dynamo=True, verbose=False)
+session = onnxruntime.InferenceSession(folder / "merged.onnx")
+(exported,) = session.run(None, {session.get_inputs()[0].name: example.numpy()})
+with torch.no_grad():
+    print("onnxruntime agrees:", np.allclose(exported, model(example), atol=1e-4))
+
+# %% [markdown]
+# ## More than one device: DDP and accelerate
+#
+# A merged model is wrapped like any other, after `apply`. With accelerate nothing changes in the loop:
+
+# %% tags=["nbval-check-output"]
+from accelerate import Accelerator
+
+accelerator = Accelerator(cpu=True)
+model = pc.apply(timm.create_model("vit_tiny_patch16_224", img_size=96, depth=2, num_classes=5), "tome", keep=0.9)
+model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+accelerator.backward(model(images.to(accelerator.device)).sum())
+optimizer.step()
+print("a step was taken; merged by", pc.settings(accelerator.unwrap_model(model))["method"])
+
+# %% [markdown]
+# ## Save it, and bring it back
+#
+# Weights are saved as ever and hold nothing of the merging. Its settings are plain data.
+
+# %% tags=["nbval-check-output"]
+model = pc.apply(timm.create_model("vit_tiny_patch16_224", img_size=96, depth=3), "pitome", keep=0.9).eval()
+torch.save(model.state_dict(), folder / "weights.pt")
+(folder / "merging.json").write_text(json.dumps(pc.settings(model)))
+
+again = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=3).eval()
+again.load_state_dict(torch.load(folder / "weights.pt"))
+pc.apply(again, **json.loads((folder / "merging.json").read_text()))
+with torch.no_grad():
+    print("same output:", torch.equal(model(images), again(images)))
+
+# %% [markdown]
+# ## Your own method
+#
+# A function from a metric to a plan. Once registered it runs in every model that is supported.
+
+# %% tags=["nbval-check-output"]
+def plan_neighbours(metric, remove):
+    """Merge the most similar neighbours in reading order: token 2i + 1 goes into token 2i."""
+    unit = nn.functional.normalize(metric, dim=-1)
+    pairs = metric.shape[1] // 2
+    alike = (unit[:, 0 : 2 * pairs : 2] * unit[:, 1 : 2 * pairs : 2]).sum(dim=-1)  # (B, pairs)
+    best = alike.topk(remove, dim=1).indices
+    return pc.MergePlan.from_merges(2 * best + 1, 2 * best, metric.shape[1])
+
+
+pc.register_method("neighbours", plan_neighbours, paper="this page", summary="neighbours in reading order")
+model = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=3).eval()
+with torch.no_grad(), pc.patched(model, "neighbours", keep=0.8), pc.record(model) as trace:
+    model(images)
+print("patches by layer", [layer.plan.num_tokens for layer in trace.layers])
+
+# %% [markdown]
+# A model that is not supported: [Your own Vision Transformer](../book/own_model.md), one small file.
