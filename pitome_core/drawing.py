@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .linear_plan import LinearPlan
 
+COLOURS = {"pitome": "#0072B2", "tome": "#D55E00"}  # others: the next colour of matplotlib
+
 
 def _pyplot() -> Any:
     try:
@@ -157,7 +159,7 @@ def plot_diagnosis(found: Any, axes: Any = None) -> Any:
         rows = [one for one in rows if (one.same if answers else one.likeness) is not None]
         x = [one.flops for one in rows]
         y = [one.same / found.count if answers else one.likeness for one in rows]
-        axes.plot([*x, 1], [*y, 1], marker="o", label=name)
+        axes.plot([*x, 1], [*y, 1], marker="o", label=name, color=COLOURS.get(name))
         if answers:
             low, high = zip(*(one.agreement for one in rows), strict=True)
             axes.vlines(x, low, high, color=axes.lines[-1].get_color(), alpha=0.5)
