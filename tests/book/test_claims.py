@@ -351,7 +351,7 @@ def test_what_is_broken_is_seen(root, name):
 
 
 BROKEN_LISTS = {
-    "replacing nothing": (put("grids/law-1/digits/replaces", ["vision-9 digits"]), "'vision-9 digits', which is no other"),
+    "replacing nothing": (put("grids/law-1/digits/replaces", ["text-9 news"]), "'text-9 news', which is no other task"),
     "replacing another task": (put("grids/law-1/digits/replaces", ["text-1 news"]), "scores nothing of it again"),
     "a primary cell that is none": (put("grids/vision-1/scenes/primary/first", "pitome@0.99"), "not among its cells"),
     "a primary outcome that is none": (put("grids/vision-1/scenes/primary/outcome", "acu"), "not among its cells"),
