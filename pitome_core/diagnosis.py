@@ -274,8 +274,8 @@ def diagnose(
             say(f"batch {number} of {len(batches)}")
             reference = _read(model, batch, family, shape.prefix, head)
             if reference.answers is None and reference.pooled is None:
-                raise ValueError(f"the output of a {type(model).__qualname__} has no scores of answers, no pooled "
-                                 "output and no tokens to compare: diagnose the tower inside it")
+                raise ValueError(f"the output of a {type(model).__qualname__} has no scores, no pooled output "
+                                 "and no tokens to compare: diagnose the tower inside it")
             for values, (_, keep, given) in zip(rows, grid, strict=True):
                 with patched(model, keep=keep, **given):
                     drops = find_method(given.get("method", "pitome")).drops
