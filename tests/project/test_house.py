@@ -25,7 +25,7 @@ METHODS = [PACKAGE / "mergers" / f"{name}.py" for name in ("pitome", "pitome_var
 METHODS += sorted((PACKAGE / "experiments" / "baselines").glob("*.py"))
 # The most statements: of the core without families, of what looks at models that merge, of the command, of all families
 # together, of one family, of one method.
-MOST = {"core": 1870, "use": 440, "command": 260, "families": 1180, "family": 190, "method": 55}
+MOST = {"core": 1870, "use": 450, "command": 260, "families": 1180, "family": 190, "method": 55}
 
 
 def statements(source: str) -> int:
