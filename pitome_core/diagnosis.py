@@ -360,12 +360,12 @@ def _read(
     """
     library, tower = type(model).__module__.partition(".")[0], getattr(model, "visual", model)
     answers = pooled = tokens = None
-    timm = hasattr(model, "forward_head")
-    if timm and not drops:
+    timm, step_by_step = hasattr(model, "forward_head"), not drops and _IMAGES in batch
+    if timm and step_by_step:
         tokens = model.forward_features(batch[_IMAGES])
         pooled = model.forward_head(tokens, pre_logits=True)
         answers = model.forward_head(tokens) if model.num_classes > 0 else None
-    elif library == "open_clip" and not drops:
+    elif library == "open_clip" and step_by_step:
         output = tower.forward_intermediates(batch[_IMAGES], indices=1, output_fmt="NLC")
         pooled, tokens, prefix = output["image_features"], output["image_intermediates"][-1], 0
     else:
