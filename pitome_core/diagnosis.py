@@ -360,12 +360,12 @@ def _read(
     """
     library, tower = type(model).__module__.partition(".")[0], getattr(model, "visual", model)
     answers = pooled = tokens = None
-    timm = hasattr(model, "forward_head")
-    if timm and not drops:
+    timm, step_by_step = hasattr(model, "forward_head"), not drops and _IMAGES in batch
+    if timm and step_by_step:
         tokens = model.forward_features(batch[_IMAGES])
         pooled = model.forward_head(tokens, pre_logits=True)
         answers = model.forward_head(tokens) if model.num_classes > 0 else None
-    elif library == "open_clip" and not drops:
+    elif library == "open_clip" and step_by_step:
         output = tower.forward_intermediates(batch[_IMAGES], indices=1, output_fmt="NLC")
         pooled, tokens, prefix = output["image_features"], output["image_intermediates"][-1], 0
     else:
@@ -392,13 +392,13 @@ def _compared(here: _Outputs, whole: _Outputs, batch: dict[str, Tensor]) -> Tens
     """`(B, 3)`: same top answer, cosine of the pooled output, mean cosine of the tokens; NaN where there is none."""
     values = torch.full((_length(batch), 3), torch.nan, dtype=torch.float64)
     if here.answers is not None and whole.answers is not None:
-        values[:, 0] = (here.answers.argmax(dim=1) == whole.answers.argmax(dim=1)).double()
+        values[:, 0] = here.answers.argmax(dim=1) == whole.answers.argmax(dim=1)
     if here.pooled is not None and here.pooled.shape == whole.pooled.shape:
-        values[:, 1] = cosine_similarity(here.pooled.float(), whole.pooled.float()).double()
+        values[:, 1] = cosine_similarity(here.pooled.float(), whole.pooled.float())
     if here.tokens is not None:
         cosines = cosine_similarity(here.tokens.float(), whole.tokens.float(), dim=-1)  # (B, N)
         mask = batch.get("attention_mask", torch.ones_like(cosines))
-        values[:, 2] = (cosines * mask).sum(dim=1).double() / mask.sum(dim=1)
+        values[:, 2] = (cosines * mask).sum(dim=1) / mask.sum(dim=1)
     return values
 
 

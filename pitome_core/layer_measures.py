@@ -19,6 +19,8 @@ from .merge_step import layer_metric
 from .patch import LayerStep, Merged
 from .patching import patched, use_merge
 
+_ENTRIES = 2**24  # of matrices of cosines that are held at once
+
 
 @dataclass(frozen=True)
 class LayerMeasures:
@@ -94,8 +96,9 @@ def measure_layers(model: nn.Module, calls: list[Callable[[], object]], margins:
 
     def read(step: LayerStep, x: Tensor, keys: Tensor, size: Tensor | None, attention_map: Tensor | None) -> Merged:
         metric = layer_metric("keys", x, keys, step.prefix)
-        real = step.mergeable
-        items = [metric] if real is None else [one[here][None] for one, here in zip(metric, real, strict=True)]
+        real, items = step.mergeable, metric.split(max(1, _ENTRIES // metric.shape[1] ** 2))
+        if real is not None:
+            items = [one[here][None] for one, here in zip(metric, real, strict=True)]
         found[step.layer] += [_measures(part, margins[step.layer]).cpu() for part in items if part.shape[1] > 1]
         if size is not None:
             return x, size, None
