@@ -9,12 +9,15 @@
 # %% [markdown]
 # # Retrieval, off the shelf and retrained
 #
-# **What this chapter found.** Of all tasks of this book retrieval shows most clearly what PiToMe costs: as the paper writes
-# it, it is below ToMe at equal tokens, on a white ground and with fewer tokens by more than a correction for the number of comparisons
-# takes away ([the ledger](../book/claims.md)). The order by energy is not to blame, as matching in that order
-# without protection cannot be told from ToMe. Nor can the released presets, beside ToMe with the same attention, or PiToMe
-# on hidden states, beside ToMe on hidden states. No difference between PiToMe and random pruning was found on any set, and a
-# smaller picture of the same cost does as well as merging.
+# **What this chapter found.** PiToMe as the paper writes it costs this dual encoder recall. On drawings on twenty photographs at
+# keep 0.9, which count first, no difference to ToMe was found: the interval reaches far below zero and hardly above it. On a white
+# ground, and with fewer tokens, PiToMe is below ToMe by more than a correction for the number of comparisons takes away
+# ([the ledger](../book/claims.md)). The released presets cannot be told from ToMe with the same attention. For CLIP that holds beside two
+# ToMes: the one that is equal in all but the method, and the one that the paper's repository runs there. Whose energy
+# it is counts behind the gate on hidden states: by a single interval PiToMe there is above itself with the energies dealt to other tokens. On keys no such
+# difference was found, though only a large one could have been. Matching in the order of energy, without protection, cannot be told from
+# matching in a shuffled order, nor from ToMe, nor PiToMe from random pruning, and a smaller picture of
+# the same cost does as well as merging. What could have been found stands beside each.
 #
 # A picture looks for its text, a text for its picture, and whoever stands first in the list is found. There is no margin of a
 # class to hide behind: a rank moves as soon as any rival comes closer. It is also where the abstract is boldest. CLIP, retrained
@@ -23,8 +26,9 @@
 # real towers (the ViT-S/14 of the last chapters, all-MiniLM-L6-v2), with an MLP on each side that was trained here with CLIP's
 # loss on 985 OpenMoji drawings with their names and keywords. Recall is far from CLIP's. The question is what merging does to it.
 #
-# *Reading time: 20 minutes. Figures marked* recorded *come from `make results`; cells marked* live *compute on a CPU. What was
-# to be run was written down before ([protocol](../book/protocol.md)).*
+# *Reading time: 15 minutes. Figures marked* recorded *come from `make results`; cells marked* live *compute on a CPU. What was
+# to be run was written down before ([protocol](../book/protocol.md)). The first half rests on its second version, `retrieval-2`;
+# what that version left out rests on the first one, and a heading says where that begins.*
 
 # %% tags=["remove-cell"]
 import sys
@@ -37,7 +41,6 @@ if "google.colab" in sys.modules:  # beside Colab's own torch and numpy, which s
 
 # %%
 import json
-from collections import Counter
 from functools import partial
 
 import matplotlib.pyplot as plt
@@ -51,65 +54,68 @@ from pitome_core.experiments.data import pairs
 from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import dual_encoder
 from pitome_core.experiments.records import results
-from pitome_core.experiments.records.cells import Cell, seeds_of
-from pitome_core.experiments.records.published import TABLE_2
+from pitome_core.experiments.records.cells import LABELS, Cell
 from pitome_core.experiments.records.statistics import Difference, paired_difference, trainings_difference
 from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.retrieval import recall, training
-from pitome_core.experiments.retrieval.grid import RETRAINED, TEXT_ARMS, applied
+from pitome_core.experiments.retrieval.grid import RETRAINED, applied
 from pitome_core.experiments.runs import summary
-from pitome_core.experiments.runs.grid import ARMS, LABELS
 from pitome_core.experiments.settings import profile
 
 plots.use_style()
 quick = profile() == "smoke"
-TITLES = {
-    "collection": "drawings on 20 photographs", "white": "drawings on white",
-    "photographs": "drawings on 2 photographs", "noto": "Noto Emoji on white",
-    "stamps": "cut-out photographs on white",
-}
-records = {name: results.load(f"retrieval-{name}") for name in TITLES}
-# The same sets scored by a later version of the protocol, where they are on record: the latest is compared.
-again = {name: f"retrieval-2-{name}" for name in TITLES}
-newest = {name: results.load(again[name]) if (results.folder() / "embedded" / f"{again[name]}.json").exists() else record
-          for name, record in records.items()}
-main, white, primary = records["collection"], records["white"], newest["collection"]
-ours, rival = "pitome@0.9", "tome@0.9"
-in_words = partial(Difference.in_words, digits=1)
-SHORT = {"whole": "whole model", ours: "PiToMe", rival: "ToMe"}
+record, two_photos = (results.load(f"retrieval-2-{name}") for name in ("collection", "photographs"))  # the second version
+first_version = {name: results.load(f"retrieval-{name}") for name in ("collection", "white", "photographs", "noto", "stamps")}
+TITLES = {"collection": "drawings on 20 photographs", "white": "drawings on white", "photographs": "drawings on 2 photographs",
+          "noto": "Noto Emoji on white", "stamps": "cut-out photographs on white"}
+ours, rival, order = "pitome@0.9", "tome@0.9", "energy-sorted@0.9"
+hidden, clip = "pitome-hidden@0.9", "pitome-released-clip@0.9"
+in_words, difference = partial(Difference.in_words, digits=1), partial(recall.difference, record)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "rsum minus that of ToMe with the same attention and metric, at keep 0.9 in all layers of the image tower, off the shelf, paired by query, with 95 % intervals. Blue lies above zero, vermilion below, grey contains it; the small ticks beside a grey interval are the sizes that would have been detected in four cases of five. *Not run*: ToMe has no such cell there. Scales differ. *Recorded.*", "name": "fig-retrieval-forest"}, "image": {"alt": "Two forest plots side by side, one row per method. PiToMe as the paper writes it lies below zero in both; its released forms, PiToMe on hidden states and energy-sorted matching lie around zero; DiffRate, DCT, EViT, top-k attention and random merging lie far below."}}
-beside = {}
-keys = list(dict.fromkeys(key for name in ("collection", "white") for key in summary.compared(newest[name], 0.9)))
-figure, axes = plt.subplots(1, 2, figsize=(9.5, 0.27 * len(keys) + 0.9), sharey=True)
-for ax, name in zip(axes, ("collection", "white"), strict=True):
-    beside[name] = plots.beside(ax, newest[name], keys, partial(recall.difference, newest[name]))
-    ax.set(title=TITLES[name], xlabel="rsum minus ToMe's")
+
+def label(key):
+    """What a cell is called in figures and sentences."""
+    about = record.about(key)
+    return about["label"] + (f", {about['pixels']} px" if "pixels" in about else ", attention off" * (about.get("proportional") is False))
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Every arm with energy at keep 0.9 in all layers of the image tower, off the shelf, on twenty photographs: rsum minus that of ToMe with the same attention, metric and place (left), and minus that of itself with the energies dealt to other tokens (right). 95 % intervals over identities, photographs and draws. Blue lies above zero, vermilion below, grey contains it; the small ticks beside a grey interval are the sizes that would have been detected in four cases of five. Hollow: the published comparison for CLIP, which differs in more than the method. *Recorded.*", "name": "fig-retrieval-forest"}, "image": {"alt": "Two forest plots. Left: all intervals contain zero; PiToMe as the paper writes it lies mostly left of it, energy-sorted matching close around it. Right: that of PiToMe on hidden states lies above zero, those of PiToMe as the paper writes it and as released for CLIP mostly right of it, those of energy-sorted matching and of the preset for DeiT around it."}}
+with_energy = [key for key in record.groups() if Cell.of(record.about(key)).shuffled]
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 0.34 * len(with_energy) + 1.3), sharey=True)
+beside = plots.beside(axes[0], record, with_energy, difference)
+dealt = plots.beside(axes[1], record, with_energy, difference, "shuffled")
+published = difference(clip, "tome-released-clip@0.9")
+axes[0].plot([published.low, published.high], [len(with_energy)] * 2, color="0.45", linewidth=1)
+axes[0].plot(published.mean, len(with_energy), "o", color="0.45", markerfacecolor="white", markersize=5)
+axes[0].set_yticks(range(len(with_energy) + 1))
+axes[0].set_yticklabels([*map(label, with_energy), "PiToMe (released, CLIP), as published"])
+axes[0].set(title="minus ToMe's", xlabel="rsum", ylim=(len(with_energy) + 0.5, -0.5))
+axes[1].set(title="minus its own with shuffled energies", xlabel="rsum")
 plt.show()
 
-# %%
-to_tome = recall.difference(primary, ours, rival)
-to_whole = recall.difference(primary, ours, "whole")
-on_white = recall.difference(newest["white"], ours, rival)
-
 # %% tags=["hide-input"]
-share = primary.about(ours)["share"]
+to_tome, to_whole = beside[ours], difference(ours, "whole")
+share = record.about(ours)["share"]
+lost = recall.per_query(record, ours, "rank") - recall.per_query(record, rival, "rank")
+places = np.array(record.items["photograph"])
+worse = sum(lost[places == place].mean() < 0 for place in set(places))
+by_head = [np.subtract(*(recall.contributions(record.outcome(key, "rank")[:, head], record.items["query"]).mean() for key in (ours, rival)))
+           for head in range(3)]
 display(Markdown(
-    f"Two differences were named as primary, on the drawings on twenty photographs at keep 0.9 ({share:.0%} of the multiply-accumulates). "
-    f"PiToMe against ToMe: {in_words(to_tome)}; against the whole model: {in_words(to_whole)}. On white, PiToMe against ToMe: {in_words(on_white)}. "
-    f"*rsum* is a sum of six recalls, at most 600; the whole model has {recall.rsum(primary, 'whole')[0]:.0f} and "
-    f"{recall.rsum(newest['white'], 'whole')[0]:.0f}."
+    f"Two differences were named as primary, at keep 0.9 ({share:.0%} of the multiply-accumulates). PiToMe against ToMe: {in_words(to_tome)}. "
+    f"Against the whole model: {in_words(to_whole)}. *rsum* is a sum of six recalls, at most 600; the whole model has "
+    f"{recall.rsum(record, 'whole')[0]:.0f}. PiToMe is below ToMe on {worse} of {len(set(places))} photographs, and by pair of heads the difference is "
+    f"{', '.join(f'{value:+.1f}' for value in by_head)}. All other differences are secondary, and the ledger corrects them for their number."
 ))
-assert to_tome.side < 1 and to_whole.side == on_white.side == -1
+assert to_tome.side == 0 and to_tome.mean < 0 and to_whole.side == -1 and worse > len(set(places)) / 2
 
 # %% [markdown]
 # ## What looks for what
 #
 # Every drawing has two or three texts: a name, Unicode's name where that says something else, and its keywords in a row. A text
 # that several drawings share is right for each of them. The drawings of the test split, and the photographs behind them, were
-# never seen when the *heads* were trained; what the towers have seen is not known. The pictures come in several sets: the same drawings on white, on twenty photographs (*primary*) and
-# on two; the same emoji by other artists (Noto Emoji); and cut-out photographs with captions, of a kind that the heads
-# have seen nothing of.
+# never seen when the *heads* were trained; what the towers have seen is not known. The pictures come in several sets: the same
+# drawings on twenty photographs (*primary*), on white and on two photographs; the same emoji by other artists (Noto Emoji); and
+# cut-out photographs with captions, of a kind that the heads have seen nothing of.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Three drawings of the test split on white and on photographs, with their texts. Emoji: OpenMoji 17, CC BY-SA 4.0; photographs: Stefan van der Walt (CC0), SpaceX (public domain); drawings resized and pasted on photographs; this figure is CC BY-SA 4.0. *Live.*", "name": "fig-retrieval-pairs"}, "image": {"alt": "Three emoji drawings, each once on a white ground and once on a photograph, with two or three texts above each pair."}}
 test = pairs.pairs("test")
@@ -126,113 +132,122 @@ plt.show()
 # %% [markdown]
 # A query's outcome is the *rank* of its best right answer, and a tie counts against it. R@1, R@5 and R@10 say how many queries
 # in a hundred have their answer among the first one, five or ten; *rsum* adds the three of both directions (at most 600). There
-# are three pairs of heads, trained from three seeds, and rsum is their mean. Intervals resample *identities* (a drawing with its
-# variants), with all queries of theirs; gallery and heads are taken as they are, and in the first version of the protocol
-# photographs too. Where heads were trained with merging on, the interval is one of t over the three trainings.
+# are three pairs of heads, trained from three seeds, and rsum is their mean.
+#
+# Intervals of the second version are over identities (a drawing with its variants) and photographs, crossed. A merge hangs on
+# the last digit here, so each picture is scored five times, once as it is and four times with a noise of a two-thousandth of a grey level;
+# arms that draw at random have five seeds instead. The scatter of these repeats is part of the interval.
 #
 # Is there anything to lose? The whole model against chance, and against a reference without any contrastive training: kernel
 # ridge regression from image features to the sentence encoder's space.
 
 # %% tags=["hide-input"]
-def chance(record):
+def chance(scored):
     """rsum of a random order: a query with m right answers of n finds one among the first k by luck."""
-    sizes = {kind: record.items["query"].count(kind) for kind in (recall.IMAGE, recall.TEXT)}
+    sizes = {kind: scored.items["query"].count(kind) for kind in (recall.IMAGE, recall.TEXT)}
     rights = {recall.IMAGE: [len(row) for row in test.captions], recall.TEXT: [len(row) for row in test.answers]}
     if sizes[recall.IMAGE] != len(test):  # stamps: a caption each
         rights = {kind: [1] for kind in rights}
     others = {recall.IMAGE: sizes[recall.TEXT], recall.TEXT: sizes[recall.IMAGE]}
-    found = 0.0
-    for kind, counts in rights.items():
-        for k in recall.AT:
-            missed = [np.prod([(others[kind] - m - i) / (others[kind] - i) for i in range(k)]) for m in counts]
-            found += 100 * (1 - np.mean(missed))
-    return found
+    luck = [1 - np.mean([np.prod([(others[kind] - m - i) / (others[kind] - i) for i in range(k)]) for m in counts])
+            for kind, counts in rights.items() for k in recall.AT]
+    return 100 * sum(luck)
 
-# %% tags=["hide-input"]
+
 log = (results.folder() / "embedded" / "retrieval-training.jsonl").read_text(encoding="utf-8").splitlines()
 log = [json.loads(line) for line in log]
 beaten, rows = {}, []
-for name, record in records.items():
-    found = recall.table(record, "whole")
-    way = [" / ".join(f"{found[f'{kind}_r{k}']:.0f}" for k in recall.AT) for kind in (recall.IMAGE, recall.TEXT)]
+for name, scored in first_version.items():
     ridge = "not run"
-    if "rank_ridge" in record.about("whole")["outcomes"]:
-        beaten[name] = recall.difference(record, "whole", "whole", "rank", "rank_ridge")
-        ridge = f"{recall.rsum(record, 'whole', 'rank_ridge')[0]:.0f}"
-    rows.append([TITLES[name], len(record), *way, f"{recall.rsum(record, 'whole')[0]:.0f}", ridge, f"{chance(record):.0f}"])
-header = ["test set, whole model", "queries", "text R@1 / 5 / 10", "image R@1 / 5 / 10", "rsum", "kernel ridge", "chance"]
+    if "rank_ridge" in scored.about("whole")["outcomes"]:
+        beaten[name] = recall.difference(scored, "whole", "whole", "rank", "rank_ridge")
+        ridge = f"{recall.rsum(scored, 'whole', 'rank_ridge')[0]:.0f}"
+    rows.append([TITLES[name], len(scored), f"{recall.rsum(scored, 'whole')[0]:.0f}", ridge, f"{chance(scored):.0f}"])
 dev = {kind: [max(line["dev"]) if isinstance(line["dev"], list) else line["dev"] for line in log if line["heads"].startswith(kind)]
        for kind in ("head", "ridge")}
 assert all(found.side == 0 for found in beaten.values())
 display(Markdown(
-    markdown(header, rows) + f"\n\n(*Text R@k*: a picture looks for its text. *Image R@k*: a text looks for its picture.) This is a weak "
-    f"encoder beside CLIP, and one with room to fall. The heads were meant to beat the ridge. On dev, where the recipe and the epoch of each "
-    f"were chosen, they have {min(dev['head']):.0f} to {max(dev['head']):.0f} against {dev['ridge'][0]:.0f}; on test no difference was found "
-    f"on any set, and one of {min(d.detectable for d in beaten.values()):.0f} to {max(d.detectable for d in beaten.values()):.0f} would have "
-    f"been. Some of the lead on dev was selection."
+    markdown(["rsum of the whole model (`retrieval-1`)", "queries", "trained heads", "kernel ridge", "chance"], rows)
+    + f"\n\nThis is a weak encoder beside CLIP, and one with room to fall. The heads were meant to beat the ridge. On dev, where the recipe and "
+    f"the epoch of each were chosen, they have {min(dev['head']):.0f} to {max(dev['head']):.0f} against {dev['ridge'][0]:.0f}; on test no "
+    f"difference was found on any set, and one of {min(d.detectable for d in beaten.values()):.0f} to "
+    f"{max(d.detectable for d in beaten.values()):.0f} would have been. Some of the lead on dev was selection."
 ))
 
 # %% [markdown]
-# ## The comparison
+# ## With everything else equal
 #
 # Tokens merge in all twelve layers of the image tower, and nothing is trained again: heads that were trained without merging, *off
-# the shelf* from here on. Random arms are means of five seeds. A method is compared with ToMe where everything else is equal:
-# attention, what is compared (keys or hidden states), the place in the layer, the tokens, the training.
+# the shelf* from here on. An arm is compared with ToMe where everything else is equal: attention (does it count a token by the
+# patches in it?), what is compared (keys or hidden states), the place in the layer, the tokens. So a released preset, which has
+# that counting off, stands beside ToMe that has it off.
+#
+# For CLIP the repository of the paper runs another ToMe beside its PiToMe: on hidden states too, but behind the MLP, with the class token
+# counted in the split. That is *the ToMe as published*. It has a row of its own, and no claim rests on it.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "rsum minus the whole model's against the cost of one image and one text, off the shelf, merging in the image tower. Left: drawings on twenty photographs; right: on white, at keep 0.9 and 0.8 only. Bands for PiToMe and ToMe: 95 % intervals of the paired difference. *Recorded.*", "name": "fig-retrieval-cost"}, "image": {"alt": "Two panels of falling curves against the share of multiply-accumulates, one line per method. PiToMe lies below ToMe but at the mildest ratio. Lower resolution, left only, is level with the best merging methods at mild strength and above them below half of the cost."}}
-shown = ["pitome", "pitome-released-mae", "energy-sorted", "tome", "crossget", "atc", "diffrate", "dct", "random-merge", "random-prune",
-         "lower-resolution"]
-figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.6), sharey=True)
-for ax, record in zip(axes, (main, white), strict=True):
-    plots.against_cost(ax, record, partial(recall.per_query, record, column="rank"), shown)
-    ax.set(title=f"{TITLES[record.header['task']]} (whole model: {recall.rsum(record, 'whole')[0]:.0f})", xlim=(0.3, 1.03))
-axes[0].set_ylabel("rsum minus the whole model's")
-axes[0].legend(fontsize=7.5, loc="lower right")
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "rsum minus the whole model's, at keep 0.9 (lower resolution: a picture of 168 pixels), off the shelf, on twenty photographs, with 95 % intervals. Small marks: the five draws or seeds of a cell. PiToMe blue, order by energy green, ToMe vermilion, controls grey. *Recorded.*", "name": "fig-retrieval-cells"}, "image": {"alt": "A forest plot of differences to the whole model, all on the left of zero. ToMe, energy-sorted matching and the smaller picture lie nearest to it, PiToMe as the paper writes it further left, random merging far to the left."}}
+small = next(key for key in record.groups() if key.startswith("lower-resolution"))
+merged = [key for key in record.groups() if key not in ("whole", "random-merge@0.9/off") and "shuffled" not in key]
+looks = {"energy": plots.COLOURS["accent"], "pitome": plots.COLOURS["pitome"], "tome": plots.COLOURS["tome"]}
+colours = [looks.get(key.partition("-")[0].partition("@")[0], "0.45") for key in merged]
+losses = {key: difference(key, "whole") for key in merged}
+figure, ax = plt.subplots(figsize=(7.5, 0.3 * len(merged) + 0.9))
+plots.forest(ax, [(label(key), loss) for key, loss in losses.items()], colours)
+for y, key in enumerate(merged):
+    one_by_one = recall.repeats(record, key) - recall.rsum(record, "whole")[0]
+    ax.plot(one_by_one, np.full(len(one_by_one), y + 0.28), "|", color=colours[y], markersize=5)
+ax.set(xlabel="rsum minus the whole model's")
 plt.show()
 
 # %% tags=["hide-input"]
-def without(record, first, second, identity):
-    """The difference without the queries of one identity."""
-    here = np.array(record.items["identity"]) != identity
-    kinds = np.array(record.items["query"])[here]
-    parts = [recall.contributions(record.outcome(key, "rank")[here], kinds) for key in (first, second)]
-    return paired_difference(*parts, np.array(record.items["identity"])[here])
-
-
-(largest, often), *_ = Counter(main.items["identity"]).most_common()
-by_head = [recall.contributions(main.outcome(ours, "rank")[:, h], main.items["query"]).mean()
-           - recall.contributions(main.outcome(rival, "rank")[:, h], main.items["query"]).mean() for h in range(3)]
+pruned, deeper = difference(ours, "random-prune@0.9"), difference(small, rival)
+switch = {key: difference(f"{key}/off", key) for key in (ours, rival)}
 display(Markdown(
-    f"How firm is the difference on twenty photographs? The interval resamples {len(set(main.items['identity']))} identities. One of them, "
-    f"*{largest}*, has {often} of the {len(main)} queries; without it the difference is {without(main, ours, rival, largest).format(1)}. By pair "
-    f"of heads it is {', '.join(f'{v:+.1f}' for v in by_head)}. All differences but the two named beforehand, well over a hundred, are secondary: "
-    f"some would exclude zero by chance, and the ledger corrects them for their number."
+    f"**Released for CLIP.** Beside ToMe with the same attention, metric and place: {in_words(beside[clip])}. Beside the ToMe as published: "
+    f"{in_words(published)}. The two ToMes against one another: {in_words(difference('tome-released-clip@0.9', 'tome-hidden@0.9/off'))}.\n\n"
+    f"**Is it the energy?** The control is the same arm with the energies of an image dealt to other tokens of it (first figure, right). "
+    f"Behind the gate: on hidden states {in_words(dealt[hidden])}; on keys, as the paper writes it, {in_words(dealt[ours])}; released for CLIP "
+    f"{in_words(dealt[clip])}. The intervals are wide because seeds and photographs scatter.\n\n"
+    f"**Energy as an order.** Energy-sorted matching has the same energy, without protection and with the best edges only. Against ToMe: "
+    f"{in_words(beside[order])}; against itself with shuffled energies: {in_words(dealt[order])}.\n\n"
+    f"**Attention.** Switching proportional attention off changes PiToMe by {switch[ours].format(1)} and ToMe by {switch[rival].format(1)}; "
+    f"PiToMe against ToMe, both without it: {in_words(beside[f'{ours}/off'])}.\n\n"
+    f"**Random pruning**, which drops tokens without looking. PiToMe against it: {in_words(pruned)}.\n\n"
+    f"**A smaller picture.** The same tower at {record.about(small)['pixels']} pixels does {record.about(small)['share']:.0%} of the work, ToMe at "
+    f"keep 0.9 {record.about(rival)['share']:.0%}. Against ToMe: {in_words(deeper)}. The objects here are large; how small ones fare was not tested."
 ))
+assert all(found.side == 0 for found in (*beside.values(), published, pruned, deeper))
+assert {key for key, found in dealt.items() if found and found.side} == {hidden} and dealt[hidden].side == 1
+assert dealt[ours].mean > 0 and dealt[ours].detectable > to_tome.detectable
 
 # %% [markdown]
 # ### Does the record hold?
 #
-# The record was made on a GPU. Three cells are computed again on this machine, for the first pictures of the test split, which
-# look for their texts among all 784. The protocol allows one item in a hundred to differ. The whole model keeps to that; PiToMe
-# does not, for the reason in the next section, and one picture in four may differ with merged tokens.
+# Four cells are computed again where this page is built, for the first pictures of the test split on two photographs, which look
+# for their texts among all 784. Another processor rounds otherwise, and for a plan that hangs on the last digit
+# that is one more draw of noise. So R@1 + R@5 + R@10 of these pictures has to lie in the 99 % range of one more draw,
+# from the five on record. For the whole model at most one query in a hundred, or one, may cross a threshold.
 
-# %%
-two_photos, many = records["photographs"], 10 if quick else 48
+# %% tags=["hide-input"]
+many = 10 if quick else 48
 heads = training.trained_heads()
 model, _, tokenizer = dual_encoder.dual_encoder(heads[0])
 views = list(pairs.views(test.things[:many], "photographs", "test"))
 images = preprocess(views).to(next(model.parameters()).device)
+right = torch.zeros(many, len(test.texts), dtype=torch.bool)
+for picture, captions in enumerate(test.captions[:many]):
+    right[picture, list(captions)] = True
 with torch.no_grad():
     texts = torch.cat([dual_encoder.text_features(model.text, ids.to(images.device)).cpu()
                        for ids in tokenizer(list(test.texts)).split(64)])
 
-# %% tags=["hide-input"]
+
 @torch.no_grad()
-def encoded(cell, pictures):
-    """Features of pictures, and the token of every patch (None: nothing merged)."""
+def encoded(cell):
+    """Features of the pictures, and the token of every patch (None: nothing merged)."""
     parts, tokens = [], []
     with applied(cell, model) as running:
-        for batch in pictures.split(16):
+        for batch in images.split(16):
             if cell.arm == "whole":
                 parts.append(dual_encoder.image_features(running.visual.trunk, batch).cpu())
                 continue
@@ -241,242 +256,184 @@ def encoded(cell, pictures):
             tokens.append(trace.assignment.cpu().numpy())
     return torch.cat(parts), np.concatenate(tokens) if tokens else None
 
-# %% tags=["hide-input"]
-right = torch.zeros(many, len(test.texts), dtype=torch.bool)
-for picture, captions in enumerate(test.captions[:many]):
-    right[picture, list(captions)] = True
-
-
-def compared(features):
-    """Similarities to all texts, and ranks `(pictures, heads)`."""
-    found = [head.images(features) @ head.texts(texts).T for head in heads]
-    return found, np.stack([recall.ranks(one, right).numpy() for one in found], axis=1)
-
-# %%
-cells = {"whole": Cell("whole")}
-cells |= {key: Cell.of(main.about(key)) for key in (ours, rival)}
-live = {key: encoded(cell, images) for key, cell in cells.items()}
-similarity, ranks = {}, {}
-for key, (features, _) in live.items():
-    similarity[key], ranks[key] = compared(features)
-    moved = (two_photos.outcome(key, "rank")[:many] != ranks[key]).any(axis=1)
-    print(f"{key}: {moved.sum()} of {many} pictures have another rank than in the record")
-    assert moved.mean() <= (0.01 if key == "whole" else 0.25)
-
 # %% tags=["nbval-check-output"]
-print("agree with the record:", ", ".join(similarity))
+similarity, ranks, tokens = {}, {}, {}
+for key in ("whole", ours, order, rival):
+    features, tokens[key] = encoded(Cell.of(two_photos.about(key)))
+    similarity[key] = [head.images(features) @ head.texts(texts).T for head in heads]
+    ranks[key] = np.stack([recall.ranks(one, right).numpy() for one in similarity[key]], axis=1)  # (pictures, heads)
+    low, high = recall.live_range(two_photos, key, range(many))
+    assert low <= recall.recalls(ranks[key]) <= high, f"{key}: {recall.recalls(ranks[key]):.1f} is not in {low:.1f} to {high:.1f}"
+on_record = two_photos.outcome("whole", "rank")[:many, :, 0]
+crossed = np.any([(ranks["whole"] <= k) != (on_record <= k) for k in recall.AT], axis=(0, 2))
+assert crossed.sum() <= max(1, many // 100)
+print("in the range of one more draw:", ", ".join(ranks))
+
+# %% tags=["hide-input"]
+def unsteady(key):
+    """Share of pictures whose rank a draw of noise changes, and the standard deviation of rsum between draws."""
+    drawn = record.outcome(key, "rank")[np.array(record.items["query"]) == recall.IMAGE]  # (pictures, heads, draws)
+    return (drawn[..., 1:] != drawn[..., :1]).any(axis=1).mean(), recall.repeats(record, key).std(ddof=1)
+
+
+shaken = {key: unsteady(key) for key in ("whole", rival, order, ours)}
+assert max(shaken[rival]) < min(max(shaken[order]), max(shaken[ours])) and shaken[rival][1] < min(shaken[order][1], shaken[ours][1])
+display(Markdown(
+    "**How firm is a plan?** A noise of a two-thousandth of a grey level is far below what a picture of 8 bits can hold. It changes the rank, with one "
+    f"pair of heads or another, of these shares of the pictures: {', '.join(f'{label(key)} {moved:.0%}' for key, (moved, _) in shaken.items())}. "
+    f"rsum moves by a standard deviation of {', '.join(f'{spread:.1f}' for _, spread in shaken.values())}. Plans that rest on energy "
+    f"are the unsteady ones. Keys of this tower are nearly parallel in the first layers ([Vision](08_vision.ipynb)); then all tokens have almost the same energy, and "
+    "who stands first in its order hangs on little. That is a guess at the cause; the counts are not."
+))
 
 # %% [markdown]
-# ### How firm is a plan?
+# ## What the second version left out
 #
-# A merge is a decision, and a decision between near-equals hangs on the last digit. Another processor rounds differently. To see
-# what that does, add to the pictures a noise of a two-thousandth of a grey level, far below what a picture of 8 bits can hold, and
-# count the pictures whose rank changes.
+# From here to the section on search the numbers are those of `retrieval-1`: other strengths, rivals and sets, trained heads, the text
+# tower. Each picture was scored once there, and intervals are over identities alone, or over trainings. On photographs they are
+# too narrow for that reason. No cell of one version is compared with a cell of the other.
 
-# %%
-touched = {key: [] for key in cells}
-recalls = {key: [] for key in cells}  # R@1 + R@5 + R@10 of the pictures
-for seed in range(1 if quick else 3):
-    generator = torch.Generator().manual_seed(seed)
-    noise = 1e-5 * torch.randn(images.shape, generator=generator)  # a grey level is 0.018 here
-    for key, cell in cells.items() if not seed else list(cells.items())[1:2]:
-        shaken = compared(encoded(cell, images + noise.to(images.device))[0])[1]
-        touched[key].append(int((shaken != ranks[key]).any(axis=1).sum()))
-        recalls[key].append(sum(100 * (shaken <= k).mean() for k in recall.AT))
-
-# %% tags=["hide-input"]
-calm = {key: sum(100 * (found <= k).mean() for k in recall.AT) for key, found in ranks.items()}
-display(Markdown(
-    f"Pictures with another rank, of {many}: whole model {touched['whole'][0]}, ToMe {touched[rival][0]}, PiToMe "
-    f"{', '.join(map(str, touched[ours]))} ({'one draw' if quick else 'three draws'} of noise). The sum of these pictures' three recalls is "
-    f"{calm[ours]:.1f} with PiToMe undisturbed, {', '.join(f'{v:.1f}' for v in recalls[ours])} with noise ({calm[rival]:.1f} with ToMe): "
-    f"a scatter that {'no interval on this page contains' if primary is main else 'the intervals of arms scored with noise contain'}. Keys of this tower are nearly parallel in the first layers "
-    f"(chapter *Vision, off the shelf*); then all tokens have almost the same energy, and which of them are protected hangs on little. That "
-    f"is a guess at the cause; the count is not. Two runs of one picture on two machines need not agree."
-))
-assert quick or touched[ours][0] > touched[rival][0]
-
-# %% [markdown]
-# ### Attention, energy, and controls
-#
-# The released presets switch proportional attention off. What does that change for everybody?
-
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "rsum minus that of ToMe, both without proportional attention, keep 0.9, with 95 % intervals: the arms that count sizes with the switch off, and the released presets, which have it off. Marks as in the first figure. *Recorded.*", "name": "fig-retrieval-off"}, "image": {"alt": "Two forest plots. On twenty photographs PiToMe, its presets and energy-sorted matching contain zero; on white PiToMe lies below zero and the presets contain it."}}
-bare = {}
-presets = [key for key in summary.compared(main, 0.9) if ARMS[main.about(key)["arm"]].settings["proportional"] == {False}]
-keys = [*summary.compared(main, 0.9, proportional=False), *presets]
-figure, axes = plt.subplots(1, 2, figsize=(9.5, 0.27 * len(keys) + 0.9), sharey=True)
-for ax, name in zip(axes, ("collection", "white"), strict=True):
-    bare[name] = plots.beside(ax, records[name], keys, partial(recall.difference, records[name]))
-    ax.set(title=TITLES[name], xlabel="rsum minus ToMe's")
-plt.show()
-
-# %% tags=["hide-input"]
-small = max((c for c in main.cells.values() if c["arm"] == "lower-resolution" and c["share"] <= main.about(rival)["share"]),
-            key=lambda c: c["share"])  # the largest that costs no more than ToMe
-smaller = f"lower-resolution@{small['pixels']}px"
-deeper = recall.difference(main, smaller, rival)
-pruned = {n: recall.difference(r, ours, "random-prune@0.9") for n, r in newest.items()}
-unweighted = {name: found[f"{ours}/off"] for name, found in bare.items()}
-energy = {name: found["energy-sorted@0.9"] for name, found in beside.items()}
-hidden = {name: found["pitome-hidden@0.9"] for name, found in beside.items()}
-off_means = ", ".join(f"{SHORT[key]} {recall.difference(main, f'{key}/off', key).mean:+.1f}" for key in (ours, rival))
-assert all(found.side == 0 for found in pruned.values())
-display(Markdown(
-    f"**Attention.** Without proportional attention PiToMe against ToMe is, on twenty photographs: {in_words(unweighted['collection'])}; on "
-    f"white: {in_words(unweighted['white'])}. The switch by itself adds, on the photographs, {off_means}. So a preset that has it off "
-    f"says something about its method only beside ToMe without it: there no difference was found, on either set (first figure).\n\n"
-    f"**Energy as an order does no harm that was found, and no good.** Energy-sorted matching has the same energy, without protection and "
-    f"with the best edges only. Against ToMe: {in_words(energy['collection'])} on the photographs; {in_words(energy['white'])} on white. It "
-    f"differs from PiToMe in two switches, protection and edges; which of them matters was not run here.\n\n"
-    f"**Hidden states in place of keys**, for both. PiToMe against ToMe: {in_words(hidden['collection'])} on the photographs; "
-    f"{in_words(hidden['white'])} on white.\n\n"
-    f"**No difference to random pruning was found**, which drops tokens without looking, on any of the five sets: PiToMe minus random pruning "
-    f"is {min(d.mean for d in pruned.values()):+.1f} to {max(d.mean for d in pruned.values()):+.1f}, and {min(d.detectable for d in pruned.values()):.0f} to "
-    f"{max(d.detectable for d in pruned.values()):.0f} would have been detected.\n\n"
-    f"**A smaller picture does as well.** The same tower at {small['pixels']} pixels does {small['share']:.0%} of the work, ToMe at keep 0.9 "
-    f"{main.about(rival)['share']:.0%}. Against ToMe: {in_words(deeper)}. The objects here are large; how small ones fare was not tested."
-))
-
-# %% tags=["hide-input"]
-with_energy = [key for key in summary.compared(primary, 0.9) if Cell.of(primary.about(key)).shuffled]
-dealt = {key: recall.difference(primary, key, primary.rival_of(key, "shuffled")) for key in with_energy
-         if primary.rival_of(key, "shuffled")}
-missing = ", ".join(primary.about(key)["label"] for key in with_energy if key not in dealt)
-said = [f"{primary.about(key)['label']}: {in_words(found)}" for key, found in dealt.items()]
-said += [f"**not run**: {missing}"] if missing else []
-pair = ("pitome-released-clip@0.9", "tome-released-clip@0.9")
-published = (in_words(recall.difference(primary, *pair)) if all(key in primary for key in pair) else "**not run**")
-display(Markdown(
-    f"Does it matter whose energy it is? An arm against itself with the energies dealt to other tokens: {'; '.join(said)}.\n\nThe published "
-    f"comparison for CLIP is one of the repository's own two forms, of PiToMe and of ToMe (hidden states, behind the MLP, no proportional "
-    f"attention, the class token counted in the split): {published}."
-))
-
-# %% [markdown]
-# ### Every ratio
-
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "rsum minus that of ToMe with the same attention and metric over keep ratios, drawings on twenty photographs, off the shelf, with 95 % intervals. Filled: the interval excludes zero. *Recorded.*", "name": "fig-retrieval-ratios"}, "image": {"alt": "Points with intervals against the keep ratio. PiToMe falls away from ToMe as fewer tokens are kept; PiToMe on hidden states and energy-sorted matching stay around zero."}}
-keeps = sorted({cell["keep"] for cell in main.cells.values() if cell.get("keep") and cell.get("towers") == "vision"}, reverse=True)
-figure, ax = plt.subplots(figsize=(7.5, 3.2))
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Drawings on twenty photographs, off the shelf, first version. Left: rsum minus the whole model's against the cost of one image and one text; bands for PiToMe and ToMe: 95 % intervals. Right: rsum minus that of ToMe with the same attention and metric over keep ratios, with 95 % intervals over identities; filled: the interval excludes zero. *Recorded.*", "name": "fig-retrieval-cost"}, "image": {"alt": "Left: falling curves against the share of multiply-accumulates; PiToMe lies below ToMe but at the mildest ratio, and lower resolution is level with the best merging methods. Right: PiToMe falls away from ToMe as fewer tokens are kept; PiToMe on hidden states and energy-sorted matching stay around zero."}}
+wide, white = first_version["collection"], first_version["white"]
+figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2))
+shown = ["pitome", "energy-sorted", "tome", "diffrate", "random-prune", "lower-resolution"]
+plots.against_cost(axes[0], wide, partial(recall.per_query, wide, column="rank"), shown)
+axes[0].set(xlim=(0.3, 1.03), ylabel="rsum minus the whole model's")
+axes[0].legend(fontsize=7.5, loc="lower right")
+keeps = sorted({cell["keep"] for cell in wide.cells.values() if cell.get("keep") and cell.get("towers") == "vision"}, reverse=True)
 ladder = {}
 for shift, arm in zip((-0.18, 0, 0.18), ("pitome", "energy-sorted", "pitome-hidden"), strict=True):
     colour, _, marker = plots.ARMS[arm]
     for x, keep in enumerate(keeps):
         key = f"{arm}@{keep:g}"
-        ladder[arm, keep] = found = recall.difference(main, key, main.rival_of(key))
-        ax.errorbar(x + shift, found.mean, [[found.mean - found.low], [found.high - found.mean]], fmt=marker, color=colour,
-                    markerfacecolor=colour if found.side else "white", capsize=2, label=None if x else LABELS[arm])
-ax.axhline(0, color="0.6", linewidth=1, zorder=0)
-ax.set(xlabel="keep", ylabel="rsum minus ToMe's", xticks=range(len(keeps)), xticklabels=[f"{keep:g}" for keep in keeps])
-ax.legend(fontsize=8, loc="lower left")
+        ladder[arm, keep] = found = recall.difference(wide, key, wide.rival_of(key))
+        axes[1].errorbar(x + shift, found.mean, [[found.mean - found.low], [found.high - found.mean]], fmt=marker, color=colour,
+                         markerfacecolor=colour if found.side else "white", capsize=2, label=None if x else LABELS[arm])
+axes[1].axhline(0, color="0.6", linewidth=1, zorder=0)
+axes[1].set(xlabel="keep", ylabel="rsum minus ToMe's", xticks=range(len(keeps)), xticklabels=[f"{keep:g}" for keep in keeps])
+axes[1].legend(fontsize=8, loc="lower left")
 plt.show()
 assert all(found.side < 1 for (arm, _), found in ladder.items() if arm == "pitome")
 
-# %% tags=["hide-cell"]
-lines = ["| rsum at keep | " + " | ".join(f"{keep:g}" for keep in keeps) + " | 0.9, proportional attention off |",
-         "|---" * (len(keeps) + 2) + "|"]
-for arm in ARMS:
-    cells_ = [f"{arm}@{keep:g}" for keep in keeps]
-    off = f"{arm}@0.9/off"
-    last = f"{recall.rsum(main, off)[0]:.0f}" if off in main.groups() else ""
-    values = [f"{recall.rsum(main, key)[0]:.0f}" if key in main.groups() else "" for key in cells_]
-    lines.append(f"| {LABELS[arm]} | {' | '.join(values)} | {last} |")
-lines.append("| *cost (ToMe)* | " + " | ".join(f"{main.about(f'tome@{keep:g}')['share']:.0%}" for keep in keeps) + " | |")
-display(Markdown("\n".join(lines)))
-
-# %% [markdown]
-# ## Where ranks go
-#
-# Recall counts who is near the top. A rank says more. Each text query has one on the whole model, and one when tokens have
-# merged: if merging did nothing, all would lie on the diagonal.
-
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Rank of a text query's picture when merged, against its rank on the whole model (both logarithmic, binned by the latter); line: median, bands: middle half and middle four fifths of queries, three heads each. Drawings on twenty photographs. Grey: no change. *Recorded.*", "name": "fig-retrieval-ribbons"}, "image": {"alt": "Four panels of ribbons around the diagonal, for PiToMe and ToMe at keep 0.9 and 0.8. PiToMe's ribbons lie higher and are wider, above all for queries that had a good rank."}}
-is_text = np.array(main.items["query"]) == recall.TEXT
-edges = np.array([1, 2, 4, 8, 16, 32, 64, 128, 343])
-before = main.outcome("whole", "rank")[is_text].flatten()
-place = np.digitize(before, edges) - 1
-middle = [np.exp(np.log(before[place == b]).mean()) for b in range(len(edges) - 1)]
-figure, axes = plt.subplots(1, 4, figsize=(11, 3.1), sharey=True, sharex=True)
-for ax, (arm, keep) in zip(axes, [(a, k) for k in (0.9, 0.8) for a in ("pitome", "tome")], strict=True):
-    after = main.outcome(f"{arm}@{keep:g}", "rank")[is_text].flatten()
-    levels = np.array([np.quantile(after[place == b], [0.1, 0.25, 0.5, 0.75, 0.9]) for b in range(len(edges) - 1)]).T
-    colour = plots.ARMS[arm][0]
-    for low, high, opacity in ((0, 4, 0.15), (1, 3, 0.3)):
-        ax.fill_between(middle, levels[low], levels[high], color=colour, alpha=opacity, linewidth=0)
-    ax.plot(middle, levels[2], color=colour)
-    ax.plot([1, 342], [1, 342], color="0.5", linewidth=0.8)
-    ax.set(xscale="log", yscale="log", title=f"{'PiToMe' if arm == 'pitome' else 'ToMe'}, keep {keep:g}", xlabel="rank, whole model")
-axes[0].set_ylabel("rank, merged")
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "rsum minus that of ToMe with the same attention and metric, keep 0.9, off the shelf, on three more sets, first version, with 95 % intervals over identities. Marks as in the first figure. *Recorded.*", "name": "fig-retrieval-others"}, "image": {"alt": "Three forest plots. PiToMe lies left of zero in all three; its interval excludes zero on drawings on white. Its released forms, PiToMe on hidden states and energy-sorted matching lie around zero; DCT, DiffRate, EViT and random merging lie below on some."}}
+more_sets = ("white", "noto", "stamps")
+keys = list(dict.fromkeys(key for name in more_sets for key in summary.compared(first_version[name], 0.9)))
+figure, axes = plt.subplots(1, 3, figsize=(10.5, 0.27 * len(keys) + 0.9), sharey=True)
+others = {}
+for ax, name in zip(axes, more_sets, strict=True):
+    others[name] = plots.beside(ax, first_version[name], keys, partial(recall.difference, first_version[name]))
+    ax.set(title=TITLES[name], xlabel="rsum minus ToMe's")
 plt.show()
 
+# %% tags=["hide-input"]
+of_ours = {name: found[ours] for name, found in others.items()}
+of_order = {name: found[order] for name, found in others.items()}
+at_random = {name: recall.difference(first_version[name], ours, "random-prune@0.9") for name in more_sets}
+on_white = of_ours["white"]
+at_8 = [recall.per_query(wide, f"{arm}@0.8", "rank") for arm in ("pitome", "tome")]
+deep = {"photographs": paired_difference(*at_8, record.clusters), "white": recall.difference(white, "pitome@0.8", "tome@0.8")}
+display(Markdown(
+    f"PiToMe against ToMe on white: {in_words(on_white)}; on Noto Emoji: {in_words(of_ours['noto'])}; on cut-out photographs: "
+    f"{in_words(of_ours['stamps'])}. With fewer tokens it falls further behind: at keep 0.8 it is {in_words(deep['white'])} on white, and "
+    f"{in_words(deep['photographs'])} on the twenty photographs (photographs taken into account here).\n\n"
+    f"Order by energy costs nothing that was found on any of these sets, and one of {min(d.detectable for d in of_order.values()):.0f} to "
+    f"{max(d.detectable for d in of_order.values()):.0f} would have been. No difference between PiToMe and random pruning was found "
+    f"either (detectable {min(d.detectable for d in at_random.values()):.0f} to {max(d.detectable for d in at_random.values()):.0f})."
+))
+assert on_white.side == deep["white"].side == deep["photographs"].side == -1
+assert of_ours["noto"].side == of_ours["stamps"].side == 0
+assert all(found.side == 0 for found in (*of_order.values(), *at_random.values()))
+assert all(found[key].side == 0 for found in others.values() for key in ("pitome-released-deit@0.9", "pitome-released-mae@0.9"))
+
 # %% [markdown]
-# Ranks scatter both ways, and regress: who stood first can only stay or fall, who stood last can only stay or rise. So look at
-# the good ranks, which a user sees.
+# ### Retrained heads, and the text tower
+#
+# The abstract's 0.3 against 4.5 is of models trained *with* merging. Here only the heads can be: trained in the same way, on
+# features of the merged tower, and scored with the same merging. The towers stay as they are, so this is less than the paper's
+# retraining. There are three trainings of each, and the interval is one over trainings: few, and therefore wide.
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "rsum minus ToMe's, heads of both trained with merging on, first version: 95 % t intervals over three trainings, on five test sets. Image tower; at the bottom both towers. Marks as in the first figure. *Recorded.*", "name": "fig-retrieval-retrained"}, "image": {"alt": "Five forest plots with wide intervals. PiToMe lies left of zero on all sets; its interval excludes zero on two photographs, and on white; energy-sorted matching scatters around zero."}}
+def over_trainings(scored):
+    """Differences of rsum with heads trained with merging on, over the seeds of the trainings."""
+    def of_heads(key):
+        ranks_ = scored.outcome(scored.having(key, "rank_retrained")[0], "rank_retrained")  # (queries, trainings)
+        return [recall.contributions(column, scored.items["query"]) for column in ranks_.T]
+    return lambda first, second: trainings_difference(of_heads(first), of_heads(second))
+
+
+tuned = {name: [key for towers in RETRAINED for keep in (0.9, 0.8) for key in summary.compared(scored, keep, towers=towers)
+                if scored.has(key, "rank_retrained")] for name, scored in first_version.items()}
+keys = list(dict.fromkeys(key for found in tuned.values() for key in found))
+figure, axes = plt.subplots(1, len(tuned), figsize=(12, 0.3 * len(keys) + 0.9), sharey=True)
+trained = {}
+for ax, (name, scored) in zip(axes, first_version.items(), strict=True):
+    trained[name] = plots.beside(ax, scored, keys, over_trainings(scored))
+    ax.set_title(TITLES[name].replace("photographs on white", "photographs"), fontsize=8)
+    ax.set(xlabel="minus ToMe's")
+    ax.locator_params(axis="x", nbins=4)
+plt.show()
 
 # %% tags=["hide-input"]
-def first_page(key, outcome="rank"):
-    """Shares of text queries whose picture leaves the first five, and enters them, mean over the heads (and seeds)."""
-    keys = main.seeds_of(key)
-    was = main.outcome("whole", "rank")[is_text] <= 5
-    gone = [(was & (main.outcome(k, outcome)[is_text] > 5)).mean() for k in keys]
-    come = [(~was & (main.outcome(k, outcome)[is_text] <= 5)).mean() for k in keys]
-    return np.mean(gone), np.mean(come), was.mean()
+def gained(arm, keep):
+    """What retrained heads add to every query's part of rsum, `(trainings, queries)`, on the twenty photographs."""
+    parts = [wide.outcome(f"{arm}@{keep:g}", name).T for name in ("rank_retrained", "rank")]
+    return np.subtract(*[[recall.contributions(column, wide.items["query"]) for column in part] for part in parts])
 
 
-lost = {arm: first_page(f"{arm}@0.9") for arm in ("pitome", "energy-sorted", "tome", "random-prune", "random-merge")}
-had = lost["pitome"][2]
+more = trainings_difference(gained("pitome", 0.8), gained("tome", 0.8))
+below = [f"{TITLES[name]} at {key.partition('@')[2].replace('/', ', ')}" for name, found in trained.items() for key, one in found.items()
+         if key.startswith("pitome@") and one and one.side == -1]
+in_text, in_both = (recall.difference(wide, f"pitome@{tail}", f"tome@{tail}") for tail in ("0.8/text", "0.9/both"))
 display(Markdown(
-    f"On the whole model {had:.1%} of text queries have their picture in the first five. At keep 0.9 these lose it: "
-    + "; ".join(f"{LABELS[arm]} {gone / had:.0%}" for arm, (gone, _, _) in lost.items()) + ". Some of the others gain one."
+    f"Retrained, PiToMe against ToMe is, on the twenty photographs at keep 0.9: {in_words(trained['collection'][ours])}. By single intervals it "
+    f"is below ToMe on {'; '.join(below)}, and above it nowhere. Does training close the gap? What it adds to PiToMe minus what it adds to "
+    f"ToMe, on the twenty photographs at keep 0.8: {in_words(more)}.\n\n"
+    f"Merging in the *text tower* saves little: half of the texts have seven tokens or fewer, two of which never merge, and a text costs a "
+    f"fiftieth of an image. PiToMe against ToMe there, at keep 0.8: {in_words(in_text)}; in both towers, at 0.9: {in_words(in_both)}."
 ))
+assert below and all(one is None or one.side < 1 for found in trained.values() for key, one in found.items() if key.startswith("pitome@"))
+assert in_text.side < 1 and in_both.side < 1
 
 # %% [markdown]
 # ## What a search user would notice
 #
-# Recall only watches the right answer. A user sees all five results, right or wrong. How many of them stay?
+# Recall only watches the right answer. A user sees all results of the first page, right or wrong. How many of them stay?
 
-# %%
+# %% tags=["hide-input"]
 def top(key, head=0, k=5):
     """The first k texts of every live picture, `(pictures, k)`."""
     return np.argsort(-similarity[key][head].numpy(), axis=1, kind="stable")[:, :k]
 
-# %% tags=["hide-input"]
-same = {}
-for key in (ours, rival):
-    shared, first = [], []
-    for head in range(3):
-        pair_ = list(zip(top("whole", head), top(key, head), strict=True))
-        shared += [len(set(a) & set(b)) for a, b in pair_]
-        first += [a[0] == b[0] for a, b in pair_]
-    same[key] = np.mean(shared), np.mean(first)
+
+is_text = np.array(record.items["query"]) == recall.TEXT
+had = record.outcome("whole", "rank")[is_text][..., :1] <= 5  # (queries, heads, 1)
+gone = {key: np.mean([(had & (record.outcome(one, "rank")[is_text] > 5)).mean() for one in record.seeds_of(key)]) / had.mean()
+        for key in (ours, order, rival, "random-prune@0.9", "random-merge@0.9")}
+same = {key: np.mean([len(set(a) & set(b)) for head in range(3) for a, b in zip(top("whole", head), top(key, head), strict=True)])
+        for key in (ours, rival)}
 display(Markdown(
-    f"Of the five texts shown to each of {many} pictures, the same as with the whole model are {same[ours][0]:.1f} with PiToMe and "
-    f"{same[rival][0]:.1f} with ToMe; the first text is the same for {same[ours][1]:.0%} and {same[rival][1]:.0%}. *Live*, drawings on two "
-    "photographs, three heads. The index of texts is the same, as only pictures merge. Whether pictures encoded with and without merging can "
-    "stand in one index was not tested."
+    f"On the whole model {had.mean():.0%} of text queries have their picture in the first five (twenty photographs, `retrieval-2`). At keep 0.9 "
+    f"these lose it: {'; '.join(f'{label(key)} {lost:.0%}' for key, lost in gone.items())}. Some of the others gain one. *Live*, on two photographs: of the "
+    f"five texts shown to each of {many} pictures {same[ours]:.1f} are those of the whole model with PiToMe, and {same[rival]:.1f} with ToMe. "
+    "Whether pictures encoded with and without merging can stand in one index was not tested.\n\n"
+    "Of the live pictures the next figure has the two whose right text falls furthest with PiToMe (by the ratio of ranks, first head), and the "
+    "one whose text rises most. These are extremes, chosen by their outcome: they show what can happen, not what is usual."
 ))
 
-# %% [markdown]
-# Three pictures that look for their texts: of the live ones the two whose right text falls furthest with PiToMe (by the ratio of
-# ranks, first head), and the one whose text rises most. These are extremes, chosen by their outcome: they show what can happen,
-# not what is usual.
-
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Pictures, the tokens that PiToMe and ToMe leave of them at keep 0.9, and the first five texts with the first pair of heads: right ones bold with a tick. Emoji: OpenMoji 17, CC BY-SA 4.0; photographs: Stefan van der Walt (CC0), SpaceX (public domain); drawings resized and pasted on photographs; this figure is CC BY-SA 4.0. *Live.*", "name": "fig-retrieval-gallery"}, "image": {"alt": "Three rows: a picture of an emoji on a photograph, token maps of PiToMe and ToMe, and three lists of five texts, for the whole model, PiToMe and ToMe."}}
-rank = {key: found[:, 0] for key, found in ranks.items()}
-change = np.log(rank[ours] / rank["whole"])
-order = np.argsort(-change, kind="stable")
-chosen = [*order[:2], order[-1]]
+SHORT = {"whole": "whole model", ours: "PiToMe", rival: "ToMe"}
+rank = {key: ranks[key][:, 0] for key in SHORT}
+change = np.argsort(-np.log(rank[ours] / rank["whole"]), kind="stable")
 figure = plt.figure(figsize=(9.5, 6.2))
 spec = figure.add_gridspec(3, 6, width_ratios=[1, 1, 1, 1.2, 1.2, 1.2])
-for y, item in enumerate(chosen):
+for y, item in enumerate([*change[:2], change[-1]]):
     axes = [figure.add_subplot(spec[y, x]) for x in range(6)]
     plots.picture(axes[0], views[item])
-    axes[0].set_title(test.things[item].name[:24], fontsize=9)
+    axes[0].set_title(test.things[item].name[:18], fontsize=9)
     for ax, key in zip(axes[1:3], (ours, rival), strict=True):
-        plots.token_map(ax, views[item], live[key][1][item].reshape(16, 16))
-        ax.set_title(f"{SHORT[key]}, {len(np.unique(live[key][1][item]))} tokens", fontsize=9)
-    for ax, key in zip(axes[3:], similarity, strict=True):
+        plots.token_map(ax, views[item], tokens[key][item].reshape(16, 16))
+        ax.set_title(f"{SHORT[key]}, {len(np.unique(tokens[key][item]))} tokens", fontsize=9)
+    for ax, key in zip(axes[3:], SHORT, strict=True):
         ax.set_axis_off()
         ax.set_title(f"{SHORT[key]}: rank {rank[key][item]}", fontsize=9)
         for line, text in enumerate(top(key)[item]):
@@ -484,158 +441,6 @@ for y, item in enumerate(chosen):
             said = said if len(said) < 21 else said[:19] + " ..."
             ax.text(0, 0.9 - 0.19 * line, f"{'✓' if good else ' '} {said}", fontsize=8, weight="bold" if good else "normal",
                     transform=ax.transAxes, clip_on=False)
-plt.show()
-
-# %% [markdown]
-# And the other way round: two texts that look for a picture, among the live pictures only (so ranks are better than in the
-# record).
-
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Two text queries and their first five pictures, for the whole model and for PiToMe at keep 0.9, first pair of heads; the right picture is framed; ranks are those among the live pictures. The queries are the names of the two pictures that fall furthest. Emoji: OpenMoji 17, CC BY-SA 4.0; photographs: Stefan van der Walt (CC0), SpaceX (public domain); drawings resized and pasted on photographs; this figure is CC BY-SA 4.0. *Live.*", "name": "fig-retrieval-search"}, "image": {"alt": "Four rows of five pictures: the results of two text queries with the whole model and with PiToMe. The right picture is framed where it is among the five."}}
-names = [test.texts.index(thing.name) for thing in test.things[:many]]
-ranks_of = {key: recall.ranks(found[0].T[names], right.T[names]).numpy() for key, found in similarity.items()}
-fall = np.argsort(-np.log(ranks_of[ours] / ranks_of["whole"]), kind="stable")[:2]
-figure, axes = plt.subplots(4, 5, figsize=(8, 7))
-for row, (item, key) in zip(axes, [(item, key) for item in fall for key in ("whole", ours)], strict=True):
-    found = similarity[key][0][:, names[item]].argsort(descending=True, stable=True)[:5].tolist()
-    for ax, picture in zip(row, found, strict=True):
-        plots.picture(ax, views[picture])
-        if names[item] in test.captions[picture]:
-            ax.set_axis_on()
-            ax.set(xticks=[], yticks=[])
-            for spine in ax.spines.values():
-                spine.set(visible=True, color=plots.COLOURS["accent"], linewidth=4)
-    row[0].set_title(f"\"{test.texts[names[item]]}\", {SHORT[key]}: rank {ranks_of[key][item]}", fontsize=9, loc="left")
-plt.show()
-
-# %% [markdown]
-# ## Retrained
-#
-# The abstract's 0.3 against 4.5 is of models trained *with* merging. Here only the heads can be: trained in the same way, on
-# features of the merged tower, and scored with the same merging. The towers stay as they are, so this is less than the paper's
-# retraining. There are three trainings of each, and the interval is one over trainings: few, and therefore wide.
-
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "rsum minus ToMe's, heads of both trained with merging on: 95 % t intervals over three trainings, on five test sets. Image tower; at the bottom both towers. Marks as in the first figure. *Recorded.*", "name": "fig-retrieval-retrained"}, "image": {"alt": "Five forest plots with wide intervals. PiToMe lies left of zero on all sets; its interval excludes zero on two photographs, and on white; energy-sorted matching scatters around zero."}}
-def over_trainings(record):
-    """Differences of rsum with heads trained with merging on, over the seeds of the trainings."""
-    def of_heads(key):
-        ranks_ = record.outcome(record.having(key, "rank_retrained")[0], "rank_retrained")  # (queries, trainings)
-        return [recall.contributions(column, record.items["query"]) for column in ranks_.T]
-    return lambda first, second: trainings_difference(of_heads(first), of_heads(second))
-
-
-tuned = {name: [key for towers_ in RETRAINED for keep in (0.9, 0.8) for key in summary.compared(record, keep, towers=towers_)
-                if record.has(key, "rank_retrained")] for name, record in records.items()}
-keys = list(dict.fromkeys(key for found in tuned.values() for key in found))
-figure, axes = plt.subplots(1, len(records), figsize=(12, 0.3 * len(keys) + 0.9), sharey=True)
-trained = {}
-for ax, (name, record) in zip(axes, records.items(), strict=True):
-    trained[name] = plots.beside(ax, record, keys, over_trainings(record))
-    ax.set_title(TITLES[name].replace("photographs on white", "photographs"), fontsize=8)
-    ax.set(xlabel="minus ToMe's")
-    ax.locator_params(axis="x", nbins=4)
-plt.show()
-
-# %% tags=["hide-input"]
-def gained(record, arm, keep):
-    """What retrained heads add to every query's part of rsum, `(trainings, queries)`."""
-    parts = [record.outcome(f"{arm}@{keep:g}", name).T for name in ("rank_retrained", "rank")]
-    return np.subtract(*[[recall.contributions(column, record.items["query"]) for column in part] for part in parts])
-
-
-more = {keep: trainings_difference(gained(main, "pitome", keep), gained(main, "tome", keep)) for keep in (0.9, 0.8)}
-below = [f"{TITLES[name]} at {key.partition('@')[2].replace('/', ', ')}" for name, found in trained.items() for key, one in found.items()
-         if key.startswith("pitome@") and one and one.side == -1]
-seeds = [recall.rsum(main, f"random-prune@0.8/seed{seed}")[0] for seed in range(5)]
-display(Markdown(
-    f"Retrained, PiToMe against ToMe is, on the twenty photographs: {in_words(trained['collection'][ours])} at keep 0.9; "
-    f"{in_words(trained['collection']['pitome@0.8'])} at 0.8. By single intervals it is below ToMe on {'; '.join(below) or 'no set'}, and above it "
-    f"nowhere. Does training close the gap? What it adds to PiToMe minus what it adds to ToMe, on the twenty photographs at keep 0.9: "
-    f"{more[0.9].format(1)} (detectable {more[0.9].detectable:.0f}), at 0.8: {more[0.8].format(1)} (detectable {more[0.8].detectable:.0f}).\n\nOne seed of random pruning, the only one with heads of its "
-    f"own, is not like another: the five have an rsum of {', '.join(f'{v:.0f}' for v in seeds)} at 0.8, off the shelf."
-))
-assert all(one is None or one.side < 1 for found in trained.values() for key, one in found.items() if key.startswith("pitome@"))
-
-# %% tags=["hide-cell"]
-rows = []
-for towers_, of_towers in RETRAINED.items():
-    for arm, ratios in of_towers.items():
-        for keep in ratios:
-            key = Cell(arm, keep, seed=seeds_of(arm)[0], towers=towers_).key  # of an arm with seeds, heads were trained with one
-            values = [recall.rsum(record, key, name)[0] for record in (main, white) for name in ("rank", "rank_retrained")]
-            rows.append([LABELS[arm] + (" (one seed)" if ARMS[arm].seeds > 1 else ""), towers_, f"{keep:g}", *(f"{v:.0f}" for v in values)])
-display(Markdown(markdown(["rsum", "towers", "keep", "photographs, off the shelf", "retrained", "white, off the shelf", "retrained"], rows)))
-
-# %% [markdown]
-# ## The text tower, and both
-#
-# Half of the texts have seven tokens or fewer, two of which never merge, so there is little to save: a text costs a fiftieth of
-# an image. Merging its tokens is still a test of what merging does to meaning.
-
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "rsum minus ToMe's on twenty photographs, off the shelf, merging in the text tower alone (left) and in both towers (right), with 95 % intervals. Marks as in the first figure. *Recorded.*", "name": "fig-retrieval-towers"}, "image": {"alt": "Two forest plots. In the text tower PiToMe and energy-sorted matching contain zero, and ToFu and the random controls lie below at keep 0.6; in both towers PiToMe lies below zero."}}
-figure, axes = plt.subplots(1, 2, figsize=(11.5, 0.27 * 2 * len(TEXT_ARMS) + 0.6))
-elsewhere = {}
-for ax, (towers_, title, ratios) in zip(axes, (("text", "text tower", (0.8, 0.6)), ("both", "both towers", (0.9, 0.8))), strict=True):
-    keys = [key for keep in ratios for key in summary.compared(main, keep, towers=towers_)]
-    elsewhere |= plots.beside(ax, main, keys, partial(recall.difference, main))
-    ax.set(title=title, xlabel="rsum minus ToMe's")
-plt.show()
-
-# %% tags=["hide-input"]
-in_text = [elsewhere[f"pitome@{keep}/text"] for keep in ("0.8", "0.6")]
-in_both = [elsewhere[f"pitome@{keep}/both"] for keep in ("0.9", "0.8")]
-shares = {tail: main.about(f"tome@{tail}")["share"] for tail in ("0.8/text", "0.9/both")}
-display(Markdown(
-    f"In the text tower alone ({shares['0.8/text']:.1%} of the cost at keep 0.8), PiToMe against ToMe: {in_words(in_text[0])} at 0.8, "
-    f"{in_words(in_text[1])} at 0.6. In both towers the difference to ToMe is close to that of the image tower ({in_both[0].mean:+.1f} at 0.9, "
-    f"{in_both[1].mean:+.1f} at 0.8)."
-))
-assert all(found.side < 1 for found in (*in_text, *in_both))
-
-# %% [markdown]
-# ## Other pictures
-#
-# Does the order of the methods hold where the heads have seen nothing alike?
-
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "rsum minus that of ToMe with the same attention and metric, keep 0.9, off the shelf, on three more sets, with 95 % intervals. Marks as in the first figure. *Recorded.*", "name": "fig-retrieval-others"}, "image": {"alt": "Three forest plots. PiToMe lies left of zero in all three with intervals that contain it; MCTF, DCT and random merging lie below on some."}}
-more_sets = [name for name in TITLES if name not in ("collection", "white")]
-keys = list(dict.fromkeys(key for name in more_sets for key in summary.compared(newest[name], 0.9)))
-figure, axes = plt.subplots(1, 3, figsize=(10.5, 0.27 * len(keys) + 0.9), sharey=True)
-for ax, name in zip(axes, more_sets, strict=True):
-    beside[name] = plots.beside(ax, newest[name], keys, partial(recall.difference, newest[name]))
-    ax.set(title=TITLES[name], xlabel="rsum minus ToMe's")
-plt.show()
-
-# %% tags=["hide-input"]
-of_ours = {name: found[ours] for name, found in beside.items()}
-open_ = [found.detectable for found in of_ours.values() if found.side == 0]
-display(Markdown(
-    f"PiToMe minus ToMe is {', '.join(f'{found.mean:+.1f}' for found in of_ours.values())} on the five sets; where no difference was found, "
-    f"one of {min(open_, default=0):.0f} to {max(open_, default=0):.0f} would have been. Other methods change places: MCTF is level with ToMe on "
-    "photographs and below it on white grounds."
-))
-assert all(found.side < 1 for found in of_ours.values())
-
-# %% [markdown]
-# ## Beside the paper's own numbers
-#
-# For orientation only, quoted from Table 2 and not measured here: CLIP and BLIP, *retrained* with merging at r = 0.925. The
-# abstract's 0.3 and 4.5 are the text recalls of CLIP on Flickr30k; the image recalls of the same row fall by 4.6 and 5.0. Merging
-# saves a factor of 2.10 of the FLOPs of CLIP there; keep 0.9 here saves 1.76. Off the shelf the paper has BLIP (Table 1: rsum 580.76 whole,
-# 577.81 with PiToMe at r = 0.95). BLIP and ALBEF stay outside this suite: their scores come from a cross-encoder that reranks,
-# in code bases that no package here carries.
-
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Quoted from Table 2 of the paper: R@1 + R@5 + R@10 minus the whole model's, retrained, r = 0.925; left for text retrieval, right for image retrieval. Hollow: not measured here. *Quoted.*", "name": "fig-retrieval-quoted"}, "image": {"alt": "Two panels of hollow markers for PiToMe, ToMe, ToFu, DCT and DiffRate with CLIP and BLIP on Flickr30k and COCO."}}
-figure, axes = plt.subplots(1, 2, figsize=(9.5, 2.8), sharey=True)
-looks = {"PiToMe": "pitome", "ToMe": "tome", "ToFu": "tofu", "DCT": "dct", "DiffRate": "diffrate"}
-for way, (ax, title) in enumerate(zip(axes, ("text retrieval", "image retrieval"), strict=True)):
-    for y, scores in enumerate(TABLE_2.values()):
-        for shift, (method, arm) in zip(np.linspace(-0.25, 0.25, len(looks)), looks.items(), strict=True):
-            colour, _, marker = plots.ARMS[arm]
-            ax.plot(scores[method][way] - scores["whole"][way], y + shift, marker, color=colour, markerfacecolor="none",
-                    markersize=6, label=None if y else method)
-    ax.axvline(0, color="0.6", linewidth=1)
-    ax.set(title=title, yticks=range(len(TABLE_2)), yticklabels=list(TABLE_2), ylim=(3.6, -0.6), xlabel="minus the whole model's")
-axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
 plt.show()
 
 # %% [markdown]
@@ -661,52 +466,45 @@ display(Markdown(markdown(header, rows) + f"\n\nMean rsum over white, photograph
                  f"what the collection's photographs are worth in training: *decay-2* on installed photographs alone has "
                  f"{max(late['dev']):.1f}. Before test was scored, eight cells were looked at on dev (not recorded), to see that the code does what "
                  "it should; PiToMe was far below ToMe there too. No arm was added or dropped after that. The primary task was changed before, "
-                 "from white to the twenty photographs, because a white ground is the easy case for any merging."))
+                 "from white to the twenty photographs, because a white ground is the easy case for any merging. The second version was written "
+                 "after the first had been scored, and its primary quantities are a second look at the same pictures."))
 
 # %% tags=["hide-input"]
-saved = f"{1 - share:.0%}"
 display(Markdown(
-    f"> **Takeaway.** With {saved} of the multiply-accumulates gone, this dual encoder loses "
-    f"{-recall.difference(primary, rival, 'whole').mean:.0f} of {recall.rsum(primary, 'whole')[0]:.0f} points of rsum with ToMe and "
-    f"{-to_whole.mean:.0f} with PiToMe off the shelf, on drawings on photographs. PiToMe against ToMe: {in_words(to_tome)}; on white: "
-    f"{in_words(on_white)}. Matching in the order of the energy, without protection, costs nothing that was found "
-    f"({in_words(energy['collection'])}), the released presets cannot be told from ToMe with the same attention, and PiToMe not from random "
-    f"pruning. A picture of {small['pixels']} pixels costs about as much as merging and does as well. No time was measured."
+    f"> **Takeaway.** With {1 - share:.0%} of the multiply-accumulates gone, this dual encoder loses {-losses[rival].mean:.0f} of "
+    f"{recall.rsum(record, 'whole')[0]:.0f} points of rsum with ToMe and {-to_whole.mean:.0f} with PiToMe off the shelf, on drawings on "
+    f"photographs. PiToMe against ToMe: {in_words(to_tome)}; on white: {in_words(on_white)}. The released preset for CLIP against ToMe with "
+    f"everything else equal: {in_words(beside[clip])}; against the ToMe as published: {in_words(published)}. Matching in the order of energy, "
+    f"without protection, against ToMe: {in_words(beside[order])}. A picture of {record.about(small)['pixels']} pixels costs about as much as "
+    f"merging and does as well. No time was measured."
 ))
-assert all(beside[name][key].side == 0 for name in beside for key in presets if beside[name].get(key)) and deeper.side >= 0
 
 # %% [markdown]
 # | | |
 # |---|---|
-# | The paper claims | CLIP on Flickr30k, retrained with merging at r = 0.925: the sum of text recalls falls by 0.3 with PiToMe and by 4.5 with ToMe, that of image recalls by 4.6 and 5.0 (Table 2); BLIP off the shelf falls by 3 at r = 0.95 (Table 1). |
-# | We saw | On a dual encoder with a DINOv2-style image tower: PiToMe below ToMe off the shelf, beyond a correction for the number of comparisons on white at keep 0.9 and on both at 0.8; with retrained heads below it on two photographs, and above it nowhere. |
-# | What could overturn this | CLIP on Flickr30k: **not run**; the command is in [How to run it](../book/how_to_run.md). An image tower whose keys are not as parallel as this one's ([Vision](08_vision.ipynb)). Towers retrained with merging; more than three trainings. |
+# | The paper claims | CLIP on Flickr30k, retrained with merging at r = 0.925: the sum of text recalls falls by 0.3 with PiToMe and by 4.5 with ToMe, that of image recalls by 4.6 and 5.0 (Table 2; [the ledger](../book/claims.md)). BLIP off the shelf falls by 3 at r = 0.95 (Table 1). |
+# | We saw | On a dual encoder with a DINOv2-style image tower, off the shelf: no difference between PiToMe and ToMe found on twenty photographs at keep 0.9, by intervals over photographs and draws; PiToMe below ToMe on white at keep 0.9 and 0.8, and on the photographs at 0.8. No difference found between released presets and ToMe with the same attention. With retrained heads PiToMe is below ToMe on two photographs and on white, and above it nowhere. |
+# | What could overturn this | CLIP on Flickr30k: **not run**; the command is in [How to run it](../book/how_to_run.md). BLIP and ALBEF stay outside this suite: a cross-encoder reranks their results. An image tower whose keys are not as parallel as this one's ([Vision](08_vision.ipynb)). Towers retrained with merging; more than three trainings. |
 #
 # ## Exercises
 #
 # **1.** rsum has six parts. In which of them does PiToMe at keep 0.9 lose most, relative to what the whole model has?
-
-# %% tags=["hide-cell"]
-whole_, merged = (recall.table(main, key) for key in ("whole", ours))
-for kind in (recall.IMAGE, recall.TEXT):
-    pairs_ = [(k, whole_[f"{kind}_r{k}"], merged[f"{kind}_r{k}"]) for k in recall.AT]
-    print(f"{kind} queries:", ", ".join(f"R@{k} {a:.1f} to {b:.1f} ({b / a - 1:+.0%})" for k, a, b in pairs_))
-
-# %% [markdown]
+#
 # **2.** Are names easier to find than keywords? Compare text queries with and without a comma, on the whole model and with PiToMe
 # (a stand-in: a row of one keyword has no comma, and four names have one).
-
-# %% tags=["hide-cell"]
-rows_ = np.array(["," in text for text in main.items["says"]])[is_text]
-for key in ("whole", ours):
-    found = main.outcome(key, "rank")[is_text]
-    print(key, f"median rank of keywords {np.median(found[rows_]):.0f}, of names {np.median(found[~rows_]):.0f}")
-
-# %% [markdown]
+#
 # **3.** A system could search with the merged model and rerank the first fifty with the whole one. How many of the whole model's
-# text queries with a picture in the first ten would still have it in the fifty, with PiToMe and with ToMe at keep 0.8?
+# text queries with a picture in the first ten would still have it in the fifty, with PiToMe and with ToMe?
 
 # %% tags=["hide-cell"]
-good = main.outcome("whole", "rank")[is_text] <= 10
-for key in ("pitome@0.8", "tome@0.8"):
-    print(key, f"{(main.outcome(key, 'rank')[is_text] <= 50)[good].mean():.0%}")
+whole_, merged_ = (recall.table(record, key) for key in ("whole", ours))
+for kind in (recall.IMAGE, recall.TEXT):
+    parts = [(k, whole_[f"{kind}_r{k}"], merged_[f"{kind}_r{k}"]) for k in recall.AT]
+    print(f"1. {kind} queries:", ", ".join(f"R@{k} {a:.1f} to {b:.1f} ({b / a - 1:+.0%})" for k, a, b in parts))
+in_a_row = np.array(["," in text for text in record.items["says"]])[is_text]
+for key in ("whole", ours):
+    found = record.outcome(key, "rank")[is_text]
+    print(f"2. {key}: median rank of keywords {np.median(found[in_a_row]):.0f}, of names {np.median(found[~in_a_row]):.0f}")
+good = record.outcome("whole", "rank")[is_text] <= 10
+for key in (ours, rival):
+    print(f"3. {key}: {(record.outcome(key, 'rank')[is_text] <= 50)[good].mean():.0%}")

@@ -121,6 +121,26 @@ def test_every_arm_with_energy_has_its_counterpart_and_its_control(task):
     assert all(cell.seed is None for cell in cells if retrieval_grid.is_drawn(cell))
 
 
+@pytest.mark.parametrize("task", ["collection", "photographs"])
+def test_committed_records_hold_every_cell(task):
+    """With as many draws as the protocol says. The whole model's agree, and each draw of a cell is in its range."""
+    try:
+        record = results.load(f"retrieval-2-{task}")
+    except results.RecordError as error:
+        pytest.skip(str(error))
+    cells = retrieval_grid.cells(**retrieval_tasks.GRIDS[task])
+    assert set(record.cells) == {cell.key for cell in cells} and record.header["protocol"] == "retrieval-2"
+    for cell in cells:
+        draws = retrieval_grid.DRAWS if retrieval_grid.is_drawn(cell) else 1
+        assert record.outcome(cell.key, "rank").shape == (len(record), len(retrieval_training.SEEDS), draws), cell.key
+    assert np.ptp(recall.repeats(record, "whole")) < 0.5
+    images = [query for query, kind in enumerate(record.items["query"]) if kind == recall.IMAGE][:48]
+    for cell in (cell for cell in cells if retrieval_grid.is_drawn(cell)):
+        low, high = recall.live_range(record, cell.key, images)
+        drawn = np.moveaxis(record.outcome(cell.key, "rank")[images], 2, 0)
+        assert all(low <= recall.recalls(ranks) <= high for ranks in drawn), cell.key
+
+
 def test_two_photographs_have_what_live_runs_compute():
     """With five draws each, because a live run is held to their scatter."""
     cells = retrieval_grid.cells(**retrieval_tasks.GRIDS["photographs"])
