@@ -463,8 +463,16 @@ def test_of_each_comparison_the_latest_is_evidence(root):
     later["cells"][0]["at"] = ["0.9"]
     document["grids"]["toy-2"] = {"scenes": later}
     (root / evidence.LISTED).write_text(yaml.safe_dump(document))
-    planned = [(one.task, one.first) for one in evidence.planned(group, root)]
-    assert set(planned) == {("toy-2 scenes", "pitome@0.9"), ("toy-1 scenes", "pitome@0.8")}
+
+    def planned():
+        return {(one.task, one.first) for one in evidence.planned(group, root)}
+
+    early = {("toy-1 scenes", "pitome@0.9"), ("toy-1 scenes", "pitome@0.8")}
+    assert planned() == early | {("toy-2 scenes", "pitome@0.9")}  # not scored yet
+    again = small_record()
+    again["header"]["protocol"] = "toy-2"
+    (root / "results/toy/later.json").write_text(json.dumps(again))
+    assert planned() == {("toy-2 scenes", "pitome@0.9"), ("toy-1 scenes", "pitome@0.8")}
 
 
 def test_two_records_of_the_same_items_are_read_as_one(root):

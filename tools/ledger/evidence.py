@@ -190,9 +190,17 @@ def scored_by(entry: dict) -> Iterator[tuple[str, str, str]]:
 
 
 def replaced(root: Path) -> set[tuple[str, str, str, str]]:
-    """Task, column, outcome and key of what a later task scored again: of each comparison the latest is evidence."""
-    return {(earlier, *what) for _, entry in tasks(root) for earlier in entry.get("replaces", ())
-            for what in scored_by(entry)}
+    """Task, column, outcome and key of what a later task scored again: of each comparison the latest is evidence.
+
+    What the later task lists and its record does not have yet leaves the earlier one in force.
+    """
+    again = set()
+    for _, entry in tasks(root):
+        record = record_of(entry, root) if "replaces" in entry else None
+        if record is not None:
+            groups = set(record.groups())
+            again |= {(earlier, *what) for earlier in entry["replaces"] for what in scored_by(entry) if what[2] in groups}
+    return again
 
 
 @functools.lru_cache(maxsize=32)
