@@ -199,7 +199,8 @@ def replaced(root: Path) -> set[tuple[str, str, str, str]]:
         record = record_of(entry, root) if "replaces" in entry else None
         if record is not None:
             groups = set(record.groups())
-            again |= {(earlier, *what) for earlier in entry["replaces"] for what in scored_by(entry) if what[2] in groups}
+            scored = [what for what in scored_by(entry) if what[2] in groups]
+            again |= {(earlier, *what) for earlier in entry["replaces"] for what in scored}
     return again
 
 
