@@ -128,8 +128,10 @@ def hf_entry(name: str, config: str, note: str = "", **options) -> Entry:
             text = {key: value[:, :8] for key, value in words().items()}
             text["input_ids"][:, -1] = 49
             given = {"pixel_values": pictures(32), **text}
-        elif config == "BertConfig":
-            made, given = kind(**TEXT), words()
+        elif config in ("BertConfig", "RobertaConfig", "DistilBertConfig"):
+            names = {"hidden_size": "dim", "intermediate_size": "hidden_dim"} if config == "DistilBertConfig" else {}
+            own = {names.get(name, name): value for name, value in TEXT.items()}
+            made, given = kind(**own, pad_token_id=0), words()
         else:
             made, given = kind(**{**VISION, **options}), {"pixel_values": pictures(32)}
         return randomized(getattr(transformers, name)(made)), given
@@ -162,6 +164,8 @@ ENTRIES = [
     dual_encoder_entry("ViT of timm and BERT: both", "both"),
     hf_entry("ViTModel", "ViTConfig"),
     hf_entry("ViTForImageClassification", "ViTConfig"),
+    hf_entry("DeiTModel", "DeiTConfig", "distillation token"),
+    hf_entry("DeiTForImageClassificationWithTeacher", "DeiTConfig", "distillation token"),
     hf_entry("CLIPVisionModelWithProjection", "CLIPVisionConfig"),
     hf_entry("CLIPModel", "CLIPConfig", "image tower"),
     hf_entry("SiglipVisionModel", "SiglipVisionConfig", "attention pooling"),
@@ -170,6 +174,8 @@ ENTRIES = [
     hf_entry("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", "registers", mlp_ratio=2),
     hf_entry("BertModel", "BertConfig", "text of unequal lengths"),
     hf_entry("BertForSequenceClassification", "BertConfig", "text of unequal lengths"),
+    hf_entry("RobertaForSequenceClassification", "RobertaConfig", "text of unequal lengths"),
+    hf_entry("DistilBertForSequenceClassification", "DistilBertConfig", "text of unequal lengths"),
 ]
 
 
@@ -242,7 +248,7 @@ Classes are listed by exact type; anything else raises `UnsupportedModelError` w
 | subclasses of a supported model | they may run their blocks in another way |
 | rotary angles that differ by layer | refused rather than guessed |
 | causal text towers (CLIP, SigLIP) | a plan made from all tokens lets later words change earlier outputs |
-| DeiT, BEiT, DistilBERT and RoBERTa of transformers | not listed yet: use timm's DeiT and BEiT, and a BERT |
+| BEiT of transformers | not listed yet: use timm's BEiT |
 | BERT as a decoder or with cross-attention | outputs would depend on later tokens |
 | models or blocks that are wrapped already (`torch.compile`, checkpointing, FSDP1) | `apply` first, then wrap |
 | a `forward` that was replaced on the instance | merging would be left out: take it out, `apply`, put it in again |

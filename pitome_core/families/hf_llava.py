@@ -19,7 +19,8 @@ from ..family import EntryPoint, Family, ModelShape
 from ..instances import original, own_class
 from ..patch import Patch, active_patch
 from .common import linear
-from .hf_vision import TOWERS, tower_entry_points, tower_refusal, tower_shape
+from .hf_layouts import TOWERS
+from .hf_vision import tower_entry_points, tower_refusal, tower_shape
 
 _MODELS = (llava.LlavaForConditionalGeneration, llava.LlavaModel)
 

@@ -20,8 +20,9 @@ FAMILIES = sorted((PACKAGE / "families").glob("*.py"))
 CORE = [path for path in sorted(PACKAGE.rglob("*.py")) if not {"experiments", "families"} & set(path.parts)]
 METHODS = [PACKAGE / "mergers" / f"{name}.py" for name in ("pitome", "pitome_variants", "tome")]
 METHODS += sorted((PACKAGE / "experiments" / "baselines").glob("*.py"))
-# The most statements: of the core without families, of all families together, of one family, of one method.
-MOST = {"core": 1850, "families": 1180, "family": 190, "method": 55}
+# The most statements: of the core without families, of all families together, of one family, of one method. A family
+# that users ask for may cost what its encoder loop needs: 1180 was the limit while there were fewer of them.
+MOST = {"core": 1850, "families": 1580, "family": 190, "method": 55}
 
 
 def statements(source: str) -> int:

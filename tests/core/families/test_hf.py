@@ -36,6 +36,9 @@ VISION_MODELS = {
     "ViT": ("ViTModel", "ViTConfig", VISION),
     "ViT without pooler": ("ViTModel", "ViTConfig", VISION),
     "ViT classifier": ("ViTForImageClassification", "ViTConfig", VISION),
+    "DeiT": ("DeiTModel", "DeiTConfig", VISION),
+    "DeiT classifier": ("DeiTForImageClassification", "DeiTConfig", VISION),
+    "DeiT with teacher": ("DeiTForImageClassificationWithTeacher", "DeiTConfig", VISION),
     "CLIP": ("CLIPVisionModel", "CLIPVisionConfig", VISION),
     "CLIP projection": ("CLIPVisionModelWithProjection", "CLIPVisionConfig", VISION),
     "SigLIP": ("SiglipVisionModel", "SiglipVisionConfig", VISION),
@@ -45,10 +48,22 @@ VISION_MODELS = {
     "DINOv2 registers": ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", DINO),
     "DINOv2 registers classifier": ("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", DINO),
 }
-TOWERS = ["ViT", "CLIP", "SigLIP", "DINOv2", "DINOv2 gated", "DINOv2 registers"]
+TOWERS = ["ViT", "DeiT", "CLIP", "SigLIP", "DINOv2", "DINOv2 gated", "DINOv2 registers"]
 BERT_HEADS = ["PreTraining", "MaskedLM", "NextSentencePrediction", "SequenceClassification", "TokenClassification",
               "QuestionAnswering"]
-EVERY = [*VISION_MODELS, "CLIP both", "SigLIP both", "BERT", *BERT_HEADS]
+ROBERTA = dict(TEXT, pad_token_id=0)
+DISTILBERT = dict(dim=32, n_layers=3, n_heads=2, hidden_dim=48, vocab_size=50, max_position_embeddings=20, num_labels=5)
+TEXT_MODELS = {
+    "BERT": ("BertModel", "BertConfig", TEXT),
+    **{head: (f"BertFor{head}", "BertConfig", TEXT) for head in BERT_HEADS},
+    "RoBERTa": ("RobertaModel", "RobertaConfig", ROBERTA),
+    "DistilBERT": ("DistilBertModel", "DistilBertConfig", DISTILBERT),
+    **{f"RoBERTa {head}": (f"RobertaFor{head}", "RobertaConfig", ROBERTA) for head in BERT_HEADS[3:] + ["MaskedLM"]},
+    **{f"DistilBERT {head}": (f"DistilBertFor{head}", "DistilBertConfig", DISTILBERT)
+       for head in BERT_HEADS[3:] + ["MaskedLM"]},
+}
+ENCODERS = ["BERT", "RoBERTa", "DistilBERT"]
+EVERY = [*VISION_MODELS, "CLIP both", "SigLIP both", *TEXT_MODELS]
 
 
 def finish(model, dtype=torch.float32):
@@ -92,11 +107,11 @@ def build(name="ViT", dtype=torch.float32, **overrides):
         return composite({"CLIP": "CLIP", "SigLIP": "Siglip"}[name.split()[0]], dtype), {
             **text, "pixel_values": pixels(dtype=dtype)
         }
-    if name == "BERT" or name in BERT_HEADS:
-        labels = {"num_labels": 2} if name == "QuestionAnswering" else {}
-        config = transformers.BertConfig(**{**TEXT, **labels, **overrides})
-        kind = "BertModel" if name == "BERT" else f"BertFor{name}"
-        return finish(getattr(transformers, kind)(config), dtype), words()
+    if name in TEXT_MODELS:
+        kind, config, arguments = TEXT_MODELS[name]
+        labels = {"num_labels": 2} if "QuestionAnswering" in name else {}
+        made = getattr(transformers, config)(**{**arguments, **labels, **overrides})
+        return finish(getattr(transformers, kind)(made), dtype), words()
     kind, config, arguments = VISION_MODELS[name]
     own = {"add_pooling_layer": False} if name == "ViT without pooler" else {}
     model = getattr(transformers, kind)(getattr(transformers, config)(**{**arguments, **overrides}), **own)
@@ -116,9 +131,11 @@ def leaves(value):
     return [leaf for entry in values if entry is not None for leaf in leaves(entry)]
 
 
+INSIDE = ("vit", "deit", "vision_model", "dinov2", "dinov2_with_registers", *map(str.lower, ENCODERS))
+
+
 def tower_of(model):
-    inside = [getattr(model, name) for name in ("vit", "vision_model", "dinov2", "dinov2_with_registers", "bert")
-              if hasattr(model, name)]
+    inside = [getattr(model, name) for name in INSIDE if hasattr(model, name)]
     return inside[0] if inside else model
 
 
@@ -192,15 +209,15 @@ def test_tokens_are_as_planned(name):
     with pc.record(model) as trace:
         run(model, inputs)
     hook.remove()
-    prefix = {"SiglipVisionModel": 0, "Dinov2WithRegistersModel": 5}.get(type(tower).__name__, 1)
+    prefix = {"SiglipVisionModel": 0, "DeiTModel": 2, "Dinov2WithRegistersModel": 5}.get(type(tower).__name__, 1)
     left = [16 - sum(oracle.keep_removals(16, 0.7, 3)[: layer + 1]) for layer in range(3)]
     assert [layer.plan.num_tokens for layer in trace.layers] == left and lengths == [prefix + left[1]]
     assert all((layer.size.sum(1) == 16).all() for layer in trace.layers)
     assert trace.assignment.shape == (2, 16)
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if tower_of is not None and name not in TOWERS and
-                                  name not in ("BERT", "ViT without pooler")])
+@pytest.mark.parametrize("name", [name for name in EVERY
+                                  if name not in (*TOWERS, *ENCODERS, "ViT without pooler")])
 def test_patching_a_model_is_patching_its_tower(name):
     """A classifier, a projection, a composite or a head gives what it gives around a patched tower."""
     model, inputs = build(name)
@@ -222,7 +239,7 @@ def slow_attention(q, k, v, heads, size):
 def vision_halves(layer):
     """The attention half and the MLP half of a layer, from the library's source: q, k, v; output; MLP."""
     kind = type(layer).__name__
-    if kind == "ViTLayer":
+    if hasattr(layer, "layernorm_before"):
         attn, norms = layer.attention, (layer.layernorm_before, layer.layernorm_after)
         return attn, norms, attn.o_proj, layer.mlp
     if kind.startswith("Dinov2"):
@@ -274,23 +291,34 @@ def test_a_merged_tower_equals_the_slow_loop(name):
         torch.testing.assert_close(got.last_hidden_state[item], last.detach(), rtol=1e-6, atol=1e-7)
         pooled = {
             "ViT": lambda x: model.pooler(x[None])[0],
+            "DeiT": lambda x: model.pooler(x[None])[0],
             "CLIP": lambda x: model.post_layernorm(x[0]),
             "SigLIP": lambda x: model.head(x[None])[0],
         }.get(name, lambda x: x[0])(last)
         torch.testing.assert_close(got.pooler_output[item], pooled.detach(), rtol=1e-6, atol=1e-7)
 
 
+def text_halves(layer):
+    """The attention half and the MLP half of a layer, from the library's source: q, k, v; residual and norm; MLP."""
+    if hasattr(layer, "ffn"):
+        attn, ffn = layer.attention, layer.ffn
+        return ((attn.q_lin, attn.k_lin, attn.v_lin), lambda y, x: layer.sa_layer_norm(attn.out_lin(y) + x),
+                lambda x: layer.output_layer_norm(ffn.lin2(nn.functional.gelu(ffn.lin1(x))) + x))
+    attn, out = layer.attention.self, layer.attention.output
+    return ((attn.query, attn.key, attn.value), lambda y, x: out.LayerNorm(out.dense(y) + x),
+            lambda x: layer.output.LayerNorm(layer.output.dense(nn.functional.gelu(layer.intermediate.dense(x))) + x))
+
+
 @torch.no_grad()
-def slow_bert(model, ids, keep, protected):
-    """One text without padding through a BERT by hand: unmerged states per layer and the roots over all its tokens."""
+def slow_text(model, ids, keep, protected):
+    """One text without padding through an encoder by hand: unmerged states per layer, roots over all its tokens."""
     x = model.embeddings(input_ids=ids[None])[0]
     size, total, states = torch.ones(len(x), dtype=x.dtype), list(range(len(ids))), [x]
     protected = list(protected)
-    for layer, margin in zip(model.encoder.layer, oracle.margins(3), strict=True):
-        attn = layer.attention.self
-        keys = attn.key(x)
-        y = slow_attention(attn.query(x), keys, attn.value(x), 2, size)
-        x = layer.attention.output.LayerNorm(layer.attention.output.dense(y) + x)
+    for layer, margin in zip(layers_of(model), oracle.margins(3), strict=True):
+        (query, key, value), attended, fed = text_halves(layer)
+        keys = key(x)
+        x = attended(slow_attention(query(x), keys, value(x), 2, size), x)
         free = [i for i, is_protected in enumerate(protected) if not is_protected]
         metric = keys.view(len(x), 2, 16).mean(1)[free]
         roots = list(range(len(x)))
@@ -300,28 +328,29 @@ def slow_bert(model, ids, keep, protected):
         x, size = torch.from_numpy(merged), torch.from_numpy(sizes)
         protected = [protected[anchor] for anchor in oracle.anchors(roots)]
         total = oracle.compose(total, roots)
-        y = layer.output.dense(nn.functional.gelu(layer.intermediate.dense(x)))
-        x = layer.output.LayerNorm(y + x)
+        x = fed(x)
         states.append(torch.from_numpy(oracle.unmerge(x, total)))
     return states, total
 
 
-def test_a_merged_bert_equals_the_slow_loop():
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_merged_encoder_equals_the_slow_loop(name):
     """A padded batch equals the loop by hand on every text alone: states, plan, pooled output; padding is zero."""
-    model, inputs = build("BERT", torch.float64)
+    model, inputs = build(name, torch.float64)
     reference = copy.deepcopy(model)
     pc.apply(model, keep=0.6)
     with pc.record(model) as trace:
         got = run(model, inputs, output_hidden_states=True)
     for item, length in enumerate(LENGTHS):
         protected = [i in (0, length - 1) for i in range(length)]
-        states, total = slow_bert(reference, inputs["input_ids"][item, :length], 0.6, protected)
+        states, total = slow_text(reference, inputs["input_ids"][item, :length], 0.6, protected)
         assert trace.assignment[item].tolist() == oracle.assignment(total) + [-1] * (12 - length)
         for a, b in zip(got.hidden_states, states, strict=True):
             torch.testing.assert_close(a[item, :length], b, rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(got.last_hidden_state[item, :length], states[-1], rtol=1e-6, atol=1e-7)
         assert got.last_hidden_state[item, length:].eq(0).all()
-        torch.testing.assert_close(got.pooler_output[item], model.pooler(states[-1][None])[0].detach())
+        if name != "DistilBERT":
+            torch.testing.assert_close(got.pooler_output[item], model.pooler(states[-1][None])[0].detach())
         sizes = trace.layers[-1].size[item]
         assert sizes.sum() == length and (sizes > 0).sum() == len(set(oracle.assignment(total)))
 
@@ -445,7 +474,7 @@ def test_a_vision_tower_compiles_into_one_graph():
 
 
 # --------------------------------------------------------------------------------------------------------- precision
-@pytest.mark.parametrize("name", ["ViT", "SigLIP", "DINOv2 registers", "BERT"])
+@pytest.mark.parametrize("name", ["ViT", "SigLIP", "DINOv2 registers", *ENCODERS])
 def test_sdpa_and_eager_agree(name):
     """Both attention implementations are served, and give the same numbers; others are refused at `apply`."""
     model, inputs = build(name)
@@ -475,7 +504,7 @@ def test_autocast(name, restore):
 
 
 # ---------------------------------------------------------------------------------------------------------- training
-@pytest.mark.parametrize("name", ["ViT", "CLIP", "SigLIP", "DINOv2 registers", "BERT", "MaskedLM"])
+@pytest.mark.parametrize("name", ["ViT", "CLIP", "SigLIP", "DINOv2 registers", *ENCODERS, "MaskedLM"])
 def test_gradients_and_checkpointing(name):
     """Parameters that learn unpatched learn patched; recomputing layers in the backward pass changes nothing."""
     model, inputs = build(name)
@@ -492,7 +521,7 @@ def test_gradients_and_checkpointing(name):
                 setattr(module, dropout, 0.0)
     results, calls = [], []
     layer = layers_of(model)[1]
-    mlp = layer.intermediate if isinstance(layer, BertLayer) else layer.mlp
+    mlp = next(getattr(layer, name) for name in ("intermediate", "ffn", "mlp") if hasattr(layer, name))
     mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     for reentrant in (None, False, True):
         if reentrant is not None:
@@ -520,7 +549,7 @@ def snapshot(model):
     }
 
 
-@pytest.mark.parametrize("name", [*TOWERS, "CLIP both", "BERT", "MaskedLM"])
+@pytest.mark.parametrize("name", [*TOWERS, "CLIP both", *ENCODERS, "MaskedLM"])
 def test_remove_restores_bit_for_bit(name):
     """After remove() the instance holds what it held, no class was touched, and outputs are equal to the bit."""
     model, inputs = build(name)
@@ -536,7 +565,7 @@ def test_remove_restores_bit_for_bit(name):
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
                          ids=["deepcopy", "pickle"])
-@pytest.mark.parametrize("name", ["DINOv2", "CLIP both", "BERT"])
+@pytest.mark.parametrize("name", ["DINOv2", "CLIP both", *ENCODERS])
 def test_copies_are_independent(name, duplicate):
     """A copy of a patched model merges alike with its own weights; removing one leaves the other patched."""
     model, inputs = build(name)
@@ -550,7 +579,7 @@ def test_copies_are_independent(name, duplicate):
     assert pc.remove(twin) is twin and "merging" not in repr(twin)
 
 
-@pytest.mark.parametrize("name", ["ViT", "CLIP", "DINOv2", "BERT"])
+@pytest.mark.parametrize("name", ["ViT", "CLIP", "DINOv2", *ENCODERS])
 def test_hooks_exceptions_threads_and_nesting(name):
     """Hooks on layers fire once; an exception, a call inside a call and a second thread leave no trace."""
     model, inputs = build(name)
@@ -681,6 +710,36 @@ def test_padding_and_neighbours_change_nothing(variant):
                     torch.testing.assert_close(a[row, places[item]], b[0], rtol=1e-4, atol=1e-5)
                 padding = chosen["attention_mask"][row] == 0
                 assert trace.assignment[row][padding].eq(-1).all()
+
+
+@pytest.mark.parametrize("name", ["RoBERTa", "DistilBERT"])
+def test_padding_changes_nothing_in_other_encoders(name):
+    """The same for a RoBERTa, which takes positions from the places of its padding, and for a DistilBERT."""
+    model, inputs = build(name)
+    ids = [row[:length] for row, length in zip(inputs["input_ids"], LENGTHS, strict=True)]
+    pc.apply(model, keep=0.6)
+    alone = [run(model, {"input_ids": item[None]}, output_hidden_states=True) for item in ids]
+    for places in ([torch.arange(length) for length in LENGTHS], [torch.arange(12 - n, 12) for n in LENGTHS]):
+        batch = texts(ids, places, 12)
+        if name == "RoBERTa":
+            del batch["position_ids"]
+        got = run(model, batch, output_hidden_states=True)
+        for row, where in enumerate(places):
+            for a, b in zip(got.hidden_states, alone[row].hidden_states, strict=True):
+                torch.testing.assert_close(a[row, where], b[0], rtol=1e-4, atol=1e-5)
+
+
+def test_separators_of_a_roberta_are_its_ends():
+    """Every `</s>` (`eos_token_id`) keeps a slot of its own, those between two texts too."""
+    model, inputs = build("RoBERTa")
+    inputs["input_ids"][0, [5, 6, 11]] = model.config.eos_token_id
+    pc.apply(model, keep=0.5)
+    with pc.record(model) as trace:
+        run(model, inputs)
+    slots = trace.assignment[0]
+    assert all((slots == slots[place]).sum() == 1 for place in (0, 5, 6, 11)) and slots.max() < 11
+    shape = pc.flops(model)
+    assert shape.tokens[0] == 19, "of 20 rows of positions, one is the padding's"
 
 
 def test_padding_would_be_noticed():
@@ -820,7 +879,9 @@ def test_heads_train_with_labels():
 
 # ------------------------------------------------------------------------------------------------------------ counts
 @pytest.mark.parametrize("keep", [None, 0.6])
-@pytest.mark.parametrize("name", [*VISION_MODELS, "BERT", "SequenceClassification", "MaskedLM"])
+@pytest.mark.parametrize("name", [*VISION_MODELS, "BERT", "SequenceClassification", "MaskedLM", "RoBERTa MaskedLM",
+                                  "RoBERTa SequenceClassification", "DistilBERT MaskedLM",
+                                  "DistilBERT SequenceClassification"])
 def test_counts_equal_what_torch_counts(name, keep, monkeypatch):
     """`pc.flops` equals torch's counter on the unfused path; sums of a merge are no matrix products.
 
@@ -863,6 +924,12 @@ def odd_layer():
     return model
 
 
+def odd_distilbert():
+    model, _ = build("DistilBERT")
+    model.transformer.layer[1].ffn = nn.Linear(32, 32)
+    return model
+
+
 REFUSED = {
     "a subclass": (lambda: OwnViT(transformers.ViTConfig(**VISION)), "OwnViT"),
     "an odd layer": (odd_layer, "layer 1.*OwnLayer"),
@@ -872,6 +939,10 @@ REFUSED = {
     "BERT language model": (
         lambda: transformers.BertLMHeadModel(transformers.BertConfig(**TEXT, is_decoder=True)), "BertLMHeadModel"
     ),
+    "RoBERTa decoder": (
+        lambda: transformers.RobertaForCausalLM(transformers.RobertaConfig(**ROBERTA, is_decoder=True)), "CausalLM"
+    ),
+    "DistilBERT's odd layer": (odd_distilbert, "layer.1 has a Linear"),
     "masked images": (
         lambda: transformers.ViTForMaskedImageModeling(transformers.ViTConfig(**VISION)), "inside, at 'vit'"
     ),
