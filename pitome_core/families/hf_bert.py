@@ -33,7 +33,7 @@ from ..instances import own_class
 from ..patch import LayerStep, Merged, Patch, active_patch
 from ..portable import refuse_exporting
 from .common import AttentionCall, attention_point, check_step, linear
-from .hf_common import CallOptions, attend, implementation_refusal
+from .hf_common import CallOptions, attend, implementation_refusal, real_tokens
 
 
 @dataclass(frozen=True)
@@ -232,22 +232,6 @@ def _layer_forward(
     return x, size, plan
 
 
-def _real(attention_mask: Tensor | None, x: Tensor) -> Tensor:
-    """`(B, T)` bool: True for tokens, False for padding. ValueError for a mask of another shape or an empty text."""
-    if attention_mask is None:
-        return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    if attention_mask.shape != x.shape[:2]:
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, the tokens {tuple(x.shape[:2])}: a merged model "
-            "takes one entry per token (1 = real), no mask of pairs"
-        )
-    real = attention_mask.to(x.device, torch.bool)
-    empty = (~real.any(dim=1)).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(f"items {empty} have no real token: leave them out of the batch")
-    return real
-
-
 def protected_tokens(
     real: Tensor, input_ids: Tensor | None = None, token_type_ids: Tensor | None = None,
     sep_token_id: int | None = None, protect: str = "ends",
@@ -288,14 +272,14 @@ def _forward(layout: TextLayout, model: nn.Module, patch: Patch, *args: Any, **k
 
     x = model.embeddings(**{name: arguments.get(name) for name in layout.embedded})
     refuse_exporting("how many tokens merge depends on the length of every text")
-    real = _real(arguments.get("attention_mask"), x)
+    real = real_tokens(arguments.get("attention_mask"), x)
     protected = protected_tokens(real, ids, kinds, getattr(model.config, layout.separator, None), patch.protect)
     state = patch.start(x, 0, True, None, size=real.to(torch.float32), protected=protected)
-    x, states = options.run(layers, x, state)
+    x, taken = options.run(layers, x, state)
     read = state.as_read(x, state.plan)
     pooler = getattr(model, "pooler", None)
     pooled = {} if pooler is None else {"pooler_output": pooler(read)}
-    return options.give(layout.output(last_hidden_state=read, hidden_states=states, **pooled))
+    return options.give(layout.output(last_hidden_state=read, hidden_states=options.states(taken, state), **pooled))
 
 
 def _shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelShape:
