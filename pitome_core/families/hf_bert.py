@@ -91,6 +91,15 @@ def _attention_half(layer: nn.Module, x: Tensor, call: AttentionCall) -> Tensor:
     return layer.attention(x, call=call)[0]
 
 
+def _mlp_half(layer: nn.Module, x: Tensor) -> Tensor:
+    return layer.feed_forward_chunk(x)
+
+
+def _points(layer: nn.Module) -> list[EntryPoint]:
+    attn = layer.attention
+    return [attention_point(attn, _with_output), attention_point(attn.self, partial(_before_output, _PLAIN))]
+
+
 def _distilled_attention(attn: nn.Module, call: AttentionCall, x: Tensor) -> tuple[Tensor, None]:
     """DistilBERT's self-attention with its output projection."""
     return attn.out_lin(_before_output(_DISTILLED, attn, call, x)[0]), None
@@ -98,6 +107,14 @@ def _distilled_attention(attn: nn.Module, call: AttentionCall, x: Tensor) -> tup
 
 def _distilled_half(layer: nn.Module, x: Tensor, call: AttentionCall) -> Tensor:
     return layer.sa_layer_norm(layer.attention(x, call=call)[0] + x)
+
+
+def _distilled_mlp(layer: nn.Module, x: Tensor) -> Tensor:
+    return layer.output_layer_norm(layer.ffn(x) + x)
+
+
+def _distilled_points(layer: nn.Module) -> list[EntryPoint]:
+    return [attention_point(layer.attention, _distilled_attention)]
 
 
 _PLAIN, _DISTILLED = ("query", "key", "value"), ("q_lin", "k_lin", "v_lin")
@@ -112,9 +129,7 @@ def _bert(module: Any, name: str, inside: str, around: dict[type, tuple[str, boo
     return TextLayout(
         inside, "encoder.layer", {path: getattr(module, f"{name}{part}") for path, part in names.items()},
         "attention.self", ("intermediate", "output"), _PLAIN,
-        (_attention_half, lambda layer, x: layer.feed_forward_chunk(x)),
-        lambda layer: [attention_point(layer.attention, _with_output),
-                       attention_point(layer.attention.self, partial(_before_output, _PLAIN))],
+        (_attention_half, _mlp_half), _points,
         {kind: ((head,), every) for kind, (head, every) in around.items()},
         ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", *_DECODER, "use_cache"),
         _EMBEDDED, **other,
@@ -142,8 +157,7 @@ _LAYOUTS = {
         "distilbert", "transformer.layer",
         {"": distilbert.TransformerBlock, "attention": distilbert.DistilBertSelfAttention, "ffn": distilbert.FFN},
         "attention", ("ffn",), _DISTILLED,
-        (_distilled_half, lambda layer, x: layer.output_layer_norm(layer.ffn(x) + x)),
-        lambda layer: [attention_point(layer.attention, _distilled_attention)],
+        (_distilled_half, _distilled_mlp), _distilled_points,
         {
             distilbert.DistilBertForMaskedLM: (("vocab_transform", "vocab_projector"), True),
             distilbert.DistilBertForTokenClassification: (("classifier",), True),
