@@ -97,7 +97,8 @@ class Family:
             patched (`EntryPoint`). Blocks are among them.
         shape: `(model, input_size or None) -> ModelShape`.
         towers: `(model) -> {tower: None, or the reason why it cannot merge}`.
-        ragged: whether items have lengths of their own (text): keep ratios only, and methods that take a mask.
+        ragged: whether items have lengths of their own (text, images of any shape): keep ratios only, and methods that
+            take a mask.
         protects: values of the argument `protect` of `pc.apply` that the family knows, its default first; empty if
             there is no choice of the tokens that never merge.
         text: the family of the text tower, for models with two towers that both can merge; it takes the whole model.
@@ -126,11 +127,12 @@ class Family:
             return
         if isinstance(keep, Schedule):
             raise ValueError(
-                f"a schedule is made for one length, here {keep.tokens[0]} tokens, and every text has its own: "
+                f"a schedule is made for one length, here {keep.tokens[0]} tokens, and every item has its own: "
                 "give keep as a ratio, or one ratio per layer"
             )
         if "mask" not in method.needs:
             raise ValueError(f"method {method.name!r} takes no mask and would merge padding: choose one that does")
         of_images = {"attention", "positions"} & set(method.needs)
         if of_images:
-            raise ValueError(f"method {method.name!r} reads {of_images.pop()} of a grid of patches, which text has not")
+            raise ValueError(f"method {method.name!r} reads {of_images.pop()} of a grid of patches, which items of "
+                             "unequal length have not")

@@ -86,7 +86,7 @@ def guards(model: nn.Module, patched: list[nn.Module], own: Collection[str]) -> 
     outermost = tuple(path for path in paths if not any(path.startswith(f"{other}.") for other in paths))
     if "" in paths:
         return {}
-    names = ("forward", "encode_image", "encode_text", "get_image_features")
+    names = ("forward", "generate", "encode_image", "encode_text", "get_image_features")
     return {name: partial(_guarded, name, outermost) for name in names if hasattr(model, name) and name not in own}
 
 

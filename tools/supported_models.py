@@ -26,17 +26,19 @@ from pitome_core.families import find_family
 
 PAGE = Path(__file__).resolve().parents[1] / "book" / "supported_models.md"
 KEEP = 0.7
+NOT_RUN = "not run"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One row: `build()` gives the model and the arguments of its forward call."""
+    """One row: `build()` gives the model and the arguments of its forward call; `uses` stands in place of a run."""
 
     library: str
     name: str
     build: Callable[[], tuple[nn.Module, dict]]
     note: str = ""
     towers: str = "vision"
+    uses: str = ""
 
 
 def randomized(model: nn.Module) -> nn.Module:
@@ -45,7 +47,7 @@ def randomized(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if name.endswith(("gamma", "lambda1", "gamma_1", "gamma_2")):
+            if name.endswith(("gamma", "lambda1", "gamma_1", "gamma_2", "lambda_1", "lambda_2")):
                 parameter.fill_(0.3)
             elif parameter.ndim > 1 and name.endswith("weight"):
                 parameter.copy_(noise * noise[0].numel() ** -0.5)
@@ -118,7 +120,45 @@ def words() -> dict:
     return {"input_ids": ids.masked_fill(~mask, 0), "attention_mask": mask.long()}
 
 
-def hf_entry(name: str, config: str, note: str = "", **options) -> Entry:
+def blip_entry(name: str, **further: str) -> Entry:
+    def build():
+        import transformers
+
+        text = {**TEXT, "encoder_hidden_size": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+                "sep_token_id": 2}
+        config = transformers.BlipConfig(vision_config=VISION, text_config=text, image_text_hidden_size=12)
+        given = {"pixel_values": pictures(32), **words()}
+        given |= {key: given[value] for key, value in further.items()}
+        return randomized(getattr(transformers, name)(config)), given
+
+    return Entry("transformers", name, build, "image tower", uses="see `BlipVisionModel`")
+
+
+def any_shape_entry() -> Entry:
+    def build():
+        import transformers
+
+        model = transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**VISION, num_patches=16))
+        mask = torch.arange(16) < torch.tensor([16, 12])[:, None]
+        patches = torch.randn(2, 16, 192, generator=torch.Generator().manual_seed(5)) * mask[..., None]
+        given = {"pixel_values": patches, "pixel_attention_mask": mask.long()}
+        return randomized(model), {**given, "spatial_shapes": torch.tensor([[4, 4], [2, 6]])}
+
+    return Entry("transformers", "Siglip2VisionModel", build, "NaFlex: pictures of unequal sizes", uses=NOT_RUN)
+
+
+def mae_entry() -> Entry:
+    def build():
+        import transformers
+
+        model = transformers.ViTMAEModel(transformers.ViTMAEConfig(**VISION, mask_ratio=0.0))
+        noise = torch.rand(2, 16, generator=torch.Generator().manual_seed(4))
+        return randomized(model), {"pixel_values": pictures(32), "noise": noise}
+
+    return Entry("transformers", "ViTMAEModel", build, "mask ratio 0", uses=NOT_RUN)
+
+
+def hf_entry(name: str, config: str, note: str = "", uses: str = "", **options) -> Entry:
     def build():
         import transformers
 
@@ -128,13 +168,15 @@ def hf_entry(name: str, config: str, note: str = "", **options) -> Entry:
             text = {key: value[:, :8] for key, value in words().items()}
             text["input_ids"][:, -1] = 49
             given = {"pixel_values": pictures(32), **text}
-        elif config == "BertConfig":
-            made, given = kind(**TEXT), words()
+        elif config in ("BertConfig", "RobertaConfig", "DistilBertConfig"):
+            names = {"hidden_size": "dim", "intermediate_size": "hidden_dim"} if config == "DistilBertConfig" else {}
+            own = {names.get(name, name): value for name, value in TEXT.items()}
+            made, given = kind(**own, pad_token_id=0), words()
         else:
             made, given = kind(**{**VISION, **options}), {"pixel_values": pictures(32)}
         return randomized(getattr(transformers, name)(made)), given
 
-    return Entry("transformers", name, build, note)
+    return Entry("transformers", name, build, note, uses=uses)
 
 
 ENTRIES = [
@@ -162,14 +204,27 @@ ENTRIES = [
     dual_encoder_entry("ViT of timm and BERT: both", "both"),
     hf_entry("ViTModel", "ViTConfig"),
     hf_entry("ViTForImageClassification", "ViTConfig"),
+    hf_entry("DeiTModel", "DeiTConfig", "distillation token"),
+    hf_entry("DeiTForImageClassificationWithTeacher", "DeiTConfig", "distillation token"),
     hf_entry("CLIPVisionModelWithProjection", "CLIPVisionConfig"),
     hf_entry("CLIPModel", "CLIPConfig", "image tower"),
     hf_entry("SiglipVisionModel", "SiglipVisionConfig", "attention pooling"),
     hf_entry("SiglipModel", "SiglipConfig", "image tower"),
     hf_entry("Dinov2Model", "Dinov2Config", "LayerScale", mlp_ratio=2),
     hf_entry("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", "registers", mlp_ratio=2),
+    hf_entry("Dinov2Backbone", "Dinov2Config", "feature maps", NOT_RUN, mlp_ratio=2, out_features=["stage1", "stage3"]),
+    hf_entry("DINOv3ViTModel", "DINOv3ViTConfig", "rotary positions, registers", NOT_RUN, num_register_tokens=2),
+    hf_entry("BeitForImageClassification", "BeitConfig", "relative position bias", NOT_RUN,
+             use_relative_position_bias=True),
+    mae_entry(),
+    any_shape_entry(),
+    hf_entry("BlipVisionModel", "BlipVisionConfig", uses=NOT_RUN),
+    blip_entry("BlipForImageTextRetrieval"),
+    blip_entry("BlipForQuestionAnswering", labels="input_ids"),
     hf_entry("BertModel", "BertConfig", "text of unequal lengths"),
     hf_entry("BertForSequenceClassification", "BertConfig", "text of unequal lengths"),
+    hf_entry("RobertaForSequenceClassification", "RobertaConfig", "text of unequal lengths", NOT_RUN),
+    hf_entry("DistilBertForSequenceClassification", "DistilBertConfig", "text of unequal lengths", NOT_RUN),
 ]
 
 
@@ -242,7 +297,11 @@ Classes are listed by exact type; anything else raises `UnsupportedModelError` w
 | subclasses of a supported model | they may run their blocks in another way |
 | rotary angles that differ by layer | refused rather than guessed |
 | causal text towers (CLIP, SigLIP) | a plan made from all tokens lets later words change earlier outputs |
-| DeiT, BEiT, DistilBERT and RoBERTa of transformers | not listed yet: use timm's DeiT and BEiT, and a BERT |
+| MAE with a mask ratio, its decoder | it is for pretraining: `mask_ratio = 0.0`, or timm's `vit_huge_patch14_224.mae` |
+| methods that drop tokens in a BLIP with a text tower | cross-attention would read zeros: use `restore=False` |
+| LLaVA-NeXT and LLaVA-OneVision as a whole | tiles are packed by rows: `pc.apply(model.model.vision_tower)`, or LLaVA |
+| timm's `NaFlexVit` | padded and masked: timm's models of one size, or `Siglip2VisionModel` of transformers |
+| `DINOv3ViTBackbone` | use `DINOv3ViTModel`, or timm's DINOv3 with `forward_intermediates` |
 | BERT as a decoder or with cross-attention | outputs would depend on later tokens |
 | models or blocks that are wrapped already (`torch.compile`, checkpointing, FSDP1) | `apply` first, then wrap |
 | a `forward` that was replaced on the instance | merging would be left out: take it out, `apply`, put it in again |
@@ -283,8 +342,8 @@ def page(rows: list[tuple[Entry, dict]]) -> str:
 def outcome(entry: Entry) -> dict[str, str | bool]:
     """Contract and uses of one entry. The model with both towers is used by its towers, so by the rows before it."""
     row = check(entry)
-    if entry.towers == "both":
-        return row | dict.fromkeys(USES, "see each tower")
+    if entry.uses or entry.towers == "both":
+        return row | dict.fromkeys(USES, entry.uses or "see each tower")
     return row | check_uses(*entry.build(), entry.towers)
 
 

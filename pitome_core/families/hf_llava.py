@@ -14,14 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.models.llava import modeling_llava as llava
+from transformers.models.llava_next import modeling_llava_next as llava_next
+from transformers.models.llava_onevision import modeling_llava_onevision as onevision
 
 from ..family import EntryPoint, Family, ModelShape
 from ..instances import original, own_class
 from ..patch import Patch, active_patch
 from .common import linear
-from .hf_vision import TOWERS, tower_entry_points, tower_refusal, tower_shape
+from .hf_layouts import TOWERS
+from .hf_vision import tower_entry_points, tower_refusal, tower_shape
 
 _MODELS = (llava.LlavaForConditionalGeneration, llava.LlavaModel)
+# They lay tiles of an image out as one grid, cut its borders off and end its rows. Merged tokens stand in no rows.
+_TILED = (llava_next.LlavaNextForConditionalGeneration, llava_next.LlavaNextModel,
+          onevision.LlavaOnevisionForConditionalGeneration, onevision.LlavaOnevisionModel)
 
 
 def _inner(model: nn.Module) -> nn.Module:
@@ -30,7 +36,7 @@ def _inner(model: nn.Module) -> nn.Module:
 
 
 def _matches(model: nn.Module) -> bool:
-    return isinstance(model, _MODELS)
+    return isinstance(model, (*_MODELS, *_TILED))
 
 
 def _towers(model: nn.Module) -> dict[str, str | None]:
@@ -39,6 +45,14 @@ def _towers(model: nn.Module) -> dict[str, str | None]:
 
 
 def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
+    if isinstance(model, _TILED):
+        tower = "model.model.vision_tower" if hasattr(model, "lm_head") else "model.vision_tower"
+        return (
+            f"{type(model).__qualname__} lays the tokens of tiles out as one grid and ends its rows, and merged tokens "
+            "form no grid: what is missing is a packing without rows. The tower alone can merge, by "
+            f"pc.apply({tower}), and the language model then reads all tokens; a language model that reads fewer is "
+            "that of a LlavaForConditionalGeneration"
+        )
     if own_class(model) not in _MODELS or own_class(_inner(model)) is not llava.LlavaModel:
         return f"{type(model).__qualname__} derives from LLaVA and may use its vision tower in another way"
     if patch is not None and patch.restore:

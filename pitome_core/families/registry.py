@@ -11,7 +11,7 @@ from ..family import Family, UnsupportedModelError
 
 # Library -> files of families. A file is imported when a model of its library is patched, so no library is required.
 _FILES = {"timm": ("timm_vit", "timm_eva", "timm_beit"), "open_clip": ("open_clip",),
-          "transformers": ("hf_vision", "hf_bert", "hf_llava")}
+          "transformers": ("hf_vision", "hf_bert", "hf_llava", "hf_siglip2")}
 _REGISTERED: list[Family] = []
 # Under these names torch.compile, checkpointing and FSDP1 keep the module that they wrap.
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")

@@ -11,6 +11,7 @@ from typing import Any
 
 from timm.layers import Attention, GluMlp, Mlp, PatchEmbed, SwiGLU
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ _MLPS = (Mlp, GluMlp, SwiGLU)
 
 
 def _matches(model: nn.Module) -> bool:
-    return isinstance(model, VisionTransformer)
+    return isinstance(model, (VisionTransformer, NaFlexVit))
 
 
 def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
@@ -34,6 +35,9 @@ def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
 
     Only exact types are accepted, because a subclass may override the loop that is replaced here.
     """
+    if isinstance(model, NaFlexVit):
+        return ("a NaFlexVit takes images of unequal sizes, padded and masked, which needs lengths by item: use timm's "
+                "fixed-size model (such as vit_base_patch16_siglip_224), or transformers' Siglip2VisionModel")
     if own_class(model) not in _MODELS:
         return f"{type(model).__qualname__} derives from VisionTransformer and may run its blocks in another way"
     if own_class(model.patch_embed) is not PatchEmbed:

@@ -24,8 +24,8 @@ CORE = [path for path in sorted(PACKAGE.rglob("*.py")) if not APART & set(path.p
 METHODS = [PACKAGE / "mergers" / f"{name}.py" for name in ("pitome", "pitome_variants", "tome")]
 METHODS += sorted((PACKAGE / "experiments" / "baselines").glob("*.py"))
 # The most statements: of the core without families, of what looks at models that merge, of the command, of all families
-# together, of one family, of one method.
-MOST = {"core": 1870, "use": 450, "command": 260, "families": 1180, "family": 190, "method": 55}
+# together, of one family, of one method. A family that users ask for may cost what its encoder loop needs.
+MOST = {"core": 1870, "use": 450, "command": 260, "families": 1440, "family": 190, "method": 55}
 
 
 def statements(source: str) -> int:

@@ -9,6 +9,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import oracle
+import oracle_families as reference
 import pytest
 import torch
 from small_models import randomize
@@ -30,31 +31,56 @@ BARE = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, num_labe
 VISION = dict(**BARE, intermediate_size=48, image_size=32, patch_size=8, projection_dim=12)
 TEXT = dict(**BARE, intermediate_size=48, vocab_size=50, max_position_embeddings=20, projection_dim=12)
 DINO = dict(**BARE, mlp_ratio=2, image_size=32, patch_size=8, drop_path_rate=0.3)
+BEIT = dict(**VISION, use_relative_position_bias=True, use_shared_relative_position_bias=True,
+            use_absolute_position_embeddings=True, drop_path_rate=0.3)
+BLIP_TEXT = dict(**TEXT, encoder_hidden_size=32, pad_token_id=0, bos_token_id=1, eos_token_id=2, sep_token_id=2)
 
 # class name, name of its config, arguments of the config
 VISION_MODELS = {
     "ViT": ("ViTModel", "ViTConfig", VISION),
     "ViT without pooler": ("ViTModel", "ViTConfig", VISION),
     "ViT classifier": ("ViTForImageClassification", "ViTConfig", VISION),
+    "DeiT": ("DeiTModel", "DeiTConfig", VISION),
+    "DeiT classifier": ("DeiTForImageClassification", "DeiTConfig", VISION),
+    "DeiT with teacher": ("DeiTForImageClassificationWithTeacher", "DeiTConfig", VISION),
     "CLIP": ("CLIPVisionModel", "CLIPVisionConfig", VISION),
     "CLIP projection": ("CLIPVisionModelWithProjection", "CLIPVisionConfig", VISION),
     "SigLIP": ("SiglipVisionModel", "SiglipVisionConfig", VISION),
     "DINOv2": ("Dinov2Model", "Dinov2Config", DINO),
     "DINOv2 gated": ("Dinov2Model", "Dinov2Config", {**DINO, "use_swiglu_ffn": True}),
     "DINOv2 classifier": ("Dinov2ForImageClassification", "Dinov2Config", DINO),
+    "DINOv2 backbone": ("Dinov2Backbone", "Dinov2Config", {**DINO, "out_features": ["stage1", "stage3"]}),
+    "DINOv3": ("DINOv3ViTModel", "DINOv3ViTConfig", {**VISION, "num_register_tokens": 2, "drop_path_rate": 0.3}),
+    "DINOv3 gated": ("DINOv3ViTModel", "DINOv3ViTConfig", {**VISION, "use_gated_mlp": True}),
+    "BEiT": ("BeitModel", "BeitConfig", BEIT),
+    "BEiT classifier": ("BeitForImageClassification", "BeitConfig", {**VISION, "use_relative_position_bias": True}),
+    "BLIP": ("BlipVisionModel", "BlipVisionConfig", VISION),
+    "MAE": ("ViTMAEModel", "ViTMAEConfig", {**VISION, "mask_ratio": 0.0}),
     "DINOv2 registers": ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", DINO),
     "DINOv2 registers classifier": ("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", DINO),
 }
-TOWERS = ["ViT", "CLIP", "SigLIP", "DINOv2", "DINOv2 gated", "DINOv2 registers"]
+TOWERS = ["ViT", "DeiT", "CLIP", "SigLIP", "BLIP", "BEiT", "DINOv2", "DINOv2 gated", "DINOv2 registers", "DINOv3"]
 BERT_HEADS = ["PreTraining", "MaskedLM", "NextSentencePrediction", "SequenceClassification", "TokenClassification",
               "QuestionAnswering"]
-EVERY = [*VISION_MODELS, "CLIP both", "SigLIP both", "BERT", *BERT_HEADS]
+ROBERTA = dict(TEXT, pad_token_id=0)
+DISTILBERT = dict(dim=32, n_layers=3, n_heads=2, hidden_dim=48, vocab_size=50, max_position_embeddings=20, num_labels=5)
+TEXT_MODELS = {
+    "BERT": ("BertModel", "BertConfig", TEXT),
+    **{head: (f"BertFor{head}", "BertConfig", TEXT) for head in BERT_HEADS},
+    "RoBERTa": ("RobertaModel", "RobertaConfig", ROBERTA),
+    "DistilBERT": ("DistilBertModel", "DistilBertConfig", DISTILBERT),
+    **{f"RoBERTa {head}": (f"RobertaFor{head}", "RobertaConfig", ROBERTA) for head in BERT_HEADS[3:] + ["MaskedLM"]},
+    **{f"DistilBERT {head}": (f"DistilBertFor{head}", "DistilBertConfig", DISTILBERT)
+       for head in BERT_HEADS[3:] + ["MaskedLM"]},
+}
+ENCODERS = ["BERT", "RoBERTa", "DistilBERT"]
+EVERY = [*VISION_MODELS, "CLIP both", "SigLIP both", *TEXT_MODELS]
 
 
 def finish(model, dtype=torch.float32):
     randomize(model)
     for name, parameter in model.named_parameters():
-        if name.endswith("lambda1"):
+        if name.endswith(("lambda1", "lambda_1", "lambda_2")):
             parameter.data.fill_(0.3)
     return model.eval().to(dtype)
 
@@ -92,15 +118,16 @@ def build(name="ViT", dtype=torch.float32, **overrides):
         return composite({"CLIP": "CLIP", "SigLIP": "Siglip"}[name.split()[0]], dtype), {
             **text, "pixel_values": pixels(dtype=dtype)
         }
-    if name == "BERT" or name in BERT_HEADS:
-        labels = {"num_labels": 2} if name == "QuestionAnswering" else {}
-        config = transformers.BertConfig(**{**TEXT, **labels, **overrides})
-        kind = "BertModel" if name == "BERT" else f"BertFor{name}"
-        return finish(getattr(transformers, kind)(config), dtype), words()
+    if name in TEXT_MODELS:
+        kind, config, arguments = TEXT_MODELS[name]
+        labels = {"num_labels": 2} if "QuestionAnswering" in name else {}
+        made = getattr(transformers, config)(**{**arguments, **labels, **overrides})
+        return finish(getattr(transformers, kind)(made), dtype), words()
     kind, config, arguments = VISION_MODELS[name]
     own = {"add_pooling_layer": False} if name == "ViT without pooler" else {}
     model = getattr(transformers, kind)(getattr(transformers, config)(**{**arguments, **overrides}), **own)
-    return finish(model, dtype), {"pixel_values": pixels(dtype=dtype)}
+    noise = {"noise": torch.rand(2, 16, generator=torch.Generator().manual_seed(4))} if name == "MAE" else {}
+    return finish(model, dtype), {"pixel_values": pixels(dtype=dtype), **noise}
 
 
 def run(model, inputs, **options):
@@ -116,9 +143,11 @@ def leaves(value):
     return [leaf for entry in values if entry is not None for leaf in leaves(entry)]
 
 
+INSIDE = ("vit", "deit", "beit", "vision_model", "dinov2", "dinov2_with_registers", *map(str.lower, ENCODERS))
+
+
 def tower_of(model):
-    inside = [getattr(model, name) for name in ("vit", "vision_model", "dinov2", "dinov2_with_registers", "bert")
-              if hasattr(model, name)]
+    inside = [getattr(model, name) for name in INSIDE if hasattr(model, name)]
     return inside[0] if inside else model
 
 
@@ -140,7 +169,8 @@ def test_keep_one_is_the_unpatched_model(name):
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("name", ["ViT", "CLIP", "SigLIP", "DINOv2", "DINOv2 gated", "DINOv2 registers", "BERT"])
+@pytest.mark.parametrize("name", ["ViT", "CLIP", "SigLIP", "BLIP", "BEiT", "DINOv2", "DINOv2 gated", "DINOv2 registers",
+                                  "DINOv3", "BERT"])
 def test_the_merging_path_without_merges_is_the_unpatched_model(name, train, monkeypatch):
     """A method whose plan is the identity runs the whole merging path: same numbers, same random draws."""
     from pitome_core.mergers import registry
@@ -192,15 +222,17 @@ def test_tokens_are_as_planned(name):
     with pc.record(model) as trace:
         run(model, inputs)
     hook.remove()
-    prefix = {"SiglipVisionModel": 0, "Dinov2WithRegistersModel": 5}.get(type(tower).__name__, 1)
+    known = {"SiglipVisionModel": 0, "DeiTModel": 2, "Dinov2WithRegistersModel": 5,
+             "DINOv3ViTModel": 1 + getattr(tower.config, "num_register_tokens", 0)}
+    prefix = known.get(type(tower).__name__, 1)
     left = [16 - sum(oracle.keep_removals(16, 0.7, 3)[: layer + 1]) for layer in range(3)]
     assert [layer.plan.num_tokens for layer in trace.layers] == left and lengths == [prefix + left[1]]
     assert all((layer.size.sum(1) == 16).all() for layer in trace.layers)
     assert trace.assignment.shape == (2, 16)
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if tower_of is not None and name not in TOWERS and
-                                  name not in ("BERT", "ViT without pooler")])
+@pytest.mark.parametrize("name", [name for name in EVERY
+                                  if name not in (*TOWERS, *ENCODERS, "ViT without pooler")])
 def test_patching_a_model_is_patching_its_tower(name):
     """A classifier, a projection, a composite or a head gives what it gives around a patched tower."""
     model, inputs = build(name)
@@ -212,24 +244,46 @@ def test_patching_a_model_is_patching_its_tower(name):
 
 
 # ------------------------------------------------------------------------------------------------ the slow reference
-def slow_attention(q, k, v, heads, size):
-    """(T, C) each, all heads, proportional: (T, C)."""
-    width = q.shape[1] // heads
-    parts = [slice(h * width, (h + 1) * width) for h in range(heads)]
-    return torch.cat([torch.from_numpy(oracle.attention(q[:, p], k[:, p], v[:, p], size)) for p in parts], dim=1)
+def slow_attention(q, k, v, heads, size, bias=0.0):
+    """(T, C) each, all heads, proportional, with a bias of the scores: (T, C)."""
+    return reference.softmax_heads(*(part.view(len(part), heads, -1) for part in (q, k, v)), size.log() + bias)
+
+
+def relative_bias(tables, place, side=4):
+    """BEiT's bias of the tokens that stand at `place`, by the distance of every pair: (H, T, T)."""
+    def row(query, key):  # -1 is the class token; the last rows are class to patch, patch to class, class to class
+        if query < 0 or key < 0:
+            return -1 if query == key else -3 if query < 0 else -2
+        down, right = query // side - key // side, query % side - key % side
+        return (down + side - 1) * (2 * side - 1) + right + side - 1
+
+    return sum(torch.stack([torch.stack([table[row(i, j)] for j in (-1, *place)]) for i in (-1, *place)])
+               for table in tables).permute(2, 0, 1)
+
+
+def turned(x, heads, angles, prefix, place):
+    """Queries or keys (T, C), patches turned by the angles of the places they stand at, pair by pair."""
+    x = x.view(len(x), heads, -1).clone()
+    for token, patch in enumerate(place):
+        cos, sin = (table[patch] for table in angles)
+        x[prefix + token] = reference.rotated(x[prefix + token].clone(), sin, cos, half=True)
+    return x.flatten(1)
 
 
 def vision_halves(layer):
     """The attention half and the MLP half of a layer, from the library's source: q, k, v; output; MLP."""
     kind = type(layer).__name__
-    if kind == "ViTLayer":
+    if hasattr(layer, "layernorm_before"):
         attn, norms = layer.attention, (layer.layernorm_before, layer.layernorm_after)
-        return attn, norms, attn.o_proj, layer.mlp
-    if kind.startswith("Dinov2"):
+        first, second = getattr(layer, "lambda_1", 1.0), getattr(layer, "lambda_2", 1.0)
+        return attn, norms, lambda y: first * attn.o_proj(y), lambda y: second * layer.mlp(y)
+    if kind.startswith("Dinov2") or kind.startswith("DINOv3"):
         attn = layer.attention
         return (attn, (layer.norm1, layer.norm2), lambda y: layer.layer_scale1(attn.o_proj(y)),
                 lambda y: layer.layer_scale2(layer.mlp(y)))
-    return layer.self_attn, (layer.layer_norm1, layer.layer_norm2), layer.self_attn.out_proj, layer.mlp
+    attn = layer.self_attn
+    out = attn.projection if kind.startswith("Blip") else attn.out_proj
+    return attn, (layer.layer_norm1, layer.layer_norm2), out, layer.mlp
 
 
 @torch.no_grad()
@@ -238,19 +292,28 @@ def slow_vision(model, image, keep):
     x = model.embeddings(image[None])[0]
     if hasattr(model, "pre_layrnorm"):
         x = model.pre_layrnorm(x)
-    prefix = len(x) - 16
+    prefix, place = len(x) - 16, list(range(16))
     size, total, states = torch.ones(len(x), dtype=x.dtype), list(range(16)), [x]
     removals, margins = oracle.keep_removals(16, keep, 3), oracle.margins(3)
     for layer, k, margin in zip(layers_of(model), removals, margins, strict=True):
         attn, norms, out, mlp = vision_halves(layer)
-        y = norms[0](x)
-        keys = attn.k_proj(y)
-        x = x + out(slow_attention(attn.q_proj(y), keys, attn.v_proj(y), 2, size))
+        y, bias = norms[0](x), 0.0
+        query, keys, value = attn.qkv(y).chunk(3, dim=-1) if hasattr(attn, "qkv") else (
+            attn.q_proj(y), attn.k_proj(y), attn.v_proj(y))
+        turned_query, turned_keys = query, keys
+        if hasattr(model, "rope_embeddings"):
+            angles = model.rope_embeddings(image[None])
+            turned_query, turned_keys = (turned(part, 2, angles, prefix, place) for part in (query, keys))
+        if hasattr(model, "shared_position_bias"):
+            parts = (layer.relative_position_bias, model.shared_position_bias)
+            bias = relative_bias([part.relative_position_bias_table for part in parts], place)
+        x = x + out(slow_attention(turned_query, turned_keys, value, 2, size, bias))
         metric = keys.view(len(x), 2, 16).mean(1)[prefix:]
         roots = oracle.pitome_roots(metric, k, margin)
         merged, sizes = oracle.merge(x[prefix:], roots, size[prefix:])
         x = torch.cat([x[:prefix], torch.from_numpy(merged)])
         size = torch.cat([size[:prefix], torch.from_numpy(sizes)])
+        place = [place[anchor] for anchor in oracle.anchors(roots)]
         total = oracle.compose(total, roots)
         x = x + mlp(norms[1](x))
         states.append(torch.cat([x[:prefix], torch.from_numpy(oracle.unmerge(x[prefix:], total))]))
@@ -262,7 +325,7 @@ def test_a_merged_tower_equals_the_slow_loop(name):
     """Hidden states, last state, pooled output and plan equal the loop written out by hand, one image at a time."""
     model, inputs = build(name, torch.float64)
     reference = [slow_vision(model, image, 0.6) for image in inputs["pixel_values"]]
-    norm = {"ViT": "layernorm", "CLIP": None, "SigLIP": "post_layernorm"}.get(name, "layernorm")
+    norm = {"CLIP": None, "SigLIP": "post_layernorm", "BLIP": "post_layernorm", "DINOv3": "norm"}.get(name, "layernorm")
     pc.apply(model, keep=0.6)
     with pc.record(model) as trace:
         got = run(model, inputs, output_hidden_states=True)
@@ -274,23 +337,36 @@ def test_a_merged_tower_equals_the_slow_loop(name):
         torch.testing.assert_close(got.last_hidden_state[item], last.detach(), rtol=1e-6, atol=1e-7)
         pooled = {
             "ViT": lambda x: model.pooler(x[None])[0],
+            "DeiT": lambda x: model.pooler(x[None])[0],
             "CLIP": lambda x: model.post_layernorm(x[0]),
+            "BLIP": lambda x: model.post_layernorm(x[0]),
+            "BEiT": lambda x: model.pooler.layernorm(x[1:].mean(0)),
             "SigLIP": lambda x: model.head(x[None])[0],
         }.get(name, lambda x: x[0])(last)
         torch.testing.assert_close(got.pooler_output[item], pooled.detach(), rtol=1e-6, atol=1e-7)
 
 
+def text_halves(layer):
+    """The attention half and the MLP half of a layer, from the library's source: q, k, v; residual and norm; MLP."""
+    if hasattr(layer, "ffn"):
+        attn, ffn = layer.attention, layer.ffn
+        return ((attn.q_lin, attn.k_lin, attn.v_lin), lambda y, x: layer.sa_layer_norm(attn.out_lin(y) + x),
+                lambda x: layer.output_layer_norm(ffn.lin2(nn.functional.gelu(ffn.lin1(x))) + x))
+    attn, out = layer.attention.self, layer.attention.output
+    return ((attn.query, attn.key, attn.value), lambda y, x: out.LayerNorm(out.dense(y) + x),
+            lambda x: layer.output.LayerNorm(layer.output.dense(nn.functional.gelu(layer.intermediate.dense(x))) + x))
+
+
 @torch.no_grad()
-def slow_bert(model, ids, keep, protected):
-    """One text without padding through a BERT by hand: unmerged states per layer and the roots over all its tokens."""
+def slow_text(model, ids, keep, protected):
+    """One text without padding through an encoder by hand: unmerged states per layer, roots over all its tokens."""
     x = model.embeddings(input_ids=ids[None])[0]
     size, total, states = torch.ones(len(x), dtype=x.dtype), list(range(len(ids))), [x]
     protected = list(protected)
-    for layer, margin in zip(model.encoder.layer, oracle.margins(3), strict=True):
-        attn = layer.attention.self
-        keys = attn.key(x)
-        y = slow_attention(attn.query(x), keys, attn.value(x), 2, size)
-        x = layer.attention.output.LayerNorm(layer.attention.output.dense(y) + x)
+    for layer, margin in zip(layers_of(model), oracle.margins(3), strict=True):
+        (query, key, value), attended, fed = text_halves(layer)
+        keys = key(x)
+        x = attended(slow_attention(query(x), keys, value(x), 2, size), x)
         free = [i for i, is_protected in enumerate(protected) if not is_protected]
         metric = keys.view(len(x), 2, 16).mean(1)[free]
         roots = list(range(len(x)))
@@ -300,28 +376,29 @@ def slow_bert(model, ids, keep, protected):
         x, size = torch.from_numpy(merged), torch.from_numpy(sizes)
         protected = [protected[anchor] for anchor in oracle.anchors(roots)]
         total = oracle.compose(total, roots)
-        y = layer.output.dense(nn.functional.gelu(layer.intermediate.dense(x)))
-        x = layer.output.LayerNorm(y + x)
+        x = fed(x)
         states.append(torch.from_numpy(oracle.unmerge(x, total)))
     return states, total
 
 
-def test_a_merged_bert_equals_the_slow_loop():
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_merged_encoder_equals_the_slow_loop(name):
     """A padded batch equals the loop by hand on every text alone: states, plan, pooled output; padding is zero."""
-    model, inputs = build("BERT", torch.float64)
+    model, inputs = build(name, torch.float64)
     reference = copy.deepcopy(model)
     pc.apply(model, keep=0.6)
     with pc.record(model) as trace:
         got = run(model, inputs, output_hidden_states=True)
     for item, length in enumerate(LENGTHS):
         protected = [i in (0, length - 1) for i in range(length)]
-        states, total = slow_bert(reference, inputs["input_ids"][item, :length], 0.6, protected)
+        states, total = slow_text(reference, inputs["input_ids"][item, :length], 0.6, protected)
         assert trace.assignment[item].tolist() == oracle.assignment(total) + [-1] * (12 - length)
         for a, b in zip(got.hidden_states, states, strict=True):
             torch.testing.assert_close(a[item, :length], b, rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(got.last_hidden_state[item, :length], states[-1], rtol=1e-6, atol=1e-7)
         assert got.last_hidden_state[item, length:].eq(0).all()
-        torch.testing.assert_close(got.pooler_output[item], model.pooler(states[-1][None])[0].detach())
+        if name != "DistilBERT":
+            torch.testing.assert_close(got.pooler_output[item], model.pooler(states[-1][None])[0].detach())
         sizes = trace.layers[-1].size[item]
         assert sizes.sum() == length and (sizes > 0).sum() == len(set(oracle.assignment(total)))
 
@@ -444,8 +521,182 @@ def test_a_vision_tower_compiles_into_one_graph():
     torch.testing.assert_close(run(compiled, inputs)[0], expected, rtol=1e-5, atol=1e-6)
 
 
+# ------------------------------------------------------------------------------- backbones, masked autoencoder, BLIP
+def test_backbones_give_maps_of_all_patches():
+    """Maps have the shape they had; dropped patches are zeros behind the norm; merged tokens are refused as maps."""
+    model, inputs = build("DINOv2 backbone")
+    whole = run(model, inputs)
+    plain = build("DINOv2")[0]
+    plain.load_state_dict(model.state_dict(), strict=False)
+    for patched in (model, plain):
+        pc.apply(patched, keep=0.6)
+    got, states = run(model, inputs), run(plain, inputs, output_hidden_states=True).hidden_states
+    assert list(got) == list(whole) == ["feature_maps"] and [m.shape for m in got[0]] == [(2, 32, 4, 4)] * 2
+    for stage, feature_map in zip((1, 3), got.feature_maps, strict=True):
+        expected = plain.layernorm(states[stage])[:, 1:].detach()
+        torch.testing.assert_close(feature_map.flatten(2).transpose(1, 2), expected)
+    assert len(run(model, inputs, output_hidden_states=True).hidden_states) == 4
+    assert [state is None for state in run(model, inputs, output_hidden_states=[1, -1])["hidden_states"]] == [
+        True, False, True, False]
+    pc.apply(model, "random_prune", keep=0.6)
+    with pc.record(model) as trace:
+        last = run(model, inputs).feature_maps[-1].flatten(2).transpose(1, 2)
+    assert last[trace.assignment < 0].eq(0).all() and last[trace.assignment >= 0].ne(0).any()
+    with pytest.raises(pc.UnsupportedModelError, match="no grid"):
+        pc.apply(model, keep=0.6, restore=False)
+    assert type(pc.apply(transformers.AutoBackbone.from_config(model.config), keep=0.9)) is not None
+
+
+def test_a_masked_autoencoder_merges_without_masking():
+    """A mask ratio, a change of it later, places of shuffled patches, and the decoder are refused with the route."""
+    model, inputs = build("MAE", mask_ratio=0.75)
+    route = "mask_ratio = 0.0.*ViTForImageClassification.*vit_huge_patch14_224.mae"
+    with pytest.raises(pc.UnsupportedModelError, match=route):
+        pc.apply(model, keep=0.7)
+    model.config.mask_ratio = 0.0
+    pc.apply(model, keep=0.7)
+    assert run(model, inputs).ids_restore.shape == (2, 16)
+    model.config.mask_ratio = 0.5
+    with pytest.raises(ValueError, match=route):
+        run(model, inputs)
+    with pytest.raises(pc.UnsupportedModelError, match="random order"):
+        pc.apply(build("MAE")[0], "grid_pool", keep=[1.0, 0.25, 1.0])
+    with pytest.raises(pc.UnsupportedModelError, match="model.vit.*vit_huge_patch14_224.mae"):
+        pc.apply(transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**VISION)), keep=0.7)
+
+
+def blip(kind):
+    config = transformers.BlipConfig(vision_config=VISION, text_config=BLIP_TEXT, image_text_hidden_size=12)
+    text = {key: value[:2, :6] for key, value in words().items()}
+    return finish(getattr(transformers, f"BlipFor{kind}")(config)), {"pixel_values": pixels(), **text}
+
+
+@pytest.mark.parametrize("kind", ["ImageTextRetrieval", "QuestionAnswering", "ConditionalGeneration"])
+def test_blip_reads_the_merged_tower(kind):
+    """keep=1 is the unpatched model; text attends to all patches, or to merged tokens where asked; answers come out."""
+    model, inputs = blip(kind)
+    labels = {"labels": inputs["input_ids"]} if kind == "QuestionAnswering" else {}
+    whole = run(model, {**inputs, **labels}, output_hidden_states=True)
+    merged = {}
+    for keep, restore in ((1.0, True), (0.6, True), (0.6, False)):
+        pc.apply(model, keep=keep, restore=restore)
+        merged[keep, restore] = run(model, {**inputs, **labels}, output_hidden_states=True)
+    for a, b in zip(leaves(merged[1.0, True]), leaves(whole), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    assert [leaf.shape for leaf in leaves(merged[0.6, True])] == [leaf.shape for leaf in leaves(whole)]
+    assert merged[0.6, False].last_hidden_state.shape == (2, 1 + 16 - sum(oracle.keep_removals(16, 0.6, 3)), 32)
+    if kind == "ImageTextRetrieval":
+        scores = run(pc.apply(model, keep=0.6), inputs, use_itm_head=False).itm_score
+        assert scores.shape == (2, 2)
+    elif kind == "QuestionAnswering":
+        assert model.generate(**inputs, max_new_tokens=3, min_new_tokens=3).shape[0] == 2
+    with pytest.raises(pc.UnsupportedModelError, match="zeros for dropped ones.*restore=False"):
+        pc.apply(model, "random_prune", keep=0.6)
+    assert torch.isfinite(run(pc.apply(model, "random_prune", keep=0.6, restore=False), {**inputs, **labels})[0]).all()
+    with pytest.raises(ValueError, match="attends to the image"):
+        pc.apply(model, keep=0.6, towers="text")
+    pc.remove(model)
+    assert all(torch.equal(a, b) for a, b in zip(
+        leaves(run(model, {**inputs, **labels}, output_hidden_states=True)), leaves(whole), strict=True))
+
+
+def test_a_tower_that_is_put_in_later_is_noticed_when_answers_are_generated():
+    model, inputs = blip("QuestionAnswering")
+    pc.apply(model, keep=0.6)
+    model.vision_model = blip("QuestionAnswering")[0].vision_model
+    with pytest.raises(RuntimeError, match="put in after pc.apply"):
+        model.generate(**inputs, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("name", ["BEiT", "DINOv3"])
+def test_transforms_leave_no_place_for_positions(name):
+    with pytest.raises(pc.UnsupportedModelError, match="place"):
+        pc.apply(build(name)[0], "dct", keep=0.7)
+
+
+# ------------------------------------------------------------------------------------------- SigLIP 2 of any shape
+SHAPES = ((4, 4), (2, 6), (3, 3))
+
+
+def any_shape(kind="VisionModel", dtype=torch.float32):
+    """Three pictures of 16, 12 and 9 patches, padded to 16."""
+    config = transformers.Siglip2VisionConfig(**{**VISION, "num_patches": 16})
+    if kind == "Model":
+        config = transformers.Siglip2Config(vision_config=config.to_dict(), text_config={**TEXT, "eos_token_id": 49})
+    elif kind == "ForImageClassification":
+        config = transformers.Siglip2Config(vision_config=config.to_dict(), text_config=TEXT, num_labels=5)
+    model = finish(getattr(transformers, f"Siglip2{kind}")(config), dtype)
+    patches = torch.randn(3, 16, 192, generator=torch.Generator().manual_seed(6), dtype=dtype)
+    mask = torch.arange(16) < torch.tensor([rows * columns for rows, columns in SHAPES])[:, None]
+    inputs = {"pixel_values": patches * mask[..., None], "pixel_attention_mask": mask.long(),
+              "spatial_shapes": torch.tensor(SHAPES)}
+    return model, {**inputs, **words()} if kind == "Model" else inputs
+
+
+@pytest.mark.parametrize("kind", ["VisionModel", "Model", "ForImageClassification"])
+def test_pictures_of_any_shape(kind):
+    """keep=1 is the unpatched model; merged, outputs keep type and shape, copies agree, remove restores every bit."""
+    model, inputs = any_shape(kind)
+    before, whole = snapshot(model), run(model, inputs, output_hidden_states=True)
+    before = snapshot(model)
+    got = run(pc.apply(model, keep=1.0), inputs, output_hidden_states=True)
+    for a, b in zip(leaves(got), leaves(whole), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    merged = run(pc.apply(model, keep=0.6), inputs, output_hidden_states=True)
+    assert type(merged) is type(whole) and [a.shape for a in leaves(merged)] == [b.shape for b in leaves(whole)]
+    assert any(not torch.allclose(a, b, atol=1e-3) for a, b in zip(leaves(merged), leaves(whole), strict=True))
+    twin = copy.deepcopy(model)
+    assert all(torch.equal(a, b) for a, b in zip(leaves(run(twin, inputs)), leaves(run(model, inputs)), strict=True))
+    leaves(model(**inputs))[0].square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    pc.remove(model)
+    for a, b in zip(leaves(run(model, inputs, output_hidden_states=True)), leaves(whole), strict=True):
+        assert torch.equal(a, b)
+    assert {name: held[0] for name, held in snapshot(model).items()} == {n: held[0] for n, held in before.items()}
+
+
+@pytest.mark.parametrize("method", ["pitome", "tome", "random_prune"])
+def test_pictures_of_any_shape_are_merged_alone(method):
+    """Every picture gives what it gives alone, loses its share of its own patches, and padding joins nothing."""
+    model, inputs = any_shape()
+    pc.apply(model, method, keep=0.7)
+    with pc.record(model) as trace:
+        got = run(model, inputs, output_hidden_states=True)
+    for item, (rows, columns) in enumerate(SHAPES):
+        number = rows * columns
+        one = {key: value[item : item + 1] for key, value in inputs.items()}
+        one = {**one, "pixel_values": one["pixel_values"][:, :number],
+               "pixel_attention_mask": one["pixel_attention_mask"][:, :number]}
+        alone = run(model, one, output_hidden_states=True)
+        for a, b in zip(got.hidden_states, alone.hidden_states, strict=True):
+            torch.testing.assert_close(a[item, :number], b[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(got.pooler_output[item], alone.pooler_output[0], rtol=1e-4, atol=1e-5)
+        left = number - sum(oracle.keep_removals(number, 0.7, 3))
+        assert (trace.layers[-1].size[item] > 0).sum() == left
+        assert trace.assignment[item, number:].eq(-1).all() and got.last_hidden_state[item, number:].eq(0).all()
+
+
+def test_pictures_of_any_shape_handed_on_merged():
+    """restore=False gives merged tokens, pooled by their sizes; what does not fit is refused."""
+    model, inputs = any_shape()
+    restored = run(pc.apply(model, keep=0.6), inputs)
+    merged = run(pc.apply(model, keep=0.6, restore=False), inputs)
+    assert merged.last_hidden_state.shape[1] == 16 - sum(oracle.keep_removals(16, 0.6, 3))
+    torch.testing.assert_close(merged.pooler_output, restored.pooler_output, rtol=1e-4, atol=1e-5)
+    assert pc.flops(model).tokens[0] == 16 and pc.flops(model, (9,)).tokens[0] == 9
+    for arguments in (dict(keep=pc.schedule(model, keep=0.9)), dict(method="grid_pool", keep=0.9)):
+        with pytest.raises(ValueError, match="ratio|unequal length"):
+            pc.apply(model, **arguments)
+    with pytest.raises(pc.UnsupportedModelError, match="mean"):
+        pc.apply(any_shape("ForImageClassification")[0], keep=0.9, restore=False)
+    with pytest.raises(ValueError, match="padding"):
+        pc.apply(any_shape("Model")[0], keep=0.9, towers="text")
+    with pytest.raises(ValueError, match="one entry per token"):
+        model(**{**inputs, "pixel_attention_mask": torch.ones(3, 1, 16, 16)})
+
+
 # --------------------------------------------------------------------------------------------------------- precision
-@pytest.mark.parametrize("name", ["ViT", "SigLIP", "DINOv2 registers", "BERT"])
+@pytest.mark.parametrize("name", ["ViT", "SigLIP", "BEiT", "DINOv2 registers", "DINOv3", *ENCODERS])
 def test_sdpa_and_eager_agree(name):
     """Both attention implementations are served, and give the same numbers; others are refused at `apply`."""
     model, inputs = build(name)
@@ -461,7 +712,7 @@ def test_sdpa_and_eager_agree(name):
         pc.apply(model, keep=0.6)
 
 
-@pytest.mark.parametrize("name", ["ViT", "CLIP", "SigLIP", "DINOv2", "BERT"])
+@pytest.mark.parametrize("name", ["ViT", "CLIP", "SigLIP", "BLIP", "BEiT", "DINOv2", "DINOv3", "BERT"])
 @pytest.mark.parametrize("restore", [True, False])
 def test_autocast(name, restore):
     """Under bf16 autocast plans stay in float32, outputs are finite and near."""
@@ -475,10 +726,11 @@ def test_autocast(name, restore):
 
 
 # ---------------------------------------------------------------------------------------------------------- training
-@pytest.mark.parametrize("name", ["ViT", "CLIP", "SigLIP", "DINOv2 registers", "BERT", "MaskedLM"])
+@pytest.mark.parametrize("name", ["ViT", "CLIP", "SigLIP", "BLIP", "BEiT classifier", "DINOv2 registers", "DINOv3",
+                                  *ENCODERS, "MaskedLM"])
 def test_gradients_and_checkpointing(name):
     """Parameters that learn unpatched learn patched; recomputing layers in the backward pass changes nothing."""
-    model, inputs = build(name)
+    model, inputs = build(name, **({"pos_embed_rescale": None} if name == "DINOv3" else {}))
     leaves(model(**inputs))[0].square().sum().backward()
     learning = {key for key, parameter in model.named_parameters() if parameter.grad is not None}
     pc.apply(model, keep=0.6).train()
@@ -492,7 +744,7 @@ def test_gradients_and_checkpointing(name):
                 setattr(module, dropout, 0.0)
     results, calls = [], []
     layer = layers_of(model)[1]
-    mlp = layer.intermediate if isinstance(layer, BertLayer) else layer.mlp
+    mlp = next(getattr(layer, name) for name in ("intermediate", "ffn", "mlp") if hasattr(layer, name))
     mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     for reentrant in (None, False, True):
         if reentrant is not None:
@@ -520,7 +772,7 @@ def snapshot(model):
     }
 
 
-@pytest.mark.parametrize("name", [*TOWERS, "CLIP both", "BERT", "MaskedLM"])
+@pytest.mark.parametrize("name", [*TOWERS, "CLIP both", *ENCODERS, "MaskedLM"])
 def test_remove_restores_bit_for_bit(name):
     """After remove() the instance holds what it held, no class was touched, and outputs are equal to the bit."""
     model, inputs = build(name)
@@ -536,7 +788,7 @@ def test_remove_restores_bit_for_bit(name):
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
                          ids=["deepcopy", "pickle"])
-@pytest.mark.parametrize("name", ["DINOv2", "CLIP both", "BERT"])
+@pytest.mark.parametrize("name", ["DINOv2", "DINOv3", "BEiT", "CLIP both", *ENCODERS])
 def test_copies_are_independent(name, duplicate):
     """A copy of a patched model merges alike with its own weights; removing one leaves the other patched."""
     model, inputs = build(name)
@@ -550,7 +802,7 @@ def test_copies_are_independent(name, duplicate):
     assert pc.remove(twin) is twin and "merging" not in repr(twin)
 
 
-@pytest.mark.parametrize("name", ["ViT", "CLIP", "DINOv2", "BERT"])
+@pytest.mark.parametrize("name", ["ViT", "CLIP", "DINOv2", "DINOv3", "BEiT", "BLIP", *ENCODERS])
 def test_hooks_exceptions_threads_and_nesting(name):
     """Hooks on layers fire once; an exception, a call inside a call and a second thread leave no trace."""
     model, inputs = build(name)
@@ -681,6 +933,36 @@ def test_padding_and_neighbours_change_nothing(variant):
                     torch.testing.assert_close(a[row, places[item]], b[0], rtol=1e-4, atol=1e-5)
                 padding = chosen["attention_mask"][row] == 0
                 assert trace.assignment[row][padding].eq(-1).all()
+
+
+@pytest.mark.parametrize("name", ["RoBERTa", "DistilBERT"])
+def test_padding_changes_nothing_in_other_encoders(name):
+    """The same for a RoBERTa, which takes positions from the places of its padding, and for a DistilBERT."""
+    model, inputs = build(name)
+    ids = [row[:length] for row, length in zip(inputs["input_ids"], LENGTHS, strict=True)]
+    pc.apply(model, keep=0.6)
+    alone = [run(model, {"input_ids": item[None]}, output_hidden_states=True) for item in ids]
+    for places in ([torch.arange(length) for length in LENGTHS], [torch.arange(12 - n, 12) for n in LENGTHS]):
+        batch = texts(ids, places, 12)
+        if name == "RoBERTa":
+            del batch["position_ids"]
+        got = run(model, batch, output_hidden_states=True)
+        for row, where in enumerate(places):
+            for a, b in zip(got.hidden_states, alone[row].hidden_states, strict=True):
+                torch.testing.assert_close(a[row, where], b[0], rtol=1e-4, atol=1e-5)
+
+
+def test_separators_of_a_roberta_are_its_ends():
+    """Every `</s>` (`eos_token_id`) keeps a slot of its own, those between two texts too."""
+    model, inputs = build("RoBERTa")
+    inputs["input_ids"][0, [5, 6, 11]] = model.config.eos_token_id
+    pc.apply(model, keep=0.5)
+    with pc.record(model) as trace:
+        run(model, inputs)
+    slots = trace.assignment[0]
+    assert all((slots == slots[place]).sum() == 1 for place in (0, 5, 6, 11)) and slots.max() < 11
+    shape = pc.flops(model)
+    assert shape.tokens[0] == 19, "of 20 rows of positions, one is the padding's"
 
 
 def test_padding_would_be_noticed():
@@ -820,7 +1102,9 @@ def test_heads_train_with_labels():
 
 # ------------------------------------------------------------------------------------------------------------ counts
 @pytest.mark.parametrize("keep", [None, 0.6])
-@pytest.mark.parametrize("name", [*VISION_MODELS, "BERT", "SequenceClassification", "MaskedLM"])
+@pytest.mark.parametrize("name", [*VISION_MODELS, "BERT", "SequenceClassification", "MaskedLM", "RoBERTa MaskedLM",
+                                  "RoBERTa SequenceClassification", "DistilBERT MaskedLM",
+                                  "DistilBERT SequenceClassification"])
 def test_counts_equal_what_torch_counts(name, keep, monkeypatch):
     """`pc.flops` equals torch's counter on the unfused path; sums of a merge are no matrix products.
 
@@ -829,6 +1113,7 @@ def test_counts_equal_what_torch_counts(name, keep, monkeypatch):
     monkeypatch.setattr("pitome_core.energy._ROWS", {torch.float32: (0, 1), torch.float64: (0, 1)})
     text = name not in VISION_MODELS
     model, inputs = build(name)
+    torch.manual_seed(0)  # the order of patches in a MAE
     model.set_attn_implementation("eager")
     inputs = {"input_ids": inputs["input_ids"][:1]} if text else {"pixel_values": inputs["pixel_values"][:1]}
     if keep is not None:
@@ -863,6 +1148,12 @@ def odd_layer():
     return model
 
 
+def odd_distilbert():
+    model, _ = build("DistilBERT")
+    model.transformer.layer[1].ffn = nn.Linear(32, 32)
+    return model
+
+
 REFUSED = {
     "a subclass": (lambda: OwnViT(transformers.ViTConfig(**VISION)), "OwnViT"),
     "an odd layer": (odd_layer, "layer 1.*OwnLayer"),
@@ -871,6 +1162,13 @@ REFUSED = {
     "BERT decoder": (lambda: build("BERT", is_decoder=True)[0], "decoder"),
     "BERT language model": (
         lambda: transformers.BertLMHeadModel(transformers.BertConfig(**TEXT, is_decoder=True)), "BertLMHeadModel"
+    ),
+    "RoBERTa decoder": (
+        lambda: transformers.RobertaForCausalLM(transformers.RobertaConfig(**ROBERTA, is_decoder=True)), "CausalLM"
+    ),
+    "DistilBERT's odd layer": (odd_distilbert, "layer.1 has a Linear"),
+    "DINOv3 backbone": (
+        lambda: transformers.DINOv3ViTBackbone(transformers.DINOv3ViTConfig(**VISION)), "DINOv3ViTModel.*timm's"
     ),
     "masked images": (
         lambda: transformers.ViTForMaskedImageModeling(transformers.ViTConfig(**VISION)), "inside, at 'vit'"
@@ -974,6 +1272,28 @@ def test_llava_says_what_does_not_fit():
         pc.apply(llava(vision_feature_layer=[-2, -1]), keep=0.6, restore=False)
     with pytest.raises(ValueError, match="causal"):
         pc.apply(model, keep=0.6, restore=False, towers="text")
+
+
+@pytest.mark.parametrize("kind", ["LlavaNext", "LlavaOnevision"])
+def test_llavas_of_tiles_are_refused_with_the_route(kind):
+    """Tiles are packed by rows. The tower alone merges, and the language model reads tokens in all places."""
+    language = transformers.LlamaConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, intermediate_size=48,
+        vocab_size=60, max_position_embeddings=128,
+    )
+    config = getattr(transformers, f"{kind}Config")(
+        vision_config=transformers.SiglipVisionConfig(**VISION), text_config=language, image_token_id=16,
+        image_grid_pinpoints=[[32, 64]], vision_feature_select_strategy="full", vision_feature_layer=-1,
+    )
+    model = finish(getattr(transformers, f"{kind}ForConditionalGeneration")(config))
+    inputs = {"pixel_values": torch.stack([pixels(3)]), "image_sizes": torch.tensor([[32, 64]])}
+    whole = [leaf.shape for leaf in model.model.get_image_features(**inputs).pooler_output]
+    with pytest.raises(pc.UnsupportedModelError, match="(?s)rows.*model.model.vision_tower.*LlavaForCond"):
+        pc.apply(model, keep=0.7, restore=False)
+    pc.apply(model.model.vision_tower, keep=0.7)
+    with pc.record(model.model.vision_tower) as trace:
+        assert [leaf.shape for leaf in model.model.get_image_features(**inputs).pooler_output] == whole
+    assert trace.layers[-1].plan.num_tokens == 16 - sum(oracle.keep_removals(16, 0.7, 3))
 
 
 def test_placeholders_are_written_in_one_place():

@@ -30,6 +30,8 @@ def test_a_merge_without_a_plan_runs(number):
     """Tokens that are cut off in place of a merge: each layer gets what the one before left, and outputs are finite."""
     torch.set_num_threads(1)
     entry = supported_models.ENTRIES[number]
+    if entry.name.endswith("Backbone"):
+        pytest.skip("feature maps have a place for every patch, which only a plan can fill")
     model, given = entry.build()
     lengths = []
 

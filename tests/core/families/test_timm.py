@@ -288,6 +288,9 @@ REFUSED = {
     "another block": (lambda: with_block(eva.Eva(**TINY), nn.Identity()), "blocks.1"),
     "another MLP": (lambda: with_part(eva.Eva(**TINY), "mlp", nn.Identity), "blocks.1.mlp"),
     "a BEiT with an EVA block": (lambda: with_block(beit.Beit(**TINY), eva.EvaBlock(48, 3)), "blocks.1"),
+    "images of any shape": (
+        lambda: timm.create_model("naflexvit_base_patch16_gap", embed_dim=48, num_heads=3, depth=2), "Siglip2Vision"
+    ),
     "a BEiT with another MLP": (lambda: with_part(beit.Beit(**TINY), "mlp", nn.Identity), "blocks.1.mlp"),
 }
 
