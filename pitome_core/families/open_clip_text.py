@@ -74,7 +74,7 @@ def _shape(model: nn.Module, input_size: tuple[int, ...] | None) -> ModelShape:
 
 TEXT = Family(
     name="open_clip text tower",
-    supports="open_clip CustomTextCLIP with a transformers BertModel as text tower",
+    supports="open_clip CustomTextCLIP with a transformers BertModel or RobertaModel as text tower",
     matches=_matches,
     refusal=_refusal,
     entry_points=_entry_points,

@@ -603,7 +603,7 @@ def test_a_fixed_count_is_refused_where_lengths_differ():
     transformers = pytest.importorskip("transformers")
     small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=50)
     model = transformers.BertModel(transformers.BertConfig(**small))
-    with pytest.raises(ValueError, match="a schedule is made for one length.*every text has its own.*as a ratio"):
+    with pytest.raises(ValueError, match="a schedule is made for one length.*every item has its own.*as a ratio"):
         pc.apply(model, remove=2)
     with pytest.raises(ValueError, match="not patched"):
         pc.settings(model)

@@ -69,10 +69,13 @@ APPLY = pc.apply
 
 
 @pytest.mark.parametrize("towers", ["vision", "text", "both"])
-@pytest.mark.parametrize("pooler", ["mean_pooler", "cls_pooler", "cls_last_hidden_state_pooler"])
-def test_contract(build, monkeypatch, towers, pooler):
+@pytest.mark.parametrize(("pooler", "config"), [
+    ("mean_pooler", "BertConfig"), ("cls_pooler", "BertConfig"), ("cls_last_hidden_state_pooler", "BertConfig"),
+    ("mean_pooler", "RobertaConfig"),
+])
+def test_contract(build, monkeypatch, towers, pooler, config):
     """Identity at keep=1, remove to the bit, copies, whatever merges; the other tower is left alone."""
-    model, images, ids = build(pooler)
+    model, images, ids = build(pooler, config)
     call = everything(images, ids)
     whole = contract.outputs(model, call)
     monkeypatch.setattr(pc, "apply", only(towers))
@@ -108,9 +111,13 @@ def test_each_tower_is_its_own_family(build, method):
     pc.remove(model)
 
 
-def test_neighbours_and_padding_change_nothing(build):
+@pytest.mark.parametrize("config", ["BertConfig", "RobertaConfig"])
+def test_neighbours_and_padding_change_nothing(build, config):
     """A text alone, without its padding, has the embedding that it has in a batch."""
-    model, images, ids = build(dtype=torch.float64)
+    model, images, ids = build(config=config, dtype=torch.float64)
+    pad = model.text.config.pad_token_id
+    real = ids.masked_fill(ids == pad, 7)
+    ids = torch.where(torch.arange(14) < torch.tensor(LENGTHS)[:, None], real, pad)
     pc.apply(model, keep=0.6, towers="both")
     with torch.no_grad():
         together = model.encode_text(ids)
@@ -217,10 +224,10 @@ REFUSED = {
     "another pooler": (lambda m: changed(m, pooler=OwnPooler()), {}, ValueError, "OwnPooler"),
     "the largest token": (lambda m: m, {"pooler": "max_pooler"}, ValueError, "MaxPooler"),
     "another BERT": (lambda m: changed(m, transformer=OwnBert(m.text.config)), {}, ValueError, "OwnBert"),
-    "another architecture": (lambda m: m, {"config": "RobertaConfig"}, ValueError, "RobertaModel"),
+    "another architecture": (lambda m: changed(m, transformer=torch.nn.Identity()), {}, ValueError, "Identity"),
     "merged tokens": (lambda m: m, {"restore": False}, pc.UnsupportedModelError, "restore=False"),
     "places of a grid": (lambda m: m, {"method": "grid_pool"}, ValueError, "grid_pool"),
-    "a schedule": (lambda m: m, {"keep": "schedule"}, ValueError, "every text has its own"),
+    "a schedule": (lambda m: m, {"keep": "schedule"}, ValueError, "every item has its own"),
     "one ratio per layer": (lambda m: m, {"keep": [0.9] * (DEPTH + 1)}, ValueError, "4 entries, the model [23] layers"),
 }
 
