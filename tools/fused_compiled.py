@@ -131,8 +131,14 @@ def main() -> None:
     parser.add_argument("--target", type=int, choices=list(LIMITS), help="compile for this one")
     arguments = parser.parse_args()
     targets = [arguments.target] if arguments.target else list(LIMITS)
-    record = {"what": __doc__.split("\n\n")[1].replace("\n", " "), "shape": dict(B=B, N=N, P=P, H=H, D=D, C=C, k=K),
-              "limits": LIMITS, "kernels": {}}
+    from pitome_core.fused import launch
+
+    launches = {"tile": launch.TILE, "count": launch.COUNT, "merge": launch.MERGE, "warps": launch.WARPS,
+                "stages": launch.STAGES}
+    record = {
+        "what": __doc__.split("\n\n")[1].replace("\n", " "), "launches": launches,
+        "shape": dict(B=B, N=N, P=P, H=H, D=D, C=C, k=K), "limits": LIMITS, "kernels": {},
+    }
     for name, entry in table().items():
         if arguments.kernel in (None, name):
             record["kernels"][name] = {

@@ -8,7 +8,8 @@ No kernel uses atomics, and no sum depends on the order in which programs run, s
 sizes do not depend on the batch, so an item has the same plan in every batch.
 
 Products are IEEE float32 (`input_precision="ieee"`), added up channel after channel, so that equal tokens have exactly
-equal cosines. `tests/core/fused/test_precision.py` says what TF32 and TF32x3 would do to ranks.
+equal cosines wherever they stand. TF32 moves ranks; TF32x3 is as exact, but the order of its sums is that of the tensor
+cores, which is not documented (`tests/core/fused/test_precision.py`).
 """
 
 from __future__ import annotations

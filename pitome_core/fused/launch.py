@@ -19,7 +19,7 @@ from . import kernels
 # Tiles of cosines (BM x BN, BK channels at a time), rows of counts (BLOCK x STEP), tokens and pairs of a merge.
 TILE = {"BM": 32, "BN": 64, "BK": 16}
 COUNT = {"BLOCK": 32, "STEP": 64}
-MERGE = {"ROWS": 8, "PAIRS": 32, "BLOCK_C": 128}
+MERGE = {"ROWS": 8, "PAIRS": 16, "BLOCK_C": 128}
 WARPS, STAGES = 4, 1
 
 
