@@ -102,7 +102,7 @@ class LayerStep:
         It is the logarithm of the sizes where this layer counts keys by size. Padding gets -inf in every layer.
         """
         if self.proportional or size is None:
-            return size_bias(size, dtype)
+            return self.patch.size_bias(size, dtype)
         return None if self.mergeable is None else size_bias((size > 0).to(size.dtype), dtype)
 
     def on(self, device: torch.device) -> LayerStep:
@@ -321,6 +321,8 @@ class Patch:
         ragged: whether items have lengths of their own (text).
         protect: which tokens never merge, in families that have a choice; else None.
         merge_tokens: what merges the tokens of a layer; `patching.use_merge` puts another function in its place.
+        size_bias: what makes the bias of proportional attention from sizes.
+        fused: whether kernels merge, as in `pc.apply`; the two functions above are then those of `fused.step`.
         traces: the open recordings.
     """
 
@@ -333,6 +335,8 @@ class Patch:
     ragged: bool = False
     protect: str | None = None
     merge_tokens: Callable[[LayerStep, Tensor, Tensor | None, Tensor | None, Tensor | None], Merged] = merge_tokens
+    size_bias: Callable[[Tensor | None, torch.dtype], Tensor | None] = size_bias
+    fused: bool | str = "auto"
     traces: list[Any] = field(default_factory=list)
 
     def start(self, x: Tensor, prefix: int, class_token: bool, columns: int | None, **masks: Tensor) -> ForwardState:
@@ -404,7 +408,8 @@ class Patch:
             words += [] if set(values) == {usual} else [f"{name}={_span(values)}"]
         words += [] if self.protect is None else [f"protect={self.protect!r}"]
         words.append(f"restore={self.restore}")
-        words += ["compile_step=True"] if self.compile_step else []
+        given = (("compile_step", self.compile_step, False), ("fused", self.fused, "auto"))
+        words += [f"{name}={value}" for name, value, usual in given if value != usual]
         for name in dict.fromkeys(name for row in rows for name in row.options):
             default = self.method.options[name]
             words.append(f"{name}={_span([row.options.get(name, default) for row in rows])}")

@@ -54,6 +54,7 @@ class Arguments:
     protect: str | None
     restore: bool
     compile_step: bool
+    fused: bool | str
     options: dict[str, Any]
 
 
@@ -189,6 +190,7 @@ def apply(
     protect: str | None = None,
     restore: bool = True,
     compile_step: bool = False,
+    fused: bool | str = False,
     towers: str = "vision",
     **options: Any,
 ) -> nn.Module:
@@ -217,6 +219,11 @@ def apply(
             or two seconds a layer, at the first call). It is faster where a step is many small operators. Results are
             the same up to rounding, so that tokens of nearly equal energy may change ranks. From the ninth shape on,
             and on items of unequal length, steps are not compiled.
+        fused: merge by a few GPU kernels (five launches a layer for PiToMe) where there are some: on CUDA with Triton,
+            for `pitome` and `tome`, on images with at most 4,096 patches, with the same plans up to rounding.
+            `auto`: where they can run, else the torch path. True: ValueError where they cannot, here or in the forward.
+            False: never; the default until their parity on a device is on record. With them, `compile_step` has no
+            effect.
         towers: `vision`, `text` or `both`, for models with both; a model with one tower merges that one.
         options: the method's own (`pc.methods()[method].options`).
 
@@ -249,7 +256,6 @@ def apply(
     before = _owned(model)
     _check_alone(model)
     chosen = find_method(method)
-    options = chosen.check_options(options)
     if keep is not None and remove is not None:
         raise ValueError("give keep or remove, not both: the share of tokens to keep, or how many to remove per layer")
     keep = _DEFAULT_KEEP if keep is None and remove is None else keep
@@ -258,7 +264,7 @@ def apply(
     restore, compile_step = checks.flag(restore, "restore"), checks.flag(compile_step, "compile_step")
     arguments = Arguments(
         chosen, keep, remove, preset, proportional, margin, metric, insertion, protect, restore, compile_step,
-        options,
+        fused if fused == "auto" else checks.flag(fused, "fused"), chosen.check_options(options),
     )
     parts = family.parts(towers)
     known = [name for part in parts for name in part.protects]
@@ -273,7 +279,8 @@ def apply(
         patches[: len(traces)] = [(part, replace(patch, traces=of_tower))
                                   for (part, patch), of_tower in zip(patches, traces, strict=False)]
     given = {name: checks.data(value) for name, value in vars(arguments).items() if name not in ("method", "options")}
-    _install(model, tuple(patches), {"method": chosen.name, **given, "towers": towers, **checks.data(options)})
+    given |= {"towers": towers, **checks.data(arguments.options)}
+    _install(model, tuple(patches), {"method": chosen.name, **given})
     return model
 
 
@@ -289,7 +296,10 @@ def _make_patch(model: nn.Module, family: Family, arguments: Arguments) -> Patch
     keep = _make_keep(keep, rows)
     wanted = arguments.protect or (None if preset is None else PRESETS[preset].protect)
     protect = wanted if wanted in family.protects else next(iter(family.protects), None)
-    patch = Patch(method, preset, keep, rows, arguments.restore, arguments.compile_step, family.ragged, protect)
+    from .fused.choice import functions  # here, because importing the core does not look for kernels
+
+    patch = Patch(method, preset, keep, rows, arguments.restore, arguments.compile_step, family.ragged, protect,
+                  fused=arguments.fused, **functions(arguments.fused, method, rows, family.ragged))
     if any(row.merges and row.insertion == "before" and method.reads_attention(row.options) for row in rows):
         raise ValueError(f"{method.name!r} reads the block's attention map, which is not there before the block")
     removed = keep.remove if isinstance(keep, Schedule) else ()

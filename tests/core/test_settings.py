@@ -35,6 +35,7 @@ ARGUMENTS = {
     "options of a rival": dict(method="tofu", keep=0.8, pruned=0.25),
     "a tower": dict(keep=0.8, towers="vision"),
     "compiled steps": dict(keep=0.8, compile_step=True),
+    "no kernels": dict(keep=0.8, fused=False),
 }
 
 

@@ -19,13 +19,16 @@ PACKAGE = Path(__file__).resolve().parents[2] / "pitome_core"
 FAMILIES = sorted((PACKAGE / "families").glob("*.py"))
 COMMAND = sorted((PACKAGE / "cli").glob("*.py"))
 USE = [PACKAGE / f"{name}.py" for name in ("diagnosis", "drawing", "layer_measures")]  # the method needs none of them
-APART = {"cli", "experiments", "families"}
+FUSED = sorted((PACKAGE / "fused").glob("*.py"))
+APART = {"cli", "experiments", "families", "fused"}
 CORE = [path for path in sorted(PACKAGE.rglob("*.py")) if not APART & set(path.parts) and path not in USE]
 METHODS = [PACKAGE / "mergers" / f"{name}.py" for name in ("pitome", "pitome_variants", "tome")]
 METHODS += sorted((PACKAGE / "experiments" / "baselines").glob("*.py"))
 # The most statements: of the core without families, of what looks at models that merge, of the command, of all families
-# together, of one family, of one method. A family that users ask for may cost what its encoder loop needs.
-MOST = {"core": 1870, "use": 450, "command": 260, "families": 1440, "family": 190, "method": 55}
+# together, of one family, of one method, of the kernels for GPUs and what launches them. A family may
+# cost what its encoder loop needs.
+MOST = {"core": 1870, "use": 450, "command": 260, "families": 1440, "family": 190, "method": 55,
+        "fused": 450}
 
 
 def statements(source: str) -> int:
@@ -70,6 +73,10 @@ def test_the_method_needs_nothing_that_looks_at_models():
             assert not hidden & names, path
 
 
+def test_kernels_are_few():
+    assert total(FUSED) <= MOST["fused"], f"\n{table(FUSED)}"
+
+
 def test_families_are_files_of_moderate_length():
     assert total(FAMILIES) <= MOST["families"], f"\n{table(FAMILIES)}"
     assert [p.name for p in FAMILIES if statements(p.read_text()) > MOST["family"]] == [], f"\n{table(FAMILIES)}"
@@ -91,7 +98,8 @@ def test_public_names_exist_and_have_docstrings():
 
 
 def test_importing_the_core_needs_torch_alone():
-    heavy = ["timm", "transformers", "open_clip", "numpy.random", "matplotlib", "sklearn", "pitome_core.experiments"]
+    heavy = ["timm", "transformers", "open_clip", "numpy.random", "matplotlib", "sklearn", "pitome_core.experiments",
+             "triton", "pitome_core.fused"]
     code = (
         "import sys, torch; before = set(sys.modules); import pitome_core;"
         f"print([m for m in {heavy} if m in sys.modules and m not in before])"
@@ -101,4 +109,4 @@ def test_importing_the_core_needs_torch_alone():
 
 
 if __name__ == "__main__":
-    print(*map(table, (CORE, USE, COMMAND, FAMILIES)), sep="\n\n")
+    print(*map(table, (CORE, USE, COMMAND, FAMILIES, FUSED)), sep="\n\n")

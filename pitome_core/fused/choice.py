@@ -1,0 +1,33 @@
+"""What a patch merges with: the functions of `step.py` where kernels are wanted and can be had, else none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..mergers import Method
+from ..patch import LayerRow
+
+
+def functions(
+    fused: bool | str, method: Method, rows: tuple[LayerRow, ...], ragged: bool
+) -> dict[str, Callable[..., Any]]:
+    """Fields of a patch that merges by kernels; none for one that does not. Triton is imported only where it may run.
+
+    Raises:
+        ValueError: `fused` is True, and the installation, the method, its options or texts stand against it.
+    """
+    if fused is False or (fused == "auto" and (ragged or not torch.cuda.is_available())):
+        return {}
+    from . import step
+
+    reasons = [step.missing(), "texts take the torch path" if ragged else None]
+    reasons += [step.not_covered(method, row.options) for row in rows if row.merges]
+    reason = next((reason for reason in reasons if reason), None)
+    if reason and fused is True:
+        raise ValueError(f"fused=True cannot merge: {reason}. fused='auto' takes the torch path there")
+    if step.missing():
+        return {}
+    return {"merge_tokens": step.require if fused is True else step.merge_tokens, "size_bias": step.bias_of_sizes}
