@@ -143,9 +143,11 @@ assert primary["whole"].side == -1 and likeness.side == 1 and to_tome(movies, at
 #
 # **Does the record hold?** Cells are computed again on some of the test sentences. At most one answer in a hundred may differ.
 
-# %% tags=["nbval-check-output"]
+# %%
 task = tasks.single("movies", "test", 24 if quick else 120)
 task.prepare()
+
+# %% tags=["nbval-check-output"]
 at = [movies.items["id"].index(name) for name in task.items["id"]]
 checked = [Cell("whole"), *(Cell(arm, 0.8) for arm in ("pitome", "tome", grid.RELEASED)), Cell("pitome-shuffled", 0.8, seed=0)]
 for cell in checked:
