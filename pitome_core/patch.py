@@ -336,7 +336,7 @@ class Patch:
     protect: str | None = None
     merge_tokens: Callable[[LayerStep, Tensor, Tensor | None, Tensor | None, Tensor | None], Merged] = merge_tokens
     size_bias: Callable[[Tensor | None, torch.dtype], Tensor | None] = size_bias
-    fused: bool | str = "auto"
+    fused: bool | str = False
     traces: list[Any] = field(default_factory=list)
 
     def start(self, x: Tensor, prefix: int, class_token: bool, columns: int | None, **masks: Tensor) -> ForwardState:
@@ -408,7 +408,7 @@ class Patch:
             words += [] if set(values) == {usual} else [f"{name}={_span(values)}"]
         words += [] if self.protect is None else [f"protect={self.protect!r}"]
         words.append(f"restore={self.restore}")
-        given = (("compile_step", self.compile_step, False), ("fused", self.fused, "auto"))
+        given = (("compile_step", self.compile_step, False), ("fused", self.fused, False))
         words += [f"{name}={value}" for name, value, usual in given if value != usual]
         for name in dict.fromkeys(name for row in rows for name in row.options):
             default = self.method.options[name]

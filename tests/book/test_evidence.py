@@ -227,10 +227,10 @@ def test_of_questions_those_of_the_headline_count(tmp_path):
 def test_ranks_speak_through_recall():
     """Of ranks a claim gets rsum, and no test of right or wrong."""
     path = ROOT / "results/embedded/retrieval-white.json"
-    stamp = path.stat().st_mtime_ns
-    found, test = evidence.difference(str(path), stamp, "rsum", "pitome@0.9", "tome@0.9", "items")
+    files = (str(path),), (path.stat().st_mtime_ns,)
+    found, test = evidence.difference(files, "rsum", "pitome@0.9", "tome@0.9", "items")
     assert test is None and found == recall.difference(Record.load(path), "pitome@0.9", "tome@0.9", "rank")
-    retrained, _ = evidence.difference(str(path), stamp, "rsum_retrained", "pitome@0.9", "tome@0.9", "trainings")
+    retrained, _ = evidence.difference(files, "rsum_retrained", "pitome@0.9", "tome@0.9", "trainings")
     record = Record.load(path)
     assert retrained.clusters == (3,) and retrained.mean == pytest.approx(
         recall.table(record, "pitome@0.9", "rank_retrained")["rsum"]

@@ -65,17 +65,17 @@ def test_gradients_are_those_of_the_torch_path(build_vit, images):
 
 
 def test_the_choice_is_kept_and_shown(build_vit):
-    model = pc.apply(build_vit(), fused=False)
-    assert pc.settings(model)["fused"] is False and "fused=False" in repr(model)
+    model = pc.apply(build_vit(), fused="auto")
+    assert pc.settings(model)["fused"] == "auto" and "fused=auto" in repr(model)
     twin = pc.apply(build_vit(), **pc.settings(model))
-    assert find_patch(twin).fused is False and pc.settings(pc.apply(build_vit()))["fused"] is False
+    assert find_patch(twin).fused == "auto" and pc.settings(pc.apply(build_vit()))["fused"] is False
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="there, kernels merge")
 def test_nothing_changes_on_a_cpu(build_vit):
     """`auto` patches with the very functions that `fused=False` does."""
-    auto, off = find_patch(pc.apply(build_vit())), find_patch(pc.apply(build_vit(), fused=False))
-    assert auto.merge_tokens is off.merge_tokens and auto.size_bias is off.size_bias and "fused" not in auto.describe()
+    auto, off = find_patch(pc.apply(build_vit(), fused="auto")), find_patch(pc.apply(build_vit()))
+    assert auto.merge_tokens is off.merge_tokens and auto.size_bias is off.size_bias and "fused" not in off.describe()
 
 
 @pytest.mark.parametrize(
