@@ -282,7 +282,7 @@ display(Markdown(
     "**How firm is a plan?** A noise of a two-thousandth of a grey level is far below what a picture of 8 bits can hold. It changes the rank, with one "
     f"pair of heads or another, of these shares of the pictures: {', '.join(f'{label(key)} {moved:.0%}' for key, (moved, _) in shaken.items())}. "
     f"rsum moves by a standard deviation of {', '.join(f'{spread:.1f}' for _, spread in shaken.values())}. Plans that rest on energy "
-    f"are the unsteady ones. Keys of this tower are nearly parallel in the first layers ([Vision](08_vision.ipynb)); then all tokens have almost the same energy, and "
+    f"are the unsteady ones. Keys of this tower are nearly parallel in the first layers (*Vision, off the shelf* shows it); then all tokens have almost the same energy, and "
     "who stands first in its order hangs on little. That is a guess at the cause; the counts are not."
 ))
 

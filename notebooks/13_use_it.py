@@ -95,9 +95,9 @@ quality = digits.difference("pitome@0.9", "tome@0.9", "correct"), scenes.differe
 display(Markdown("\n".join(lines) + (
     f"\n\n**Which method.** On the backbone of this book ToMe at keep 0.9, with attention that counts sizes: PiToMe in its place "
     f"changes accuracy on digits by {quality[0]}, and the AUC of a saliency map by {quality[1]}. "
-    f"[When energy helps](12_when_energy_helps.ipynb) says what it depends on. Another model is another question: try both on "
+    f"*When energy helps* says what it depends on. Another model is another question: try both on "
     f"your own pictures.\n\n**Which ratio.** Begin with keep 0.95, and go down as long as your task stands it. For a text "
-    f"model, merge in the first layers; for a LLaVA see [Questions](11_vqa.ipynb)."
+    f"model, merge in the first layers; for a LLaVA see *Questions about pictures*."
 )))
 slow = [together(rows[i][2]) for i in (2, 4)]
 assert together(rows[0][2])[0] > 1.2 and together(rows[1][2])[0] > 1 and all(part[0] < 1 for part in slow)
