@@ -69,7 +69,7 @@ sets = {f"scenes, {counted(native)} photographs": native, f"scenes, {counted(wid
 heads = {"digits": digits, "emoji groups": emoji, "categories of cut-outs": categories}
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "A null that is a cancellation, at keep 0.9. Top: PiToMe minus ToMe by photograph, primary scenes; filled: attention counts sizes, hollow: it does not, on both sides. Likeness falls everywhere; AUC falls on all photographs but one. Bottom: AUC minus the whole model's, by thirds of the whole model's AUC, on the primary scenes and on many photographs. Where the whole model does badly, blurring (pooling, DCT) gains. Lines: 95 % intervals, over objects (top), over objects and photographs (bottom, where long ones are cut off). *Recorded.*", "name": "fig-vision-cancellation"}, "image": {"alt": "Four panels. Top: six photographs with the difference in likeness, all below zero, and in AUC, five below and the cat far above; without proportional attention the cat is no exception. Bottom: by thirds of the scenes, PiToMe, pooling and DCT lie above the whole model in the lowest third and below it in the others; ToMe stays at zero; random merging is far below, least so in the lowest third."}}
-BLUE, ORANGE = plots.COLOURS["pitome"], plots.COLOURS["tome"]
+BLUE = plots.COLOURS["pitome"]
 NAMES = {"chelsea": "cat (chelsea)"}
 parts = {o: {off: by_cluster(native, f"pitome@0.9{off}", f"tome@0.9{off}", o) for off in ("", "/off")}
          for o in ("likeness", "auc")}
@@ -190,7 +190,7 @@ nothing = Difference(*[float("nan")] * 3, 0, (), float("nan"), float("nan"), "t"
 def forest(ax, record, outcome):
     """Differences of all shown arms to their counterparts: blue above zero, orange below, grey neither."""
     found = [beside_tome(record, key, outcome) for key in shown]
-    marks = ["0.45" if one is None or one.side == 0 else BLUE if one.side > 0 else ORANGE for one in found]
+    marks = [plots.SIDES[0 if one is None else one.side] for one in found]
     plots.forest(ax, [(said(key), one or nothing) for key, one in zip(shown, found, strict=True)], marks)
     for y, one in enumerate(found):
         if one is None:
@@ -291,7 +291,7 @@ for ax, (title, record) in zip(bottoms, heads.items(), strict=True):
     for y, key in enumerate(shown):
         one = beside_tome(record, key, "correct_refit")
         if one is not None:
-            mark = "0.45" if one.side == 0 else BLUE if one.side > 0 else ORANGE
+            mark = plots.SIDES[one.side]
             ax.plot([one.low, one.high], [y + 0.3] * 2, color=mark, linewidth=1)
             ax.plot(one.mean, y + 0.3, "o", color=mark, markerfacecolor="white", markersize=4)
     ax.set(title=title, xlabel="accuracy, difference")
@@ -341,7 +341,7 @@ panels = {"AUC, " + list(sets)[0]: (native, "auc"), "AUC, " + list(sets)[1]: (wi
           "digits": (digits, "correct"), "emoji groups": (emoji, "correct")}
 for ax, (title, (record, outcome)) in zip(axes, panels.items(), strict=True):
     rows = [(LABELS[arm], record.difference(f"{arm}@0.9", f"{arm}@0.9/off", outcome)) for arm in both]
-    marks = ["0.45" if row.side == 0 else BLUE if row.side > 0 else ORANGE for _, row in rows]
+    marks = [plots.SIDES[row.side] for _, row in rows]
     plots.forest(ax, rows, marks)
     ax.set_title(title, fontsize=8.5)
     ax.set_xlabel("with minus without")

@@ -375,8 +375,7 @@ again = {}
 for (top, middle, bottom), (title, record) in zip(axes.T, sets.items(), strict=True):
     again[title] = {"PiToMe (paper)": over_trainings(before[title], f"{ours}/retrained"),
                     "PiToMe (released, BERT)": over_trainings(record, f"{released}/retrained")}
-    plots.forest(top, list(again[title].items()), ["0.45" if one.side == 0 else plots.COLOURS["pitome" if one.side > 0 else "tome"]
-                                                   for one in again[title].values()])
+    plots.forest(top, list(again[title].items()), [plots.SIDES[one.side] for one in again[title].values()])
     plots.beside(middle, record, with_energy + at_random, per_item(record, "frozen"))
     plots.beside(bottom, record, with_energy, per_item(record, "frozen"), "shuffled")
     top.set(title=f"{title}: retrained, minus ToMe")

@@ -10,7 +10,9 @@
 # # Use it
 #
 # Recipes that run. Each stands by itself after the imports, uses a small model with random weights in place of yours, and
-# checks what it says. Put your model, and `pretrained=True`, where the small one is. What each option means stands in
+# checks what it says. Put your model, and `pretrained=True`, where the small one is. *In short:* begin with ToMe at keep 0.9. On a
+# CPU it pays for a ViT-S or larger at 224 pixels and more. With few tokens or a tiny model at batch 1, and in the GPU cells on
+# record, merging is slower than the whole model. `pc.diagnose` asks your own model. What each option means stands in
 # [the API](../book/api.md), which models are known in [Supported models](../book/supported_models.md).
 #
 # *Reading time: 10 minutes. All cells are* live *on a CPU; the numbers of the first section come from* recorded *runs.*
@@ -52,9 +54,11 @@ torch.manual_seed(0)
 # from the recorded runs at keep 0.9:
 
 # %% tags=["hide-input"]
-def measured(file, **wanted):
-    """Speed-ups of PiToMe and ToMe, smallest and largest, over the recorded cells with these fields."""
-    cells = timings.load(results.folder() / file, "cost").values()
+on_cpu, on_gpu = (timings.load(results.folder() / kind / "cost.json", "cost").values() for kind in ("embedded", "gpu"))
+
+
+def measured(cells, **wanted):
+    """Speed-ups of PiToMe and ToMe, smallest and largest, over those of the recorded cells that have these fields."""
     some = [cell["variants"] for cell in cells if all(cell.get(name) == value for name, value in wanted.items())
             and "pitome" in cell.get("variants", {}) and "free" in cell["variants"]]
     speeds = [variants[method]["speedup"][1] for variants in some for method in ("pitome", "tome")]
@@ -69,17 +73,17 @@ usual = {"mode": "eager", "keep": 0.9, "proportional": "preset", "every": 1, "mu
 small, base, tiny = "vit_small_patch16_224", "vit_base_patch16_224", "vit_tiny_patch16_224"
 rows = [
     ("CPU, ViT-S or larger, batch 4 or more", "merge",
-     [measured("embedded/cost.json", model=model, batch=batch, size=224, **usual)
+     [measured(on_cpu, model=model, batch=batch, size=224, **usual)
       for model, batch in ((small, 4), (small, 16), (small, 64), (base, 8))]),
     ("CPU, ViT-S, batch 1, 224 px", "merge; `remove` in every second or third layer is faster still",
-     [measured("embedded/cost.json", model=small, batch=1, size=224, **usual)]),
+     [measured(on_cpu, model=small, batch=1, size=224, **usual)]),
     ("CPU, batch 1, a tiny model or 112 px", "do not merge in every layer",
-     [measured("embedded/cost.json", model=tiny, batch=1, **usual),
-      measured("embedded/cost.json", model=small, batch=1, size=112, **usual)]),
+     [measured(on_cpu, model=tiny, batch=1, **usual),
+      measured(on_cpu, model=small, batch=1, size=112, **usual)]),
     ("CPU, 384 px and more", "merge: the longer the input, the more it saves",
-     [measured("embedded/cost.json", model=small, size=384, **usual)]),
+     [measured(on_cpu, model=small, size=384, **usual)]),
     ("GPU (one H100, an earlier merge step)", "measure first: it was slower than the whole model in these cells",
-     [measured("gpu/cost.json", keep=0.9, proportional="preset")]),
+     [measured(on_gpu, keep=0.9, proportional="preset")]),
 ]
 
 
@@ -100,6 +104,7 @@ display(Markdown("\n".join(lines) + (
     f"model, merge in the first layers; for a LLaVA see *Questions about pictures*."
 )))
 slow = [together(rows[i][2]) for i in (2, 4)]
+assert slow[1][1] < 1 and together(rows[3][2])[0] > 1
 assert together(rows[0][2])[0] > 1.2 and together(rows[1][2])[0] > 1 and all(part[0] < 1 for part in slow)
 
 # %% [markdown]

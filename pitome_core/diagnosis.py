@@ -341,14 +341,15 @@ def _cost(model: nn.Module, sizes: Counter) -> int:
     return sum(number * flops(model, size).total for size, number in sizes.items())
 
 
+def image_call(model: nn.Module) -> Callable[..., Any]:
+    """What takes images alone: the image tower of a model with two towers (open_clip, transformers), else the model."""
+    towers = [name for name in ("encode_image", "get_image_features") if hasattr(model, name)]
+    return getattr(model, towers[0]) if towers else model
+
+
 def _call(model: nn.Module, batch: dict[str, Tensor], **options: Any) -> Any:
-    """Run the model as its users do. Of a model with two towers that gets images alone, the image tower runs."""
-    if _IMAGES not in batch:
-        return model(**batch, **options)
-    for name in ("encode_image", "get_image_features"):  # of open_clip and of transformers
-        if hasattr(model, name):
-            return getattr(model, name)(batch[_IMAGES], **options)
-    return model(batch[_IMAGES], **options)
+    """Run the model as its users do."""
+    return image_call(model)(batch[_IMAGES], **options) if _IMAGES in batch else model(**batch, **options)
 
 
 def _read(

@@ -57,10 +57,21 @@ class LayerMeasures:
         return self.tightness >= self.chance
 
 
+def _unit(x: Tensor) -> Tensor:
+    """Tokens of length 1, in float32 or, for float64, in that."""
+    return normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
+
+
+def _nearest(unit: Tensor) -> Tensor:
+    """The largest cosine of each token to another one, `(B, N, C)` -> `(B, N)`."""
+    cosines = unit @ unit.transpose(1, 2)  # (B, N, N)
+    cosines.diagonal(dim1=1, dim2=2).fill_(-2)  # no token is its own neighbour
+    return cosines.amax(dim=-1)
+
+
 def mean_cosine(x: Tensor) -> Tensor:
     """Mean cosine of the pairs of different tokens, `(B, N, C)` -> `(B,)`, in float32 or, for float64, in that."""
-    unit = normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
-    n = x.shape[1]
+    unit, n = _unit(x), x.shape[1]
     return (unit.sum(1).square().sum(-1) - n) / (n * (n - 1))
 
 
@@ -69,19 +80,13 @@ def tightness(x: Tensor) -> Tensor:
 
     It is what is left of clusters when the direction that all tokens share is taken away.
     """
-    unit = normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
-    centred = normalize(unit - unit.mean(dim=1, keepdim=True), dim=-1)
-    cosines = centred @ centred.transpose(1, 2)  # (B, N, N)
-    cosines.diagonal(dim1=1, dim2=2).fill_(-2)  # no token is its own neighbour
-    return cosines.amax(dim=-1).median(dim=-1).values
+    unit = _unit(x)
+    return _nearest(normalize(unit - unit.mean(dim=1, keepdim=True), dim=-1)).median(dim=-1).values
 
 
 def _measures(keys: Tensor, margin: float) -> Tensor:
     """Keys `(B, N, D)` -> `(B, 5)`: mean cosine, tightness, chance, spread of energies, share of isolated tokens."""
-    unit = normalize(keys.float(), dim=-1)
-    others = unit @ unit.transpose(1, 2)  # (B, N, N)
-    others.diagonal(dim1=1, dim2=2).fill_(-2)
-    isolated = (others.amax(dim=-1) < margin).float().mean(dim=1)
+    isolated = (_nearest(_unit(keys.float())) < margin).float().mean(dim=1)
     chance = isolated.new_full((len(keys),), math.sqrt(2 * math.log(keys.shape[1]) / keys.shape[2]))
     spread = energy_score(keys, margin).float().std(dim=1, correction=0)
     return torch.stack([mean_cosine(keys), tightness(keys), chance, spread, isolated], dim=1)

@@ -18,16 +18,15 @@ from typing import Any
 from torch import nn
 
 from . import checks
+from .arguments import DEFAULT_KEEP, Arguments, checked_schedule, make_keep, make_rows
 from .families import find_family
 from .family import Family, UnsupportedModelError
 from .instances import give_methods, guards, original, take_methods
-from .merge_step import METRICS
-from .mergers import Method, find_method
-from .mergers.preset_table import PRESETS, PresetRow
-from .patch import INSERTIONS, LayerRow, Merged, Patch, active_patch
-from .schedules import Schedule, check_keep, fixed_schedule
+from .mergers import find_method
+from .mergers.preset_table import PRESETS
+from .patch import Merged, Patch, active_patch
+from .schedules import Schedule, fixed_schedule
 
-_DEFAULT_KEEP = 0.925
 _INSTALLED_ATTRIBUTE = "_pitome_installed"
 _CHANGING = threading.RLock()  # a model that two threads changed at once would be patched in part, for good
 
@@ -37,25 +36,6 @@ def _one_at_a_time(change: Callable) -> Callable:
         with _CHANGING:
             return change(*args, **kwargs)
     return locked
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """What `apply` was given for the patch of each tower; its docstring says what the fields mean."""
-
-    method: Method
-    keep: float | Sequence[float] | Schedule | None
-    remove: int | Sequence[int] | None
-    preset: str | None
-    proportional: bool | None
-    margin: float | Sequence[float] | None
-    metric: str | None
-    insertion: str | None
-    protect: str | None
-    restore: bool
-    compile_step: bool
-    fused: bool | str
-    options: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,8 +238,8 @@ def apply(
     chosen = find_method(method)
     if keep is not None and remove is not None:
         raise ValueError("give keep or remove, not both: the share of tokens to keep, or how many to remove per layer")
-    keep = _DEFAULT_KEEP if keep is None and remove is None else keep
-    keep = _checked_schedule(keep) if isinstance(keep, (Schedule, Mapping)) else keep
+    keep = DEFAULT_KEEP if keep is None and remove is None else keep
+    keep = checked_schedule(keep) if isinstance(keep, (Schedule, Mapping)) else keep
     proportional = proportional if proportional is None else checks.flag(proportional, "proportional")
     restore, compile_step = checks.flag(restore, "restore"), checks.flag(compile_step, "compile_step")
     arguments = Arguments(
@@ -292,8 +272,8 @@ def _make_patch(model: nn.Module, family: Family, arguments: Arguments) -> Patch
             shape.num_patches, arguments.remove, len(shape.layers), shape.prefix, method.max_remove
         )
     family.check(method, keep)
-    preset, rows = _make_rows(arguments, len(shape.layers))
-    keep = _make_keep(keep, rows)
+    preset, rows = make_rows(arguments, len(shape.layers))
+    keep = make_keep(keep, rows)
     wanted = arguments.protect or (None if preset is None else PRESETS[preset].protect)
     protect = wanted if wanted in family.protects else next(iter(family.protects), None)
     from .fused.choice import functions  # here, because importing the core does not look for kernels
@@ -314,56 +294,6 @@ def _make_patch(model: nn.Module, family: Family, arguments: Arguments) -> Patch
         warnings.warn(f"nothing merges: this keeps all {shape.num_patches} tokens in every layer. A keep ratio of "
                       f"1 - 1/{shape.num_patches} or less removes a token", stacklevel=5)
     return patch
-
-
-def _make_rows(arguments: Arguments, num_layers: int) -> tuple[str | None, tuple[LayerRow, ...]]:
-    """The preset's name and the row of every layer: the preset's row, with the arguments given in its place."""
-    method = arguments.method
-    preset = "paper" if arguments.preset is None and method.name == "pitome" else arguments.preset
-    if preset is not None and PRESETS[checks.word(preset, "preset", PRESETS)].method != method.name:
-        raise ValueError(f"preset {preset!r} is for method {PRESETS[preset].method!r}, not {method.name!r}")
-    explicit = {
-        name: getattr(arguments, name)
-        for name in ("metric", "insertion", "proportional")
-        if getattr(arguments, name) is not None
-    }
-    for name, allowed in (("metric", METRICS), ("insertion", INSERTIONS)):
-        checks.word(explicit.get(name, allowed[0]), name, allowed)
-    margins = None if arguments.margin is None else checks.per_layer(arguments.margin, num_layers, "margin")
-    if margins is not None and "margin" not in method.needs:
-        raise TypeError(f"method {method.name!r} has no margin")
-    rows: list[LayerRow] = []
-    for layer, row in enumerate([PresetRow()] * num_layers if preset is None else PRESETS[preset].rows(num_layers)):
-        base, slope = row.margin
-        margin = base - slope * layer / num_layers if margins is None else margins[layer]
-        fields = {"metric": row.metric, "insertion": row.insertion, "proportional": row.proportional, **explicit}
-        options = {**row.options, **arguments.options}
-        rows.append(LayerRow(margin=margin, sized=row.sized, options=options, merges=row.merges, **fields))
-    return preset, tuple(rows)
-
-
-def _checked_schedule(given: Schedule | Mapping[str, Any]) -> Schedule:
-    """The schedule, or the one of these fields. ValueError unless its tokens follow from what it removes."""
-    given = given if isinstance(given, Schedule) else Schedule(**given)
-    entering = (tuple(given.tokens) or (0,))[0] - given.prefix
-    made = Schedule.from_removals(entering, given.remove, given.prefix, checks.flag(given.clamped, "clamped"))
-    if made.tokens != tuple(given.tokens):
-        raise ValueError(f"a schedule that removes {list(made.remove)} of {entering} tokens has the tokens "
-                         f"{list(made.tokens)}, got {list(given.tokens)}: make one with pc.schedule")
-    return made
-
-
-def _make_keep(keep: float | Sequence[float] | Schedule, rows: tuple[LayerRow, ...]) -> tuple[float, ...] | Schedule:
-    """One keep ratio per layer, 1 where the preset does not merge; or the schedule, checked."""
-    if not isinstance(keep, Schedule):
-        ratios = checks.per_layer(keep, len(rows), "keep", check_keep)
-        return tuple(ratio if row.merges else 1.0 for ratio, row in zip(ratios, rows, strict=True))
-    if len(keep.remove) != len(rows):
-        raise ValueError(f"the schedule has {len(keep.remove)} layers, the model {len(rows)}")
-    idle = [layer for layer, (k, row) in enumerate(zip(keep.remove, rows, strict=True)) if k and not row.merges]
-    if idle:
-        raise ValueError(f"the schedule removes tokens in layers {idle}, where the preset does not merge")
-    return keep
 
 
 def _check_alone(model: nn.Module) -> None:

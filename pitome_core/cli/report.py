@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import pitome_core as pc
+from pitome_core.diagnosis import image_call
 
 from .loading import Loaded, pillow
 
@@ -28,9 +29,8 @@ def maps(loaded: Loaded, images: Tensor, method: str, keep: float, layer: int = 
     """What merged in each of the prepared pictures `(n, 3, H, W)`, as arrays `(H, W, 3)` uint8."""
     model = loaded.model
     device = next(model.parameters()).device
-    run = next((getattr(model, name) for name in ("encode_image", "get_image_features") if hasattr(model, name)), model)
     with pc.patched(model, method, keep), pc.record(model) as trace, torch.no_grad():
-        run(images.to(device))
+        image_call(model)(images.to(device))
     return [pc.token_map(trace, picture, layer, item) for item, picture in enumerate(loaded.seen(images))]
 
 

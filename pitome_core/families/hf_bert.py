@@ -33,7 +33,7 @@ from ..instances import own_class
 from ..patch import LayerStep, Merged, Patch, active_patch
 from ..portable import refuse_exporting
 from .common import AttentionCall, attention_point, check_step, linear
-from .hf_common import CallOptions, attend, implementation_refusal, real_tokens
+from .hf_common import CallOptions, attend, bound, implementation_refusal, real_tokens, unlisted
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
     kind, encoder = own_class(model), _encoder(model)
     layout = _LAYOUTS.get(own_class(encoder))
     if layout is None:
-        return f"{type(model).__qualname__} is not listed and may run its layers in another way"
+        return unlisted(model)
     if any(getattr(encoder.config, name, False) for name in ("is_decoder", "add_cross_attention", "is_causal")):
         return "as a decoder it is causal: a merged token would carry later words into earlier ones"
     if patch is not None and not patch.restore and kind in _AROUND and _AROUND[kind][2]:
@@ -271,10 +271,7 @@ def protected_tokens(
 
 def _forward(layout: TextLayout, model: nn.Module, patch: Patch, *args: Any, **kwargs: Any):
     """An encoder's forward with merges. Every token output has all its places again, unless `restore=False`."""
-    arguments = dict(zip(layout.arguments, args, strict=False))
-    if len(args) > len(layout.arguments) or arguments.keys() & kwargs:
-        raise TypeError(f"forward takes {', '.join(layout.arguments)} by place, each once")
-    arguments |= kwargs
+    arguments = bound(layout.arguments, args, kwargs)
     refused = [name for name in _DECODER if arguments.get(name) is not None]
     if refused:
         raise ValueError(f"{refused[0]}: a merged text model is an encoder, without cross-attention or a cache")

@@ -44,6 +44,19 @@ def implementation_refusal(attn: nn.Module) -> str | None:
     )
 
 
+def unlisted(model: nn.Module) -> str:
+    """Why a model of another type than those listed cannot be patched."""
+    return f"{type(model).__qualname__} is not listed and may run its layers in another way"
+
+
+def bound(names: tuple[str, ...], args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a `forward` by name; `names` are those of `args`. TypeError for too many, or one given twice."""
+    by_place = dict(zip(names, args, strict=False))
+    if len(args) > len(names) or by_place.keys() & kwargs:
+        raise TypeError(f"forward takes {', '.join(names)} by place, each once")
+    return by_place | kwargs
+
+
 def attend(
     attn: nn.Module,
     call: AttentionCall,

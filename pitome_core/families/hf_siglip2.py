@@ -19,9 +19,9 @@ from ..family import EntryPoint, Family, ModelShape
 from ..instances import own_class
 from ..patch import Patch
 from .common import linear
-from .hf_common import CallOptions, real_tokens
+from .hf_common import CallOptions, bound, real_tokens, unlisted
 from .hf_layouts import clip_layer, pool_siglip
-from .hf_vision import layer_points, layer_shapes, layers_refusal, pooling_cost
+from .hf_vision import layer_points, layer_shapes, layers_refusal, mean_refusal, pooling_cost
 
 _LAYER = clip_layer(siglip2, "Siglip2")
 _AROUND = (siglip2.Siglip2Model, siglip2.Siglip2ForImageClassification)
@@ -46,11 +46,9 @@ def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
     if kind is siglip2.Siglip2TextModel:
         return _TEXT
     if own_class(tower) is not siglip2.Siglip2VisionModel:
-        return f"{type(model).__qualname__} is not listed and may run its layers in another way"
-    mean = kind is siglip2.Siglip2ForImageClassification
-    if mean and patch is not None and not (patch.restore and patch.method.partition):
-        return f"{type(model).__qualname__} reads the plain mean of all patches, so none may be missing or merged in it"
-    return layers_refusal(tower.encoder.layers, _LAYER)
+        return unlisted(model)
+    reason = mean_refusal(model, patch) if kind is siglip2.Siglip2ForImageClassification else None
+    return reason or layers_refusal(tower.encoder.layers, _LAYER)
 
 
 def _entry_points(model: nn.Module) -> list[EntryPoint]:
@@ -61,10 +59,7 @@ def _entry_points(model: nn.Module) -> list[EntryPoint]:
 
 def _forward(model: nn.Module, patch: Patch, *args: Any, **kwargs: Any):
     """`Siglip2VisionModel.forward` with merges."""
-    arguments = dict(zip(_ARGUMENTS, args, strict=False))
-    if len(args) > len(_ARGUMENTS) or arguments.keys() & kwargs:
-        raise TypeError(f"forward takes {', '.join(_ARGUMENTS)} by place, each once")
-    arguments |= kwargs
+    arguments = bound(_ARGUMENTS, args, kwargs)
     options = CallOptions(model, len(model.encoder.layers), arguments)
     x = model.embeddings(arguments["pixel_values"], arguments["spatial_shapes"])
     mask = arguments["pixel_attention_mask"]

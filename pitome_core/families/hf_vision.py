@@ -32,7 +32,7 @@ from .common import (
     pooled_by_size,
     run_block,
 )
-from .hf_common import CallOptions, attend, implementation_refusal
+from .hf_common import CallOptions, attend, bound, implementation_refusal, unlisted
 from .hf_layouts import AROUND, ELSEWHERE, TEXT, TOWERS, LayerLayout, TowerLayout, pool_siglip
 
 
@@ -57,7 +57,7 @@ def tower_refusal(model: nn.Module) -> str | None:
     """
     tower = TOWERS.get(own_class(model))
     if tower is None:
-        return f"{type(model).__qualname__} is not listed and may run its layers in another way"
+        return unlisted(model)
     return layers_refusal(model.get_submodule(tower.layers), tower.layer)
 
 
@@ -78,6 +78,13 @@ def layers_refusal(layers: nn.ModuleList, layer: LayerLayout) -> str | None:
     return None
 
 
+def mean_refusal(model: nn.Module, patch: Patch | None) -> str | None:
+    """Why a model that averages all patches cannot be patched in this way; None if it can."""
+    if patch is None or (patch.restore and patch.method.partition):
+        return None
+    return f"{type(model).__qualname__} reads the plain mean of all patches, so none may be missing or merged in it"
+
+
 def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
     kind, tower = own_class(model), _tower(model)
     if kind in ELSEWHERE or (kind in TEXT and kind not in AROUND):
@@ -86,8 +93,8 @@ def _refusal(model: nn.Module, patch: Patch | None) -> str | None:
     if reason is not None:
         return reason
     layout, reads = TOWERS[own_class(tower)], AROUND[kind].reads if kind in AROUND else "class"
-    if patch is not None and reads == "mean" and not (patch.restore and patch.method.partition):
-        return f"{type(model).__qualname__} reads the plain mean of all patches, so none may be missing or merged in it"
+    if reads == "mean" and mean_refusal(model, patch) is not None:
+        return mean_refusal(model, patch)
     if patch is not None and reads == "cross" and patch.restore and patch.method.drops:
         return f"{type(model).__qualname__} attends to all patches, to zeros for dropped ones too: give restore=False"
     if patch is not None and layout.backbone and not patch.restore and tower.config.reshape_hidden_states:
@@ -172,10 +179,7 @@ def _layer_forward(
 def _run(tower: TowerLayout, model: nn.Module, patch: Patch, args: tuple, kwargs: dict[str, Any]):
     """Run a tower: the options of the call, the tokens behind the layers, hidden states as they were taken, the state,
     and what the embeddings gave besides the tokens."""
-    arguments = dict(zip(tower.arguments, args, strict=False))
-    if len(args) > len(tower.arguments) or arguments.keys() & kwargs:
-        raise TypeError(f"forward takes {', '.join(tower.arguments)} by place, each once")
-    arguments |= kwargs
+    arguments = bound(tower.arguments, args, kwargs)
     if arguments.pop("attention_mask", None) is not None:
         raise ValueError("a merged model takes no attention_mask: rows and columns would no longer fit")
     layers = model.get_submodule(tower.layers)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
+from ..merge_plan import MergePlan
 from . import launch
 from .launch import Side
 
@@ -79,21 +80,14 @@ def _keep(ctx, inputs, output) -> None:
 def _backward(ctx, gradient: Tensor, _: Tensor | None) -> tuple:
     """Every token gets the gradient of its slot, times its share. The sizes get none."""
     size, source, target, total = ctx.saved_tensors
-    slot = slots(source, target, ctx.tokens, ctx.prefix)  # (B, T)
+    plan = MergePlan.from_merges(source + ctx.prefix, target + ctx.prefix, ctx.tokens, checked=False)
+    slot = plan.assignment  # (B, T)
     if not ctx.weighted:
         size, total = None, torch.zeros_like(total).scatter_add(1, slot, torch.ones_like(slot, dtype=total.dtype))
     part = torch.ones_like(slot, dtype=total.dtype) if size is None else size
     share = part / total.gather(1, slot).clamp_min(torch.finfo(total.dtype).tiny)
     spread = gradient.gather(1, slot[..., None].expand(-1, -1, gradient.shape[2]))
     return (spread * share[..., None]).to(gradient.dtype), None, None, None, None, None
-
-
-def slots(source: Tensor, target: Tensor, tokens: int, prefix: int) -> Tensor:
-    """`(B, T)` long: the slot of every token, prefix included, from pairs `(B, k)` that do not count the prefix."""
-    source, target = source + prefix, target + prefix
-    stays = torch.ones((source.shape[0], tokens), dtype=torch.long, device=source.device).scatter(1, source, 0)
-    slot = stays.cumsum(dim=1) - 1
-    return slot.scatter(1, source, slot.gather(1, target))
 
 
 merge_pairs.register_autograd(_backward, setup_context=_keep)

@@ -77,6 +77,11 @@ def test_kernels_are_few():
     assert total(FUSED) <= MOST["fused"], f"\n{table(FUSED)}"
 
 
+def test_no_file_is_longer_than_500_lines():
+    lengths = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert {path.name: length for path, length in lengths.items() if length > 500} == {}
+
+
 def test_families_are_files_of_moderate_length():
     assert total(FAMILIES) <= MOST["families"], f"\n{table(FAMILIES)}"
     assert [p.name for p in FAMILIES if statements(p.read_text()) > MOST["family"]] == [], f"\n{table(FAMILIES)}"

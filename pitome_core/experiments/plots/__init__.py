@@ -7,9 +7,9 @@ that work in a page, and `records` draws recorded outcomes.
 from .maps import heat_map, picture, token_map
 from .records import against_cost, beside, forest
 from .sliders import MarginSlider, SpectrumSliders
-from .style import ARMS, COLOURS, HEAT, use_style
+from .style import ARMS, COLOURS, HEAT, SIDES, use_style
 
 __all__ = [
-    "ARMS", "COLOURS", "HEAT", "MarginSlider", "SpectrumSliders", "against_cost", "beside", "forest", "heat_map",
-    "picture", "token_map", "use_style",
+    "ARMS", "COLOURS", "HEAT", "SIDES", "MarginSlider", "SpectrumSliders", "against_cost", "beside", "forest",
+    "heat_map", "picture", "token_map", "use_style",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from pitome_core.experiments.records.cells import LABELS, Cell
 from pitome_core.experiments.records.statistics import Difference, paired_difference
 
-from .style import ARMS, COLOURS
+from .style import ARMS, COLOURS, SIDES
 
 
 def against_cost(
@@ -89,13 +89,12 @@ def beside(
     lone = [key for key in keys if key in there and not record.has_rival(key, rival)]
     said = {key: "no counterpart" if key in lone else "not run" for key in keys}
     found = {key: None if other is None else difference(key, other) for key, other in others.items()}
-    marks = {1: COLOURS["pitome"], -1: COLOURS["tome"], 0: "0.45"}
     for y, (key, one) in enumerate(found.items()):
         if one is None:
             ax.text(0, y, said[key], fontsize=8, color="0.45", ha="center", va="center", backgroundcolor="white")
             continue
-        ax.plot([one.low, one.high], [y, y], color=marks[one.side], linewidth=2, solid_capstyle="butt")
-        ax.plot(one.mean, y, "o", color=marks[one.side], markersize=4.5)
+        ax.plot([one.low, one.high], [y, y], color=SIDES[one.side], linewidth=2, solid_capstyle="butt")
+        ax.plot(one.mean, y, "o", color=SIDES[one.side], markersize=4.5)
         if one.side == 0:
             ax.plot([-one.detectable, one.detectable], [y, y], "|", color="0.6", markersize=5)
     ax.axvline(0, color="0.6", linewidth=1, zorder=0)

@@ -7,6 +7,7 @@ import seaborn as sns
 
 # The palette of Okabe and Ito. Colour-blind readers can tell its colours apart, and in grey they differ in lightness.
 COLOURS = {"pitome": "#0072B2", "tome": "#D55E00", "whole": "#000000", "random": "#999999", "accent": "#009E73"}
+SIDES = {1: COLOURS["pitome"], -1: COLOURS["tome"], 0: "0.45"}  # of a difference, by `Difference.side`
 HEAT = "cividis"  # its lightness grows evenly, so that it can be read in grey
 
 # Colour, line style and marker of every arm of the grid. PiToMe is blue, ToMe is vermilion.

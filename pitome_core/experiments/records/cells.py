@@ -124,6 +124,7 @@ _ARMS = [*_LISTED, *_PARTS]
 ARMS: dict[str, Arm] = {
     arm.name: arm for arm in [*_ARMS, *(_shuffled(arm) for arm in _ARMS if arm.kind == "pitome")]
 }
+RANDOM = ("random-merge", "random-prune")  # arms that look at nothing
 GRID_POOL, LOWER, WHOLE = "grid-pool", "lower-resolution", "whole"  # cells that no arm stands for
 LABELS = {WHOLE: "whole model", GRID_POOL: "2 x 2 pooling", LOWER: "lower resolution"} | {
     name: arm.label for name, arm in ARMS.items()

@@ -19,7 +19,7 @@ import torch
 from pitome_core.experiments.data import sentences
 from pitome_core.experiments.models import bert
 from pitome_core.experiments.records import files, results
-from pitome_core.experiments.records.cells import Cell
+from pitome_core.experiments.records.cells import RANDOM, Cell
 from pitome_core.experiments.runs import clock
 from pitome_core.experiments.text import classifiers
 from pitome_core.experiments.text import grid as text_grid
@@ -152,7 +152,6 @@ TASKS: dict[str, Callable[..., Texts]] = {
     "news": lambda split, count=None: single("news", split, count),
 }
 COMPARED = ("pitome", text_grid.RELEASED, "energy-sorted", "tome")
-RANDOM = ("random-merge", "random-prune")
 LISTED = (*COMPARED, *RANDOM, *text_grid.SHUFFLED)
 ALL_LAYERS = ("pitome", "pitome-shuffled", "energy-sorted", "tome")
 # What the protocol lists for each task: keep ratios in the first three layers, and what is run beside them at .8.

@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from pitome_core.experiments.records.cells import ARMS, GRID_POOL, LOWER, WHOLE, Cell, among, checked, seeds_of
+from pitome_core.experiments.records.cells import (
+    ARMS,
+    GRID_POOL,
+    LOWER,
+    RANDOM,
+    WHOLE,
+    Cell,
+    among,
+    checked,
+    seeds_of,
+)
 
 KEEPS = (0.9, 0.8)  # share of the patch tokens that every layer keeps; the primary one first
 SEEDS = {0.9: 5, 0.8: 2}  # of shuffled energies
@@ -17,7 +27,6 @@ HIDDEN = tuple(f"{arm}-hidden" for arm in COMPARED)
 RELEASED = ("pitome-released-deit", "pitome-released-mae", "pitome-released-clip")
 BASELINES = ("tome-released-deit", "tome-released-clip")  # ToMe as the repository of the paper runs it beside PiToMe
 RIVALS = ("dct",)  # the others are left to `vision-1`
-RANDOM = ("random-merge", "random-prune")
 ENERGIES = tuple(arm for arm in (*COMPARED, *HIDDEN, *RELEASED) if f"{arm}-shuffled" in ARMS)  # they read an energy
 SIDES = {224: 168, 112: 84}  # pixels of a smaller picture that costs the whole model about what keep .9 costs
 NAMES = tuple(dict.fromkeys((

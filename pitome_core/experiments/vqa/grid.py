@@ -11,7 +11,7 @@ from torch import nn
 import pitome_core as pc
 from pitome_core.experiments.models.llava_answers import ORDERS
 from pitome_core.experiments.records import cells as records_cells
-from pitome_core.experiments.records.cells import LOWER, WHOLE, Arm, Cell, checked, seeds_of, with_counterparts
+from pitome_core.experiments.records.cells import LOWER, RANDOM, WHOLE, Arm, Cell, checked, seeds_of, with_counterparts
 from pitome_core.experiments.runs import grid
 from pitome_core.families.common import linear
 from pitome_core.families.hf_llava import image_token_count
@@ -23,9 +23,9 @@ RELEASED = "pitome-released-llava"  # in the twelve layers of our tower it is To
 PITOME = ("pitome", "energy-sorted", "pitome-hidden", "pitome-released-clip")
 TOME = ("tome", "tome-hidden", "tome-released-clip", RELEASED)
 # In the embedded tier. Shuffled energies are the control for energy beside every arm that has it.
-LISTED = (*PITOME, *TOME, *(f"{name}-shuffled" for name in PITOME), "random-merge", "random-prune")
+LISTED = (*PITOME, *TOME, *(f"{name}-shuffled" for name in PITOME), *RANDOM)
 ARMS: dict[str, Arm] = {name: records_cells.ARMS[name] for name in (*LISTED, "tofu", "dct", "diffrate")}
-ORDERED = ("pitome", "tome")  # arms that are read in every order at the primary ratio
+ORDERED = ("pitome", "tome")  # arms that `vqa-1` read in every order at the primary ratio
 SIDES = (112, 98)  # pixels of smaller pictures: 64 and 49 tokens of 144, about the cost of keep .9, which leaves 45
 LABELS = {name: records_cells.LABELS[name] for name in (WHOLE, LOWER, *ARMS)}
 
