@@ -1,6 +1,6 @@
-"""Check the ledger of claims, results/claims.yml, and write book/claims.md from it.
+"""Check the ledger of claims, results/claims.yml, and write book/claims.md and the front page's chart from it.
 
-`python tools/claims.py` does both; tests/book hold the page to the ledger. A claim has
+`python tools/claims.py` does all; tests/book hold page and chart to the ledger. A claim has
 
 - `id`; `kind`: `mechanism` (what some part of the method does, on any model) or `table` (a result on the paper's own
   models and data); `covers`: the items of the abstract that it stands for;
@@ -38,6 +38,7 @@ from pathlib import Path
 import jsonschema
 import yaml
 from ledger import evidence
+from ledger.chart import primary_chart
 from ledger.evidence import RIVALS
 from ledger.judge import judge
 from ledger.links import page_file, read_page
@@ -48,7 +49,7 @@ from pitome_core.experiments.records.results import RecordError
 from pitome_core.experiments.records.statistics import RESAMPLES
 
 ROOT = Path(__file__).resolve().parents[1]
-LEDGER, PAGE = "results/claims.yml", "book/claims.md"
+LEDGER, PAGE, CHART = "results/claims.yml", "book/claims.md", "book/primary_chart.html"
 SAYS = ("for", "against", "open")
 
 
@@ -270,13 +271,19 @@ def written(ledger: dict, root: Path = ROOT) -> str:
     return page(ledger, judged, evidence.primaries(uncommitted, root), root)
 
 
+def chart(ledger: dict, root: Path = ROOT) -> str:
+    """The front page's chart."""
+    return primary_chart(evidence.primaries(ledger.get("uncommitted", []), root), root)
+
+
 def main() -> int:
     ledger = load()
     if found := problems(ledger):
         print("\n".join(found))
         return 1
     (ROOT / PAGE).write_text(written(ledger))
-    print(f"{len(ledger['claims'])} claims; written to {PAGE}")
+    (ROOT / CHART).write_text(chart(ledger))
+    print(f"{len(ledger['claims'])} claims; written to {PAGE} and {CHART}")
     return 0
 
 

@@ -46,6 +46,21 @@ def test_the_ledger_is_in_order():
 def test_the_page_is_up_to_date():
     there = (claims.ROOT / claims.PAGE).read_text()
     assert there == claims.written(claims.load()), "book/claims.md is stale: run `python tools/claims.py`"
+    assert (claims.ROOT / claims.CHART).read_text() == claims.chart(claims.load()), "the front page's chart is stale, too"
+
+
+def test_chart_says_every_primary_difference_to_tome():
+    """One row for each task of the newest version, in percent of the whole model, on the side of its interval."""
+    ledger = claims.load()
+    shown = [one for one in evidence.primaries(ledger["uncommitted"], claims.ROOT)
+             if one.found and "title" in one.about["primary"] and one.second.startswith("tome")]
+    text = claims.chart(ledger)
+    assert len(shown) == 4 and text.count("<tr class=") == len(shown)
+    for one in shown:
+        row = next(line for line in text.splitlines() if one.about["primary"]["title"] in line)
+        assert {0: "same", 1: "better", -1: "worse"}[one.found.side] in row
+        low, high = (float(row.partition(mark)[2].split(end)[0]) for mark, end in (("% [", ","), (", ", "]")))
+        assert low < high and np.sign(low) == np.sign(one.found.low) and np.sign(high) == np.sign(one.found.high)
 
 
 def test_the_abstract_is_complete():

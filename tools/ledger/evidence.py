@@ -209,7 +209,7 @@ def _record(paths: tuple[str, ...], changed: tuple[int, ...]) -> Record:
     return functools.reduce(joined, map(Record.load, paths))
 
 
-def _files(entry: dict, root: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def files_of(entry: dict, root: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The files of a task's record, the one whose cells are read first in front, and when they were changed."""
     files = [root / entry[name] for name in ("beside", "record") if name in entry]
     return tuple(map(str, files)), tuple(path.stat().st_mtime_ns for path in files)
@@ -220,7 +220,7 @@ def record_of(entry: dict, root: Path) -> Record | None:
     path = root / entry["record"]
     if not path.is_file():
         return None
-    record = _record(*_files(entry, root))
+    record = _record(*files_of(entry, root))
     if (split := record.header.get("split")) != entry.get("split", "test"):
         raise ValueError(f"{path.name} is of the split {split!r}, its list says {entry.get('split', 'test')!r}")
     if record.header.get("tier") == "smoke":
@@ -297,7 +297,7 @@ def _computed(one: Comparison, uncommitted: list[str], root: Path) -> Comparison
     except NotRun as why:
         return replace(one, pending=str(why))
     check_pair(record, one.first, second, rival)
-    found, test = difference(_files(one.about, root), one.outcome, one.first, second, one.about["over"])
+    found, test = difference(files_of(one.about, root), one.outcome, one.first, second, one.about["over"])
     if not np.isfinite(found.detectable):
         raise ValueError(f"{one.task}: a single cluster gives no interval")
     runs = [record.runs[record.cells[name]["run"]] for key in pair for name in record.seeds_of(key)]
