@@ -24,9 +24,9 @@ def primary_chart(primaries: list[Comparison], root: Path) -> str:
     rows = [_row(one, values, edge) for one, values in shown.items()]
     return "\n".join([
         '<table class="primary-chart">',
-        "<caption>PiToMe, as the paper writes it, minus ToMe, with attention, metric, place and tokens equal: percent of "
-        f"the whole model's result, 95 % interval. The middle line is zero, the edges are {edge} %. Ticks: sizes that "
-        "would have been found in four cases of five.</caption>",
+        "<caption>PiToMe, as the paper writes it, minus ToMe, with attention, metric, place and tokens equal: percent "
+        f"of the whole model's result, 95 % interval. The middle line is zero, the edges are {edge} %. Ticks: sizes "
+        "that would have been found in four cases of five.</caption>",
         '<thead><tr><th scope="col">asked</th><th scope="col">worse than ToMe | better</th>'
         '<th scope="col">found</th></tr></thead>',
         "<tbody>", *rows, "</tbody>", "</table>", "",
