@@ -76,11 +76,11 @@ def write_book(book: Path) -> None:
     (book / "_toc.yml").write_text("format: jb-book\nroot: book/index\nchapters:\n  - file: notebooks/cells\n")
 
 
-def write_notebook(book: Path, cell: str) -> None:
+def write_notebook(book: Path, cell: str, name: str = "cells") -> None:
     """A notebook of a title and one cell of code."""
     cells = [nbformat.v4.new_markdown_cell("# Cells", id="title"), nbformat.v4.new_code_cell(cell, id="code")]
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), book / "notebooks" / "cells.ipynb")
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), book / "notebooks" / f"{name}.ipynb")
 
 
 def write_clone(root: Path) -> None:
