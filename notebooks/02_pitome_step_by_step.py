@@ -360,7 +360,7 @@ with pc.patched(model, "pitome", keep=half):
 print(f"about keep = {((half.tokens[-1] - 1) / 256) ** (1 / depth):.3f} in every layer")
 
 # %% [markdown]
-# The schedule takes whole tokens, so that its share is half to within one token of a layer.
+# A schedule takes whole tokens out, so that the share is near one half and hardly ever equal to it.
 #
 # ```{solution-end}
 # ```

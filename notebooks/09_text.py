@@ -142,7 +142,7 @@ assert primary["whole"].side == -1 and likeness.side == 1 and to_tome(movies, at
 # The control for energy is the arm itself with the energies of a text dealt to other tokens of it. Random merging cannot take
 # its place: it merges tokens that are not alike, and so says nothing about energy.
 #
-# Live against the record, on some of the test sentences ([the rule](../book/protocol.md#does-the-record-hold)):
+# Live against the record, on some of the test sentences (*Does the record hold?* in the [protocol](../book/protocol.md)):
 
 # %%
 task = tasks.single("movies", "test", 24 if quick else 120)

@@ -224,8 +224,8 @@ assert dealt[ours].mean > 0 and dealt[ours].detectable > to_tome.detectable
 # %% [markdown]
 # ### Live against the record
 #
-# Four cells are [computed again](../book/protocol.md#does-the-record-hold), for the first pictures of the test split on two
-# photographs, which look for their texts among all 784. Another processor rounds otherwise, and for a plan that hangs on the last digit
+# Four cells are computed again (*Does the record hold?* in the [protocol](../book/protocol.md)), for the first pictures of the test
+# split on two photographs, which look for their texts among all 784. Another processor rounds otherwise, and for a plan that hangs on the last digit
 # that is one more draw of noise. So R@1 + R@5 + R@10 of these pictures has to lie in the 99 % range of one more draw,
 # from the five on record. For the whole model at most one query in a hundred, or one, may cross a threshold.
 
