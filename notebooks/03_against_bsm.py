@@ -518,7 +518,7 @@ for metric in ("keys", "keys-centred", "hidden"):
     print(f"{metric:13s} mixed {percent(mixed(trace.plan()).mean())}")
 
 # %% [markdown]
-# @@
+# Yes, but less than with keys as they are, and more than with hidden states.
 #
 # ```{solution-end}
 # ```
@@ -542,7 +542,8 @@ print(f"object patches: {percent(objects.float().mean(), 1)} of all tokens, "
       f"{percent(among_protected, 1)} of the protected")
 
 # %% [markdown]
-# @@
+# Protection keeps tokens of low energy, and that they are the object's is a hope. Compare the two shares: protection is for
+# objects as far as the second is above the first.
 #
 # ```{solution-end}
 # ```
@@ -562,7 +563,7 @@ for name in ("PiToMe", "ToMe", "energy-sorted"):
     print(f"{name:13s} mixed {percent(mixed(trace.plan()).mean())}")
 
 # %% [markdown]
-# @@
+# PiToMe still mixes most. With so many tokens gone the two others mix as well.
 #
 # ```{solution-end}
 # ```

@@ -119,8 +119,7 @@ def test_labels_of_exercises_are_unique():
 def test_credits_name_every_asset_with_its_licence_and_every_photograph_with_its_author():
     rows = [line for line in prose("book/credits").splitlines() if line.startswith("| ")]
     for asset in assets.ASSETS.values():
-        (row,) = [row for row in rows if row.startswith(f"| `{asset.name}` |")]
-        assert row.endswith(f"| {asset.licence} |") and f"`{asset.package}`" in row
+        assert f"| {asset.purpose}: `{asset.name}`, from `{asset.package}` | {asset.licence} |" in rows
     for photograph in PHOTOGRAPHS.values():
         assert f"| {photograph.name} | {photograph.shows} | {photograph.credit} |" in rows
 
