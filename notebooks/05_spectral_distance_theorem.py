@@ -9,9 +9,9 @@
 # %% [markdown]
 # # The spectral distance theorem, measured
 #
-# The paper's theorem compares what two ways of merging do to the spectrum of the token graph. In our words: if tokens
+# The paper's theorem {cite}`tran2024pitome` compares what two ways of merging do to the spectrum of the token graph. In our words: if tokens
 # form tight clusters, a margin separates these, and the clusters are ordered by size, then the spectral distance between
-# the graph and its PiToMe coarsening goes to 0. For ToMe it goes to a constant that, with high probability, is positive.
+# the graph and its PiToMe coarsening goes to 0. For ToMe {cite}`bolya2023tome` it goes to a constant that, with high probability, is positive.
 #
 # A limit can be watched. We build tokens whose clusters are known, let the noise shrink, and measure. Then we take the
 # proof apart: which of its steps hold as stated, which need another condition, and what theorem is left when all
@@ -38,6 +38,7 @@ import pitome_core as pc
 import pitome_core.experiments.baselines  # registers the control
 from pitome_core.experiments import plots
 from pitome_core.experiments.data.clusters import ORDERS, clusters, wrong_merges
+from pitome_core.experiments.records.formats import percent
 from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.settings import profile
 from pitome_core.spectral import coarsen, inside_shares, lift, spectrum, token_graph
@@ -194,9 +195,9 @@ assert (
 equal = inside["sizes 8, 8, 8, 8", "PiToMe"]
 display(
     Markdown(
-        f"With four clusters of 8 PiToMe merges across clusters in {1 - equal[1]:.0%}, {1 - equal[3]:.0%} and {1 - equal[7]:.0%} "
-        f"of the draws at k = 2, 4 and 8; ToMe in {1 - inside['sizes 8, 8, 8, 8', 'ToMe'][7]:.1%} at k = 8. "
-        f"With different sizes ToMe errs in {1 - inside['sizes 12, 8, 6, 4, 2', 'ToMe'][7]:.1%} at k = 8 of 32 tokens."
+        f"With four clusters of 8 PiToMe merges across clusters in {percent(1 - equal[1])}, {percent(1 - equal[3])} and {percent(1 - equal[7])} "
+        f"of the draws at k = 2, 4 and 8; ToMe in {percent(1 - inside['sizes 8, 8, 8, 8', 'ToMe'][7], 1)} at k = 8. "
+        f"With different sizes ToMe errs in {percent(1 - inside['sizes 12, 8, 6, 4, 2', 'ToMe'][7], 1)} at k = 8 of 32 tokens."
     )
 )
 
@@ -227,7 +228,7 @@ for order in ORDERS:
 #
 # ## The steps of the proof
 #
-# **Lifting keeps the coarse spectrum** (Lemma 1). The [previous chapter](04_coarsening_and_lifting.ipynb) met it: with
+# **Lifting keeps the coarse spectrum** (Lemma 1). [What a merge does to a graph](04_coarsening_and_lifting.ipynb) met it: with
 # summed weights it holds; with the averages of the definition it holds for groups of one size. How far off are averages?
 
 # %%
@@ -474,7 +475,7 @@ for noise in (0.1, 0.01, 0.001):
     wrong = (wrong_merges(plan, label) > 0).double().mean()
     print(
         f"noise {noise:<5g} in order of energy {''.join('ABCD'[i] for i in order)}, "
-        f"wrong in {wrong:.0%}, SD {distance(x, plan).median():.3f}"
+        f"wrong in {percent(wrong)}, SD {distance(x, plan).median():.3f}"
     )
 
 # %% [markdown]
@@ -551,27 +552,42 @@ plt.show()
 # | Lifting keeps the coarse spectrum (Lemma 1) | third figure | with sums; not with averages | - |
 # | Rows differ by at most $2(1 - \cos)$ (Proposition 1) | the table of angles | its square root is the bound | another norm than that of the entries |
 # | $SD \le \frac{3N}{2}\sum\varepsilon$ (Proposition 3) | fourth figure | fails on the combinatorial Laplacian for tight clusters; on the normalized one for a single cluster | as above |
-#
+
+# %% [markdown]
 # ## Exercises
 #
-# **1.** The theorem asks for two clusters at least. What happens with one? Let the noise shrink for a single cluster of 32
-# tokens.
+# ```{exercise} One cluster
+# :label: ex-one-cluster
+# The theorem asks for two clusters at least. What happens with one? Let the noise shrink for a single cluster of 32 tokens.
+# ```
+#
+# ```{solution-start} ex-one-cluster
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 for noise in (0.3, 0.03, 0.003):
     x, _ = clusters((32,), noise, 50)
     plan = pc.plan(x, K, "pitome", margin=MARGIN)
     print(f"noise {noise:<6g} SD {distance(x, plan).median():.3f}")
-# It does not fall: degrees vanish as fast as distances. Ln does not see scale.
 
 # %% [markdown]
-# **2.** Find an order that is as bad for energy-sorted matching as the adversarial one is for ToMe, or argue that there is
-# none. (The energies of a cluster stand together.)
+# The distance does not fall: degrees vanish as fast as distances, and the normalized Laplacian does not see scale.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} An adversary for energy
+# :label: ex-adversary
+# Find an order that is as bad for energy-sorted matching as the adversarial one is for ToMe, or argue that there is none. (The
+# energies of a cluster stand together.)
+# ```
+#
+# ```{solution-start} ex-adversary
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
-# Its split is by rank: a cluster of n tokens has floor(n / 2) of them on either side,
-# wherever they stand. So there are as many edges inside clusters, and no harm is done
-# by a k up to their number.
+# %%
 x, label = clusters(SIZES, 0.05, TRIALS, order="adversarial")
 k = sum(n // 2 for n in SIZES)
 plan = pc.plan(x, k, "pitome", margin=MARGIN, protection=False, edges="best")
@@ -579,10 +595,23 @@ print(f"k = {k}: wrong merges {int(wrong_merges(plan, label).sum())}")
 assert not wrong_merges(plan, label).any()
 
 # %% [markdown]
-# **3.** The theorem asks for two tokens in every cluster. When does a single token do no harm? Take sizes 5, 4, 1 and all
-# $k$.
+# There is none. The split is by rank, and the ranks of a cluster of $n$ tokens follow one another: $\lfloor n / 2 \rfloor$ of
+# them are on either side, wherever they stand. So there are as many edges inside clusters, and no harm is done by a $k$ up to
+# their number.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} A single token
+# :label: ex-single-token
+# The theorem asks for two tokens in every cluster. When does a single token do no harm? Take sizes 5, 4, 1 and all $k$.
+# ```
+#
+# ```{solution-start} ex-single-token
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 x, label = clusters((5, 4, 1), 0.05, TRIALS)
 for k in range(1, 6):
     wrong = (
@@ -590,6 +619,11 @@ for k in range(1, 6):
         .double()
         .mean()
     )
-    print(f"k = {k}: wrong in {wrong:.0%}")
-# It ranks last. If it is selected at all, it has the odd rank 2k - 1: it is in B,
-# and nobody has to join it.
+    print(f"k = {k}: wrong in {percent(wrong)}")
+
+# %% [markdown]
+# In every draw here. A single token ranks last. It is selected for $k = 5$ only, and then it has the odd rank $2k - 1$: it is in
+# B, and nobody has to join it.
+#
+# ```{solution-end}
+# ```

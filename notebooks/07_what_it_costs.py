@@ -45,6 +45,7 @@ from pitome_core.experiments.cost.setups import EVEN, STEPS, PrefillShape, Setup
 from pitome_core.experiments.cost.variants import Workshop, twin
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.fingerprint import code_of
+from pitome_core.experiments.records.formats import percent
 from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.runs import timings
 from pitome_core.experiments.settings import profile
@@ -134,8 +135,8 @@ lines = [f"- {run['device']}, {run['threads']} thread{'s' if run['threads'] > 1 
 slower = [name(cell) for cell in plain if cell["variants"]["pitome"]["speedup"][1] < 1]
 efficiency = [cell["variants"]["pitome"]["efficiency"] for cell in pick(plain, keep=0.9)]
 display(Markdown(
-    f"{len(recorded)} cells were recorded:\n\n" + "\n".join(dict.fromkeys(lines)) + f"\n\nAt keep 0.9 PiToMe reaches {min(efficiency):.0%} to "
-    f"{max(efficiency):.0%} of the speed-up that the counts imply, the median cell {median(efficiency):.0%}. "
+    f"{len(recorded)} cells were recorded:\n\n" + "\n".join(dict.fromkeys(lines)) + f"\n\nAt keep 0.9 PiToMe reaches {percent(min(efficiency))} to "
+    f"{percent(max(efficiency))} of the speed-up that the counts imply, the median cell {percent(median(efficiency))}. "
     + (f"**Slower than the whole model** with PiToMe: {'; '.join(slower)}." if slower else
        "In none of these cells is PiToMe slower than the whole model.")
 ))
@@ -156,7 +157,7 @@ steps = sum(layer.merge for layer in after.layers)
 # %% tags=["nbval-check-output"]
 print(f"whole {before.total / 1e9:.2f} GMAC, merged {after.total / 1e9:.2f}, "
       f"implied speed-up {before.total / after.total:.2f}")
-print(f"merge steps: {steps / after.total:.2%} of the merged model, "
+print(f"merge steps: {percent(steps / after.total, 2)} of the merged model, "
       f"and {after.other_ops / 1e6:.1f} million exponentials and the like")
 
 # %% [markdown]
@@ -215,7 +216,7 @@ most = [labels[1:][i] for i in table[:, 1:].argmax(axis=1)]
 counted = {label: most.count(label) for label in labels[1:]}
 display(Markdown(
     "What keeps a cell from its implied speed-up most: " + ", ".join(f"{label} in {n}" for label, n in counted.items() if n)
-    + f" of {len(shown)} cells. The merge steps take {table[:, 2].min():.1%} to {table[:, 2].max():.1%} of the whole model's time. "
+    + f" of {len(shown)} cells. The merge steps take {percent(table[:, 2].min(), 1)} to {percent(table[:, 2].max(), 1)} of the whole model's time. "
     "(Parts are differences of medians. One below zero is drawn as none: the rest, by noise, or the free merge where it beats the counts. "
     "Such a bar is too long by that.)"
 ))
@@ -289,7 +290,7 @@ for new, old in profiled:
     table = markdown([f"{name(new)}: milliseconds in the steps of a forward", "before", "now"], rows)
     was, present = (cell["variants"]["pitome"] for cell in (old, new))
     display(Markdown(table + f"\n\nWith the clock on the whole model: speed-up {was['speedup'][1]:.2f} before, {present['speedup'][1]:.2f} now; "
-                     f"steps {was['step_share']:.1%} of the forward before, {present['step_share']:.1%} now; of the free merge's speed-up "
+                     f"steps {percent(was['step_share'], 1)} of the forward before, {percent(present['step_share'], 1)} now; of the free merge's speed-up "
                      f"{was['of_free']:.2f} and {present['of_free']:.2f}. Other sessions and few rounds: of these only the share of the steps is beyond noise. "
                      f"Before: commit {old['run']['commit'][:7]}."))
 if not profiled:
@@ -373,7 +374,7 @@ for cell in plain:
     heavy += [cell] * over
     speeds = [f"{told['pitome']['implied']:.2f}", *(f"{told[v]['speedup'][1]:.2f}" for v in ("free", "tome", "pitome"))]
     rows.append([brief(cell), f"{cell['keep']:g}", *speeds, f"{mark}{reached:.3f}{mark} ({target(cell):.2f})",
-                 f"{'**' if over else ''}{inside:.1%}{'**' if over else ''}{f' ({most:.0%})' if applies else ''}"])
+                 f"{'**' if over else ''}{percent(inside, 1)}{'**' if over else ''}{f' ({percent(most)})' if applies else ''}"])
 header = ["cell", "keep", "implied", "free merge", "ToMe", "PiToMe", "of free (target)", "steps (target)"]
 short = [cell for cell in plain if misses(cell)]
 meant = [cell for cell in plain if cell["size"] in (224, 384) and any(kind in cell["model"] for kind in ("small_patch16", "base_patch16_224"))]
@@ -555,7 +556,7 @@ display(Markdown(markdown(["if you have", "expect", "measured speed-up, keep 0.9
 # %% [markdown]
 # ## Larger models, on paper
 #
-# What was not measured can be counted. Two shapes: ViT-H/14 at 518 px, and LLaVA-1.5, whose tower hands 576 tokens to a
+# What was not measured can be counted. Two shapes: ViT-H/14 {cite}`dosovitskiy2021vit` at 518 px, and LLaVA-1.5 {cite}`liu2024llava15`, whose tower hands 576 tokens to a
 # language model of 7 billion weights. *Computed, not measured.*
 
 # %%
@@ -582,7 +583,7 @@ merging = sum(layer.merge for layer in paper[0.9][0].layers) / paper[0.9][0].tot
 share = prompt.macs(prompt.image + prompt.text) / totals[1.0][1]
 display(Markdown(
     f"At keep 0.9 the counts imply {gains[0]:.2f} for ViT-H and {gains[1]:.2f} for LLaVA-1.5, of whose work the language model does "
-    f"{share:.0%}. The merge steps are {merging:.2%} of the merged ViT-H. These are the first of the three numbers; the second and the "
+    f"{percent(share)}. The merge steps are {percent(merging, 2)} of the merged ViT-H. These are the first of the three numbers; the second and the "
     "third need the machine."
 ))
 assert gains[0] > before.total / after.total, "with more tokens and layers the same ratio saves more"
@@ -593,7 +594,7 @@ kept = [cell["variants"]["pitome"]["of_free"] for cell in pick(plain, keep=0.9)]
 launched = [cell["variants"]["pitome"]["speedup"][1] for cell in drawn if cell["mode"] == "eager"]
 display(Markdown(
     f"> **Takeaway.** On the CPU of the record the counts are nearly right for a merge that costs nothing, which reaches "
-    f"{median(free):.0%} of the implied speed-up in the median cell ({min(free):.0%} in the worst); PiToMe reaches {median(kept):.0%} of what that "
+    f"{percent(median(free))} of the implied speed-up in the median cell ({percent(min(free))} in the worst); PiToMe reaches {percent(median(kept))} of what that "
     f"one reaches ({min(kept):.2f} to {max(kept):.2f}), the less the smaller the model and the batch. On a GPU in eager mode launches decide: of the {len(launched)} such cells in the "
     f"record, of an earlier state of the code, PiToMe is slower than the whole model in {sum(speed < 1 for speed in launched)}. Measure your own cell before you merge: `python -m pitome_core.experiments cost --models ...`."
 ))
@@ -604,34 +605,72 @@ display(Markdown(
 # | The paper claims | 40 to 60 % of the FLOPs of the base models are saved (abstract). |
 # | We saw | The counts agree with two independent counters. On a CPU, gains that grow with tokens, batch and model, and none for a small model or few tokens at batch 1. On a GPU, losses in eager mode in the cells that were run. |
 # | What could overturn this | Another processor: faster matrix products make the same steps a larger part. A step in one fused kernel would make the loss of launches vanish; none was written here. The GPU cells of this code's last state, where the list above says that they are of another: `make gpu`. |
-#
+
+# %% [markdown]
 # ## Exercises
 #
-# **1.** Which part of a ViT-S block's work shrinks with the square of the tokens, and from how many tokens on is it half?
+# ```{exercise} The quadratic part
+# :label: ex-quadratic-half
+# Which part of a ViT-S block's work shrinks with the square of the tokens, and from how many tokens on is it half?
+# ```
+#
+# ```{solution-start} ex-quadratic-half
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 width = 384
 n = 12 * width**2 / (2 * width)
 print(f"attention: 2 N^2 C of 12 N C^2 + 2 N^2 C; half at N = 6 C = {n:.0f} tokens")
 
 # %% [markdown]
-# **2.** By the counts alone, what does a merge step itself cost as a share of its block, at 197 and at 1,370 tokens?
+# The two products of attention, $2 N^2 C$ of $12 N C^2 + 2 N^2 C$. They are half from $N = 6 C$ tokens on.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} The step itself
+# :label: ex-step-share
+# By the counts alone, what does a merge step itself cost as a share of its block, at 197 and at 1,370 tokens?
+# ```
+#
+# ```{solution-start} ex-step-share
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 for name_, size in (("vit_small_patch16_224", 224), ("vit_small_patch14_dinov2", 518)):
     with torch.device("meta"):
         model = timm.create_model(name_, img_size=size)
     counts = pc.flops(pc.apply(model, "pitome", 0.9))
     layer = counts.layers[0]
-    print(f"{counts.tokens[0]} tokens: {layer.merge / layer.total:.2%} of the first block")
+    print(f"{counts.tokens[0]} tokens: {percent(layer.merge / layer.total, 2)} of the first block")
 
 # %% [markdown]
-# **3.** A schedule may save the steps that pay least. Merge only in the first half of ViT-S's layers, twice as many tokens
-# each, so that as many leave: does that cost more or less arithmetic than merging everywhere?
+# Its share grows with the number of tokens, because the cosines of all pairs are quadratic in it and most of a block is not.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} Early steps only
+# :label: ex-first-half
+# A schedule may save the steps that pay least. Merge only in the first half of ViT-S's layers, twice as many tokens each, so
+# that as many leave: does that cost more or less arithmetic than merging everywhere?
+# ```
+#
+# ```{solution-start} ex-first-half
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 last = after.tokens[-1]
 half = pc.schedule(whole, keep=[(last / after.tokens[0]) ** (1 / 6)] * 6 + [1.0] * 6)
 early = pc.flops(pc.apply(twin(whole), "pitome", half))
 print(f"everywhere {after.total / 1e9:.2f} GMAC with {after.tokens[-1]} tokens left; first half {early.total / 1e9:.2f} with {early.tokens[-1]}")
 assert early.total < after.total, "tokens that leave earlier are saved for longer; what it does to accuracy is another question"
+
+# %% [markdown]
+# Less: tokens that leave earlier are saved for longer. What it does to accuracy is another question.
+#
+# ```{solution-end}
+# ```

@@ -17,10 +17,10 @@
 # matching nowhere. On sentences PiToMe is above merging at random even with shuffled energies, because it merges tokens that are alike. The paper's energy tells content
 # words from function words in two of the three layers that merge; no sign was found that it tells words of sentiment.
 #
-# **Asked.** The paper's last question (Table 6): a BERT that classifies sentiment keeps eight tokens of ten in each of its first
+# **Asked.** The last question of the paper {cite}`tran2024pitome` (Table 6): a BERT {cite}`devlin2019bert` that classifies sentiment keeps eight tokens of ten in each of its first
 # three layers. What is lost, does it matter which method merges, and does it matter *whose energy* a token is given? Here the
-# BERT is all-MiniLM-L6-v2, a sentence encoder of six layers, 384 wide, fine-tuned through low-rank updates; three layers are
-# half of it. The sentences were rated for Hutto and Gilbert (2014); those with a mean rating within 0.5 of zero are left out.
+# BERT is all-MiniLM-L6-v2 {cite}`wang2020minilm,reimers2019sbert`, a sentence encoder of six layers, 384 wide, fine-tuned through low-rank updates {cite}`hu2022lora`; three layers are
+# half of it. The sentences were rated for Hutto and Gilbert {cite}`hutto2014vader`; those with a mean rating within 0.5 of zero are left out.
 #
 # *Reading time: 15 minutes. Figures marked* recorded *come from `make results`; cells marked* live *compute on a CPU. What was
 # to be run was written down before ([protocol](../book/protocol.md)); records are of its version `text-2` unless a caption says
@@ -52,6 +52,7 @@ from pitome_core.experiments.models import bert as towers
 from pitome_core.experiments.models.layer_keys import layer_keys
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import LABELS, Cell
+from pitome_core.experiments.records.formats import interval, percent
 from pitome_core.experiments.records.published import TABLE_6
 from pitome_core.experiments.records.statistics import mean_interval, paired_difference, trainings_difference
 from pitome_core.experiments.runs import timings
@@ -100,7 +101,7 @@ plt.show()
 def by_label(record, key, outcome="correct"):
     """Accuracy on negative and on positive items, as a text."""
     labels, values = np.array(record.items["label"]), record.mean_over_seeds(key, outcome)
-    return f"{values[labels == 0].mean():.0%} and {values[labels == 1].mean():.0%}"
+    return f"{percent(values[labels == 0].mean())} and {percent(values[labels == 1].mean())}"
 
 
 primary = {other: movies.difference(ours, other, "correct") for other in (rival, "whole")}
@@ -109,7 +110,7 @@ table, share = TABLE_6["SST-2"], movies.about(ours)["share"]
 display(Markdown(
     f"**Primary, on sentences.** PiToMe against ToMe: {primary[rival].in_words()}. Against the whole model: "
     f"{primary['whole'].in_words()}: {-100 * primary['whole'].mean:.1f} answers in a hundred are lost, net of those that are won, "
-    f"for {1 - share:.0%} less work. On SST-2 the paper's BERT loses {table['whole'] - table['PiToMe']:.1f} points with PiToMe and "
+    f"for {percent(1 - share)} less work. On SST-2 the paper's BERT loses {table['whole'] - table['PiToMe']:.1f} points with PiToMe and "
     f"{table['whole'] - table['ToMe']:.1f} with ToMe at this ratio; a difference as small as theirs could not have been seen here.\n\n"
     f"**The released form** against ToMe, both without proportional attention, on sentences: {to_tome(movies, released).in_words()}; "
     f"on documents: {to_tome(long, released).in_words()}.\n\n"
@@ -141,7 +142,7 @@ assert primary["whole"].side == -1 and likeness.side == 1 and to_tome(movies, at
 # The control for energy is the arm itself with the energies of a text dealt to other tokens of it. Random merging cannot take
 # its place: it merges tokens that are not alike, and so says nothing about energy.
 #
-# **Does the record hold?** Cells are computed again on some of the test sentences. At most one answer in a hundred may differ.
+# Live against the record, on some of the test sentences (*Does the record hold?* in the [protocol](../book/protocol.md)):
 
 # %%
 task = tasks.single("movies", "test", 24 if quick else 120)
@@ -181,7 +182,7 @@ figure, axes = plt.subplots(1, 2, figsize=(10.5, 4))
 rivals = ["tofu", "tofu-merge", "diffrate", "dct"]
 for ax, (title, record) in zip(axes, before.items(), strict=True):
     plots.against_cost(ax, record, "correct", ["pitome", "tome", *rivals])
-    ax.set(title=f"{title}, whole model {record.outcome('whole', 'correct').mean():.1%}", xlim=(0.3, 1.03))
+    ax.set(title=f"{title}, whole model {percent(record.outcome('whole', 'correct').mean(), 1)}", xlim=(0.3, 1.03))
 axes[0].set_ylabel("accuracy minus the whole model's")
 axes[0].legend(fontsize=7.5, loc="lower right")
 plt.show()
@@ -441,7 +442,7 @@ display(Markdown(
     f"Intervals that exclude zero. Against ToMe: {outside('tome')}. Against shuffled energies: {outside('shuffled')}. The sizes that would "
     f"have been found reach from {min(sizes):.3f} to {max(sizes):.3f}.\n\nOn tweets the whole model leans to *negative* "
     f"({by_label(tweets, 'whole')} of the negative and the positive ones are right), which is why its accuracy, "
-    f"{tweets.outcome('whole', 'correct').mean():.0%}, is under that of always saying the more frequent label ({frequent:.0%})."
+    f"{percent(tweets.outcome('whole', 'correct').mean())}, is under that of always saying the more frequent label ({percent(frequent)})."
 ))
 assert all(one.side < 1 for found in elsewhere.values() for one in found["tome"].values())
 assert sum(found["tome"][key].side == -1 for found in elsewhere.values() for key in (ours, released)) == 2
@@ -487,7 +488,7 @@ display(Markdown(
     f"shuffled energies: {to_shuffled(movies, ours).in_words()}. By these means, more of what is kept over random merging comes from "
     f"merging tokens that are alike than from their energy.\n\n"
     f"**The recipe** was chosen on dev, with one seed and without merging: the "
-    f"best of {len(recipes)} with low-rank updates ({max(recipes.values()):.1%}). Training all weights did better ({on_dev['all-5e-5']:.1%}) and "
+    f"best of {len(recipes)} with low-rank updates ({percent(max(recipes.values()), 1)}). Training all weights did better ({percent(on_dev['all-5e-5'], 1)}) and "
     f"was passed over, because three such encoders are too large to ship. No merging setting has a recipe of its own."
 ))
 assert max(recipes, key=recipes.get) == "rank8-1e-3" and on_dev["all-5e-5"] > max(recipes.values())
@@ -497,37 +498,81 @@ assert lost_by[rival] < lost_by[ours] < lost_by["pitome-shuffled@0.8"] < lost_by
 # %% [markdown]
 # | | |
 # |---|---|
-# | The paper claims | Merged in its first three layers at r = 0.8, BERT keeps its accuracy within half a point on SST-2 and a point on IMDb, with PiToMe and with ToMe (Table 6). |
+# | The paper claims | Merged in its first three layers at r = 0.8, BERT keeps its accuracy within half a point on SST-2 {cite}`socher2013sst` and a point on IMDb {cite}`maas2011imdb`, with PiToMe and with ToMe (Table 6). |
 # | We saw | On a smaller BERT a loss of several points. Between the two, with the same attention, no difference on sentences or documents at that ratio, off the shelf or retrained (three trainings are few). By single intervals PiToMe below ToMe on tweets and on documents at keep 0.6, the released form on product reviews. What energy adds to an arm is some answers in a hundred where it was found, and it was not found in most places. |
 # | What could overturn this | The paper's BERT on SST-2 and IMDb: **not run**; the command is in [How to run it](../book/how_to_run.md). Classifiers with all weights fine-tuned; more trainings; real documents instead of assembled ones. |
 #
 # **What counts.** Two differences were named beforehand; all others are secondary, and some of them would exclude zero by chance.
 # [The ledger](../book/claims.md) corrects them for their number.
-#
+
+# %% [markdown]
 # ## Exercises
 #
-# **1.** The published rule removes $\lfloor N - rN \rfloor$ tokens. How many test sentences of film reviews lose no token at all
-# at keep 0.8, and how many of their words' tokens do the others really keep after three layers?
+# ```{exercise} Sentences that lose nothing
+# :label: ex-nothing-lost
+# The published rule removes $\lfloor N - rN \rfloor$ tokens. How many test sentences of film reviews lose no token at all at
+# keep 0.8, and how many of their words' tokens do the others really keep after three layers?
+# ```
 #
-# **2.** Is the loss with PiToMe larger for short sentences or for long ones?
-#
-# **3.** When merging turns an answer of one classifier from right to wrong, does it turn that of another? Take the sentences
-# that both get right on the whole model, and compare with what independent flips would give.
+# ```{solution-start} ex-nothing-lost
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 lengths = np.array(movies.items["tokens"])
 left = np.array([grid.tokens(Cell("tome", 0.8), 6, n)[-1] for n in lengths])
 losing = left < lengths
-print(f"1. {(~losing).sum()} of {len(lengths)} sentences lose nothing; the others keep "
+print(f"{(~losing).sum()} of {len(lengths)} sentences lose nothing; the others keep "
       f"{(left - 2)[losing].sum() / (lengths - 2)[losing].sum():.3f}; 0.8 to the third is {0.8**3:.3f}")
 
+# %% [markdown]
+# The rule rounds down what goes, in every layer. So only the shortest sentences lose nothing, and the others keep a little more
+# than 0.8 to the third.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} Short and long sentences
+# :label: ex-short-long
+# Is the loss with PiToMe larger for short sentences or for long ones?
+# ```
+#
+# ```{solution-start} ex-short-long
+# :class: dropdown
+# ```
+
+# %%
 edges = np.quantile(lengths, [0, 1 / 3, 2 / 3, 1])
 for low, high in zip(edges[:-1], edges[1:], strict=True):
     here = (lengths > low if low > edges[0] else lengths >= low) & (lengths <= high)
-    mean, lower, upper = mean_interval((movies.outcome(ours, "correct") - movies.outcome("whole", "correct"))[here])
-    print(f"2. {low:.0f} to {high:.0f} tokens, {here.sum()} sentences: {mean:+.3f} [{lower:+.3f}, {upper:+.3f}]")
+    change = mean_interval((movies.outcome(ours, "correct") - movies.outcome("whole", "correct"))[here])
+    print(f"{low:.0f} to {high:.0f} tokens, {here.sum()} sentences: {interval(change)}")
 
+# %% [markdown]
+# By the means the shortest third loses least. Its interval overlaps with the others', so that this is no finding.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} Do classifiers flip together?
+# :label: ex-flips
+# When merging turns an answer of one classifier from right to wrong, does it turn that of another? Take the sentences that both
+# get right on the whole model, and compare with what independent flips would give.
+# ```
+#
+# ```{solution-start} ex-flips
+# :class: dropdown
+# ```
+
+# %%
 either = np.all([movies.outcome("whole", f"seed{s}") == 1 for s in models.SEEDS[:2]], axis=0)
 first, second = (either & (movies.outcome(ours, f"seed{s}") == 0) for s in models.SEEDS[:2])
-print(f"3. {either.sum()} sentences; flips of the first: {first.sum()}, of the second: {second.sum()}, of both: "
+print(f"{either.sum()} sentences; flips of the first: {first.sum()}, of the second: {second.sum()}, of both: "
       f"{(first & second).sum()}; if they were independent: {first.sum() * second.sum() / either.sum():.1f}")
+
+# %% [markdown]
+# Yes, several times as often as by chance. What merging takes away was in the sentence, and a second classifier does not bring it
+# back.
+#
+# ```{solution-end}
+# ```

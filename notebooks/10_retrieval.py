@@ -20,10 +20,10 @@
 # the same cost does as well as merging. What could have been found stands beside each.
 #
 # A picture looks for its text, a text for its picture, and whoever stands first in the list is found. There is no margin of a
-# class to hide behind: a rank moves as soon as any rival comes closer. It is also where the abstract is boldest. CLIP, retrained
-# with merging, is said to lose 0.3 on Flickr30k, and 4.5 with ToMe (Table 2; points of the sum of three text recalls, of 300).
-# Neither CLIP nor Flickr30k can be had here. What can: a dual encoder that open_clip builds, loads and runs like any other, from
-# real towers (the ViT-S/14 of the last chapters, all-MiniLM-L6-v2), with an MLP on each side that was trained here with CLIP's
+# class to hide behind: a rank moves as soon as any rival comes closer. It is also where the abstract {cite}`tran2024pitome` is boldest. CLIP {cite}`radford2021clip`, retrained
+# with merging, is said to lose 0.3 on Flickr30k {cite}`young2014flickr30k`, and 4.5 with ToMe (Table 2; points of the sum of three text recalls, of 300).
+# Neither CLIP nor Flickr30k can be had here. What can: a dual encoder that open_clip {cite}`ilharco2021openclip` builds, loads and runs like any other, from
+# real towers (the ViT-S/14 of [Vision](08_vision.ipynb), all-MiniLM-L6-v2 {cite}`wang2020minilm,reimers2019sbert`), with an MLP on each side that was trained here with CLIP's
 # loss on 985 OpenMoji drawings with their names and keywords. Recall is far from CLIP's. The question is what merging does to it.
 #
 # *Reading time: 15 minutes. Figures marked* recorded *come from `make results`; cells marked* live *compute on a CPU. What was
@@ -55,6 +55,7 @@ from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import dual_encoder
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import LABELS, Cell
+from pitome_core.experiments.records.formats import percent, signed_percent
 from pitome_core.experiments.records.statistics import Difference, paired_difference, trainings_difference
 from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.retrieval import recall, training
@@ -101,7 +102,7 @@ worse = sum(lost[places == place].mean() < 0 for place in set(places))
 by_head = [np.subtract(*(recall.contributions(record.outcome(key, "rank")[:, head], record.items["query"]).mean() for key in (ours, rival)))
            for head in range(3)]
 display(Markdown(
-    f"Two differences were named as primary, at keep 0.9 ({share:.0%} of the multiply-accumulates). PiToMe against ToMe: {in_words(to_tome)}. "
+    f"Two differences were named as primary, at keep 0.9 ({percent(share)} of the multiply-accumulates). PiToMe against ToMe: {in_words(to_tome)}. "
     f"Against the whole model: {in_words(to_whole)}. *rsum* is a sum of six recalls, at most 600; the whole model has "
     f"{recall.rsum(record, 'whole')[0]:.0f}. PiToMe is below ToMe on {worse} of {len(set(places))} photographs, and by pair of heads the difference is "
     f"{', '.join(f'{value:+.1f}' for value in by_head)}. All other differences are secondary, and the ledger corrects them for their number."
@@ -117,7 +118,7 @@ assert to_tome.side == 0 and to_tome.mean < 0 and to_whole.side == -1 and worse 
 # drawings on twenty photographs (*primary*), on white and on two photographs; the same emoji by other artists (Noto Emoji); and
 # cut-out photographs with captions, of a kind that the heads have seen nothing of.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Three drawings of the test split on white and on photographs, with their texts. Emoji: OpenMoji 17, CC BY-SA 4.0; photographs: Stefan van der Walt (CC0), SpaceX (public domain); drawings resized and pasted on photographs; this figure is CC BY-SA 4.0. *Live.*", "name": "fig-retrieval-pairs"}, "image": {"alt": "Three emoji drawings, each once on a white ground and once on a photograph, with two or three texts above each pair."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Three drawings of the test split on white and on photographs, with their texts. Emoji: OpenMoji, CC BY-SA 4.0, as this figure ([credits](../book/credits.md)). *Live.*", "name": "fig-retrieval-pairs"}, "image": {"alt": "Three emoji drawings, each once on a white ground and once on a photograph, with two or three texts above each pair."}}
 test = pairs.pairs("test")
 some = test.things[:3]
 figure, axes = plt.subplots(2, 3, figsize=(8.5, 5.4))
@@ -213,18 +214,18 @@ display(Markdown(
     f"**Attention.** Switching proportional attention off changes PiToMe by {switch[ours].format(1)} and ToMe by {switch[rival].format(1)}; "
     f"PiToMe against ToMe, both without it: {in_words(beside[f'{ours}/off'])}.\n\n"
     f"**Random pruning**, which drops tokens without looking. PiToMe against it: {in_words(pruned)}.\n\n"
-    f"**A smaller picture.** The same tower at {record.about(small)['pixels']} pixels does {record.about(small)['share']:.0%} of the work, ToMe at "
-    f"keep 0.9 {record.about(rival)['share']:.0%}. Against ToMe: {in_words(deeper)}. The objects here are large; how small ones fare was not tested."
+    f"**A smaller picture.** The same tower at {record.about(small)['pixels']} pixels does {percent(record.about(small)['share'])} of the work, ToMe at "
+    f"keep 0.9 {percent(record.about(rival)['share'])}. Against ToMe: {in_words(deeper)}. The objects here are large; how small ones fare was not tested."
 ))
 assert all(found.side == 0 for found in (*beside.values(), published, pruned, deeper))
 assert {key for key, found in dealt.items() if found and found.side} == {hidden} and dealt[hidden].side == 1
 assert dealt[ours].mean > 0 and dealt[ours].detectable > to_tome.detectable
 
 # %% [markdown]
-# ### Does the record hold?
+# ### Live against the record
 #
-# Four cells are computed again where this page is built, for the first pictures of the test split on two photographs, which look
-# for their texts among all 784. Another processor rounds otherwise, and for a plan that hangs on the last digit
+# Four cells are computed again (*Does the record hold?* in the [protocol](../book/protocol.md)), for the first pictures of the test
+# split on two photographs, which look for their texts among all 784. Another processor rounds otherwise, and for a plan that hangs on the last digit
 # that is one more draw of noise. So R@1 + R@5 + R@10 of these pictures has to lie in the 99 % range of one more draw,
 # from the five on record. For the whole model at most one query in a hundred, or one, may cross a threshold.
 
@@ -280,7 +281,7 @@ shaken = {key: unsteady(key) for key in ("whole", rival, order, ours)}
 assert max(shaken[rival]) < min(max(shaken[order]), max(shaken[ours])) and shaken[rival][1] < min(shaken[order][1], shaken[ours][1])
 display(Markdown(
     "**How firm is a plan?** A noise of a two-thousandth of a grey level is far below what a picture of 8 bits can hold. It changes the rank, with one "
-    f"pair of heads or another, of these shares of the pictures: {', '.join(f'{label(key)} {moved:.0%}' for key, (moved, _) in shaken.items())}. "
+    f"pair of heads or another, of these shares of the pictures: {', '.join(f'{label(key)} {percent(moved)}' for key, (moved, _) in shaken.items())}. "
     f"rsum moves by a standard deviation of {', '.join(f'{spread:.1f}' for _, spread in shaken.values())}. Plans that rest on energy "
     f"are the unsteady ones. Keys of this tower are nearly parallel in the first layers (*Vision, off the shelf* shows it); then all tokens have almost the same energy, and "
     "who stands first in its order hangs on little. That is a guess at the cause; the counts are not."
@@ -397,7 +398,7 @@ assert in_text.side < 1 and in_both.side < 1
 # %% [markdown]
 # ## What a search user would notice
 #
-# Recall only watches the right answer. A user sees all results of the first page, right or wrong. How many of them stay?
+# Recall only watches the right answer. A user sees all results on a screen, right or wrong. How many of them stay?
 
 # %% tags=["hide-input"]
 def top(key, head=0, k=5):
@@ -412,15 +413,15 @@ gone = {key: np.mean([(had & (record.outcome(one, "rank")[is_text] > 5)).mean() 
 same = {key: np.mean([len(set(a) & set(b)) for head in range(3) for a, b in zip(top("whole", head), top(key, head), strict=True)])
         for key in (ours, rival)}
 display(Markdown(
-    f"On the whole model {had.mean():.0%} of text queries have their picture in the first five (twenty photographs, `retrieval-2`). At keep 0.9 "
-    f"these lose it: {'; '.join(f'{label(key)} {lost:.0%}' for key, lost in gone.items())}. Some of the others gain one. *Live*, on two photographs: of the "
+    f"On the whole model {percent(had.mean())} of text queries have their picture in the first five (twenty photographs, `retrieval-2`). At keep 0.9 "
+    f"these lose it: {'; '.join(f'{label(key)} {percent(lost)}' for key, lost in gone.items())}. Some of the others gain one. *Live*, on two photographs: of the "
     f"five texts shown to each of {many} pictures {same[ours]:.1f} are those of the whole model with PiToMe, and {same[rival]:.1f} with ToMe. "
     "Whether pictures encoded with and without merging can stand in one index was not tested.\n\n"
     "Of the live pictures the next figure has the two whose right text falls furthest with PiToMe (by the ratio of ranks, first head), and the "
     "one whose text rises most. These are extremes, chosen by their outcome: they show what can happen, not what is usual."
 ))
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Pictures, the tokens that PiToMe and ToMe leave of them at keep 0.9, and the first five texts with the first pair of heads: right ones bold with a tick. Emoji: OpenMoji 17, CC BY-SA 4.0; photographs: Stefan van der Walt (CC0), SpaceX (public domain); drawings resized and pasted on photographs; this figure is CC BY-SA 4.0. *Live.*", "name": "fig-retrieval-gallery"}, "image": {"alt": "Three rows: a picture of an emoji on a photograph, token maps of PiToMe and ToMe, and three lists of five texts, for the whole model, PiToMe and ToMe."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Pictures, the tokens that PiToMe and ToMe leave of them at keep 0.9, and the first five texts with the first pair of heads: right ones bold with a tick. Emoji: OpenMoji, CC BY-SA 4.0, as this figure ([credits](../book/credits.md)). *Live.*", "name": "fig-retrieval-gallery"}, "image": {"alt": "Three rows: a picture of an emoji on a photograph, token maps of PiToMe and ToMe, and three lists of five texts, for the whole model, PiToMe and ToMe."}}
 SHORT = {"whole": "whole model", ours: "PiToMe", rival: "ToMe"}
 rank = {key: ranks[key][:, 0] for key in SHORT}
 change = np.argsort(-np.log(rank[ours] / rank["whole"]), kind="stable")
@@ -471,7 +472,7 @@ display(Markdown(markdown(header, rows) + f"\n\nMean rsum over white, photograph
 
 # %% tags=["hide-input"]
 display(Markdown(
-    f"> **Takeaway.** With {1 - share:.0%} of the multiply-accumulates gone, this dual encoder loses {-losses[rival].mean:.0f} of "
+    f"> **Takeaway.** With {percent(1 - share)} of the multiply-accumulates gone, this dual encoder loses {-losses[rival].mean:.0f} of "
     f"{recall.rsum(record, 'whole')[0]:.0f} points of rsum with ToMe and {-to_whole.mean:.0f} with PiToMe off the shelf, on drawings on "
     f"photographs. PiToMe against ToMe: {in_words(to_tome)}; on white: {in_words(on_white)}. The released preset for CLIP against ToMe with "
     f"everything else equal: {in_words(beside[clip])}; against the ToMe as published: {in_words(published)}. Matching in the order of energy, "
@@ -482,29 +483,73 @@ display(Markdown(
 # %% [markdown]
 # | | |
 # |---|---|
-# | The paper claims | CLIP on Flickr30k, retrained with merging at r = 0.925: the sum of text recalls falls by 0.3 with PiToMe and by 4.5 with ToMe, that of image recalls by 4.6 and 5.0 (Table 2; [the ledger](../book/claims.md)). BLIP off the shelf falls by 3 at r = 0.95 (Table 1). |
+# | The paper claims | CLIP on Flickr30k, retrained with merging at r = 0.925: the sum of text recalls falls by 0.3 with PiToMe and by 4.5 with ToMe, that of image recalls by 4.6 and 5.0 (Table 2; [the ledger](../book/claims.md)). BLIP {cite}`li2022blip` off the shelf falls by 3 at r = 0.95 (Table 1). |
 # | We saw | On a dual encoder with a DINOv2-style image tower, off the shelf: no difference between PiToMe and ToMe found on twenty photographs at keep 0.9, by intervals over photographs and draws; PiToMe below ToMe on white at keep 0.9 and 0.8, and on the photographs at 0.8. No difference found between released presets and ToMe with the same attention. With retrained heads PiToMe is below ToMe on two photographs and on white, and above it nowhere. |
-# | What could overturn this | CLIP on Flickr30k: **not run**; the command is in [How to run it](../book/how_to_run.md). BLIP and ALBEF stay outside this suite: a cross-encoder reranks their results. An image tower whose keys are not as parallel as this one's ([Vision](08_vision.ipynb)). Towers retrained with merging; more than three trainings. |
-#
+# | What could overturn this | CLIP on Flickr30k: **not run**; the command is in [How to run it](../book/how_to_run.md). BLIP and ALBEF {cite}`li2021albef` stay outside this suite: a cross-encoder reranks their results. An image tower whose keys are not as parallel as this one's ([Vision](08_vision.ipynb)). Towers retrained with merging; more than three trainings. |
+
+# %% [markdown]
 # ## Exercises
 #
-# **1.** rsum has six parts. In which of them does PiToMe at keep 0.9 lose most, relative to what the whole model has?
+# ```{exercise} The six parts of rsum
+# :label: ex-six-recalls
+# rsum has six parts. In which of them does PiToMe at keep 0.9 lose most, relative to what the whole model has?
+# ```
 #
-# **2.** Are names easier to find than keywords? Compare text queries with and without a comma, on the whole model and with PiToMe
-# (a stand-in: a row of one keyword has no comma, and four names have one).
-#
-# **3.** A system could search with the merged model and rerank the first fifty with the whole one. How many of the whole model's
-# text queries with a picture in the first ten would still have it in the fifty, with PiToMe and with ToMe?
+# ```{solution-start} ex-six-recalls
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 whole_, merged_ = (recall.table(record, key) for key in ("whole", ours))
 for kind in (recall.IMAGE, recall.TEXT):
     parts = [(k, whole_[f"{kind}_r{k}"], merged_[f"{kind}_r{k}"]) for k in recall.AT]
-    print(f"1. {kind} queries:", ", ".join(f"R@{k} {a:.1f} to {b:.1f} ({b / a - 1:+.0%})" for k, a, b in parts))
+    print(f"{kind} queries:", ", ".join(f"R@{k} {a:.1f} to {b:.1f} ({signed_percent(b / a - 1)})" for k, a, b in parts))
+
+# %% [markdown]
+# In recall at 1 of image queries. Few queries have their answer first, so that this part is also the least certain.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} Names and keywords
+# :label: ex-names-keywords
+# Are names easier to find than keywords? Compare text queries with and without a comma, on the whole model and with PiToMe (a
+# stand-in: a row of one keyword has no comma, and four names have one).
+# ```
+#
+# ```{solution-start} ex-names-keywords
+# :class: dropdown
+# ```
+
+# %%
 in_a_row = np.array(["," in text for text in record.items["says"]])[is_text]
 for key in ("whole", ours):
     found = record.outcome(key, "rank")[is_text]
-    print(f"2. {key}: median rank of keywords {np.median(found[in_a_row]):.0f}, of names {np.median(found[~in_a_row]):.0f}")
+    print(f"{key}: median rank of keywords {np.median(found[in_a_row]):.0f}, of names {np.median(found[~in_a_row]):.0f}")
+
+# %% [markdown]
+# Hardly: the two medians are near one another, on the whole model and with PiToMe, where both are larger.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} Search merged, rerank whole
+# :label: ex-rerank
+# A system could search with the merged model and rerank the first fifty with the whole one. How many of the whole model's text
+# queries with a picture in the first ten would still have it in the fifty, with PiToMe and with ToMe?
+# ```
+#
+# ```{solution-start} ex-rerank
+# :class: dropdown
+# ```
+
+# %%
 good = record.outcome("whole", "rank")[is_text] <= 10
 for key in (ours, rival):
-    print(f"3. {key}: {(record.outcome(key, 'rank')[is_text] <= 50)[good].mean():.0%}")
+    print(f"{key}: {percent((record.outcome(key, 'rank')[is_text] <= 50)[good].mean())}")
+
+# %% [markdown]
+# With ToMe next to all. With PiToMe some are lost for good, because the second model sees the fifty alone.
+#
+# ```{solution-end}
+# ```

@@ -9,8 +9,10 @@
 # %% [markdown]
 # # When energy helps
 #
-# PiToMe lets the $2k$ tokens of highest energy merge (its *gate*) and protects the rest. ToMe lets all tokens stand for merging
-# and takes the $k$ most similar pairs. The chapters before this one found PiToMe below ToMe in some comparisons, above it in
+# PiToMe {cite}`tran2024pitome` lets the $2k$ tokens of highest energy merge (its *gate*) and protects the rest.
+# ToMe {cite}`bolya2023tome` lets all tokens stand for merging
+# and takes the $k$ most similar pairs. [Vision](08_vision.ipynb),
+# [Text](09_text.ipynb), [Retrieval](10_retrieval.ipynb) and [Questions](11_vqa.ipynb) found PiToMe below ToMe in some comparisons, above it in
 # none that survives a correction, and no difference in the others. *Why*, and is there a model for which it would be otherwise?
 #
 # **What this chapter found.** Energy is a mean over many cosines, so it knows more than a single cosine where clusters of
@@ -47,6 +49,7 @@ from pitome_core.experiments import plots
 from pitome_core.experiments.law import grid, line, phase, settings_compared, synthetic
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import LABELS, Cell
+from pitome_core.experiments.records.formats import interval, percent
 from pitome_core.experiments.records.statistics import mean_interval
 from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.settings import profile
@@ -262,20 +265,14 @@ parts = {name: mean_interval(known.gap[here], known.photograph[here]) for name, 
 energy = test.difference(OURS, f"{OURS.split('@')[0]}-shuffled@0.9", "auc")
 to_tome = test.difference(OURS, RIVAL, "auc")
 
-
-def shown(interval):
-    mean, low, high = interval
-    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-
-
 flat = {name: line.known(test, f"pitome-{arm}@0.9", f"tome-{arm}@0.9", name).line
         for name, arm in (("keys-centred", "centred"), ("hidden", "hidden"))}
 worth = line.known(test, OURS, "pitome-shuffled@0.9")
 primary = mean_interval(worth.gap[above], worth.photograph[above])
 display(Markdown(
     f"The slope is positive again on test: {known.line}, on dev {scenes['dev, 61 photographs'].line}. It does not say that PiToMe "
-    f"*helps* above the threshold of {threshold:.2f}: neither side differs from ToMe on average, above {shown(parts['above'])}, below "
-    f"{shown(parts['below'])}; the difference lies at the ends. Above it PiToMe is above itself with shuffled energies, {shown(primary)}.\n\n"
+    f"*helps* above the threshold of {threshold:.2f}: neither side differs from ToMe on average, above {interval(parts['above'])}, below "
+    f"{interval(parts['below'])}; the difference lies at the ends. Above it PiToMe is above itself with shuffled energies, {interval(primary)}.\n\n"
     f"Over all scenes, secondary: {to_tome.in_words()} to ToMe, {energy} to shuffled energies, with a flat line ({worth.line}). On centred keys "
     f"and on hidden states no slope was found ({flat['keys-centred']}; {flat['hidden']}), with intervals that do not exclude one."
 ))
@@ -353,36 +350,66 @@ display(Markdown(
 # **What it does not say.** One ViT and one small BERT stand in the diagram. The synthetic clusters are equally tight, the real
 # ones are not. The law of the scenes is about drawn objects, and its predictor needs the mask: it explains, and a user cannot
 # compute it. What a user can compute, mean cosine and tightness, orders layers within a model hardly.
-#
+
+# %% [markdown]
 # ## Exercises
 #
-# **1.** The jump of equation 4 is in the orange band. Does the continuous kernel of the released vision code, `kernel="elu"`,
-# take the band away?
+# ```{exercise} The kernel without a jump
+# :label: ex-elu-band
+# The jump of equation 4 is in the orange band. Does the continuous kernel of the released vision code, `kernel="elu"`, take the
+# band away?
+# ```
+#
+# ```{solution-start} ex-elu-band
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 setting = synthetic.Setting(0.45, 1.0)
 tokens, label = synthetic.draw(setting, 60)
 for kernel in ("paper", "elu"):
     plan = pc.plan(tokens, setting.removed, margin=setting.margin, kernel=kernel)
-    print(f"{kernel}: {synthetic.outcomes(plan, tokens, label)['wrong'].mean():.1%} of merges are wrong")
+    print(f"{kernel}: {percent(synthetic.outcomes(plan, tokens, label)['wrong'].mean(), 1)} of merges are wrong")
 plan = pc.plan(tokens, setting.removed, "tome")
-print(f"ToMe: {synthetic.outcomes(plan, tokens, label)['wrong'].mean():.1%}")
+print(f"ToMe: {percent(synthetic.outcomes(plan, tokens, label)['wrong'].mean(), 1)}")
 
 # %% [markdown]
-# **2.** When must an isolated token merge, whatever the method? With a share $s$ of isolated tokens and $k$ merges among $N$,
-# count how many tokens are left that have a partner, for PiToMe and for ToMe.
+# Most of the band goes: without the jump far fewer merges are wrong. ToMe, which looks at pairs, stays below both.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} Isolated tokens
+# :label: ex-isolated
+# When must an isolated token merge, whatever the method? With a share $s$ of isolated tokens and $k$ merges among $N$, count how
+# many tokens are left that have a partner, for PiToMe and for ToMe.
+# ```
+#
+# ```{solution} ex-isolated
+# :class: dropdown
+# PiToMe merges among $2k$ tokens, of which $(1 - s) N$ are not isolated: it need not touch an isolated one as long as
+# $2k \le (1 - s) N$. In ToMe the sources are half of the tokens, $(1 - s) N / 2$ of them not isolated: $k \le (1 - s) N / 2$. It is
+# the same bound, $k \le (1 - s) N / 2$. Below it ToMe chooses among all those sources and PiToMe among exactly $k$: that choice is
+# what the gate gives away.
+# ```
+#
+# ```{exercise} A model of your own
+# :label: ex-own-layers
+# Where would a model of your own stand? Measure mean cosine and tightness of its layers.
+# ```
+#
+# ```{solution-start} ex-own-layers
+# :class: dropdown
+# ```
 
-# %% [markdown] tags=["hide-cell"]
-# PiToMe merges among $2k$ tokens, of which $(1 - s) N$ are not isolated: it need not touch an isolated one as long as $2k \le (1 -
-# s) N$. In ToMe the sources are half of the tokens, $(1 - s) N / 2$ of them not isolated: $k \le (1 - s) N / 2$. It is the same
-# bound, $k \le (1 - s) N / 2$. Below it ToMe chooses among all those sources and PiToMe among exactly $k$: that choice is what the
-# gate gives away.
-
-# %% [markdown]
-# **3.** Where would a model of your own stand? Measure mean cosine and tightness of its layers.
-
-# %% tags=["hide-cell"]
+# %%
 keys = torch.randn(2, 196, 64) + 3 * torch.randn(2, 1, 64)  # put the averaged keys of a layer here: (images, tokens, channels)
 offered = synthetic.offered(keys)
 at = phase.noise_of(offered["tightness"].numpy(), 196, 64)
 print(f"mean cosine {offered['cosine'].mean():.2f}, noise {at.mean():.1f}: random directions are as loose as can be")
+
+# %% [markdown]
+# Put the averaged keys of a layer in the first line. Random directions, as here, are as loose as can be.
+#
+# ```{solution-end}
+# ```

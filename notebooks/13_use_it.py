@@ -10,7 +10,7 @@
 # # Use it
 #
 # Recipes that run. Each stands by itself after the imports, uses a small model with random weights in place of yours, and
-# checks what it says. Put your model, and `pretrained=True`, where the small one is. *In short:* begin with ToMe at keep 0.9. On a
+# checks what it says. Put your model, and `pretrained=True`, where the small one is. *In short:* begin with ToMe {cite}`bolya2023tome` at keep 0.9. On a
 # CPU it pays for a ViT-S or larger at 224 pixels and more. With few tokens or a tiny model at batch 1, and in the GPU cells on
 # record, merging is slower than the whole model. `pc.diagnose` asks your own model. What each option means stands in
 # [the API](../book/api.md), which models are known in [Supported models](../book/supported_models.md).
@@ -42,6 +42,7 @@ from torch import nn
 
 import pitome_core as pc
 from pitome_core.experiments.records import results
+from pitome_core.experiments.records.formats import percent
 from pitome_core.experiments.runs import timings
 
 folder = Path(tempfile.mkdtemp())
@@ -130,7 +131,7 @@ diagnosis
 # What merged in one of these pictures, as an array of pixels: a token is drawn in the mean colour of its patches, and hatched
 # are patches that the energy kept out of the merge.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: what stays against what it costs, for the model and the pictures of the cell above; the ring is the recommended setting, if there is one. Right: a picture and its tokens after the fourth layer, with PiToMe and with ToMe, keep 0.9. *Live.*", "name": "fig-use-diagnosis"}, "image": {"alt": "Left: two lines, likeness over the share of FLOPs; ToMe stays higher than PiToMe as the share falls. Right: a pasted drawing on a photograph, and the same picture in patches of even colour, larger where the background is even."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: what stays against what it costs, for the model and the pictures of the cell above; the ring is the recommended setting, if there is one. Right: a picture and its tokens after the fourth layer, with PiToMe and with ToMe, keep 0.9. Emoji: OpenMoji, CC BY-SA 4.0, as this figure ([credits](../book/credits.md)). *Live.*", "name": "fig-use-diagnosis"}, "image": {"alt": "Left: two lines, likeness over the share of FLOPs; ToMe stays higher than PiToMe as the share falls. Right: a pasted drawing on a photograph, and the same picture in patches of even colour, larger where the background is even."}}
 import matplotlib.pyplot as plt
 
 figure, axes = plt.subplots(1, 4, figsize=(10.5, 2.9), width_ratios=[1.3, 1, 1, 1])
@@ -160,13 +161,13 @@ with torch.no_grad(), pc.patched(model, "tome", keep=0.9), pc.record(model) as t
     logits = model(images)
 print("logits", tuple(logits.shape), "; patches by layer", [layer.plan.num_tokens for layer in trace.layers])
 pc.apply(model, "pitome", keep=pc.schedule(model, flops=0.6))
-print(f"{pc.flops(model).total / whole:.0%} of the work")
+print(f"{percent(pc.flops(model).total / whole)} of the work")
 pc.remove(model)
 
 # %% [markdown]
 # ## open_clip: image features and zero-shot
 #
-# `encode_image` merges; texts and the scale stay as they are. For both towers: `towers="both"`.
+# `encode_image` of open_clip {cite}`ilharco2021openclip` merges; texts and the scale stay as they are. For both towers: `towers="both"`.
 
 # %% tags=["nbval-check-output"]
 clip = open_clip.CLIP(
@@ -213,7 +214,7 @@ print("a class for every pixel:", tuple(maps.shape))
 # %% [markdown]
 # ## A LLaVA: fewer tokens into the language model
 #
-# Here the merged tokens themselves are what one wants: `restore=False`, which is required. A prompt needs as many image
+# Here, in a LLaVA {cite}`liu2024llava15`, the merged tokens themselves are what one wants: `restore=False`, which is required. A prompt needs as many image
 # placeholders as the tower leaves; `image_token_count` says how many, `expand_placeholders` makes them.
 
 # %% tags=["nbval-check-output"]
@@ -256,7 +257,7 @@ print("the loss falls:", losses[-1] < losses[0], "; all weights have gradients:"
 # %% [markdown]
 # ## LoRA, by peft
 #
-# Apply first, then wrap. `pc` functions take the model inside the wrapper.
+# LoRA {cite}`hu2022lora` by peft {cite}`mangrulkar2022peft`: apply first, then wrap. `pc` functions take the model inside the wrapper.
 
 # %% tags=["nbval-check-output"]
 from peft import LoraConfig, get_peft_model

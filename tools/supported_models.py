@@ -270,6 +270,14 @@ The rows below, and `LlavaForConditionalGeneration` with `restore=False` (it nee
 row: the library's own classes with random weights, LayerScale at 0.3, three layers, small inputs. A test runs it again
 and holds the page to the outcome. How to add a model of your own: [Your own Vision Transformer](own_model.md).
 
+The names in the tables are classes of timm {{cite}}`wightman2019timm`, open_clip {{cite}}`ilharco2021openclip` and
+transformers {{cite}}`wolf2020transformers`. The models behind them: ViT {{cite}}`dosovitskiy2021vit`, DeiT
+{{cite}}`touvron2021deit`, MAE {{cite}}`he2022mae`, BEiT {{cite}}`bao2022beit`, DINOv2 {{cite}}`oquab2024dinov2` and
+its registers {{cite}}`darcet2024registers`, DINOv3 {{cite}}`simeoni2025dinov3`, CLIP {{cite}}`radford2021clip`,
+SigLIP {{cite}}`zhai2023siglip`, SigLIP 2 {{cite}}`tschannen2025siglip2`, BLIP {{cite}}`li2022blip`, LLaVA
+{{cite}}`liu2023llava`; BERT {{cite}}`devlin2019bert`, RoBERTa {{cite}}`liu2019roberta` and DistilBERT
+{{cite}}`sanh2019distilbert`. LoRA {{cite}}`hu2022lora` is put on by peft {{cite}}`mangrulkar2022peft`.
+
 - **keep=1**: the patched model equals the unpatched one to 1e-6.
 - **tokens**: entering the first block and leaving the third, at keep {KEEP}. Prefix tokens are not counted. Where both
   towers merge, they are those of the image tower.
