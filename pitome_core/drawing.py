@@ -65,7 +65,8 @@ def token_map(trace: Any, image: Any, layer: int = -1, item: int = 0, *, grid: t
         raise ValueError(f"the trace has {depth} layers, there is no layer {layer}")
     after = forward.plan(layer % depth + 1)
     if isinstance(after, LinearPlan):
-        raise ValueError("a transform assigns no patch to a token, so there is nothing to draw")
+        raise ValueError("a transform assigns no patch to a token, so there is no map of tokens: `trace.plot()` draws how "
+                         "many are left")
     if not 0 <= item < after.shape[0]:
         raise ValueError(f"the trace has {after.shape[0]} items, there is no item {item}")
     picture = _picture(numpy, image)

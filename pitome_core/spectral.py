@@ -154,5 +154,5 @@ def spectral_distance(
     if plan is None or (metric is None) == (weights is None):
         raise ValueError("give a plan and exactly one of metric and weights")
     graph = token_graph(metric) if weights is None else tensor(weights, "weights", (None, None, None)).double()
-    lifted = lift(coarsen(graph, plan), plan)
-    return (spectrum(graph, laplacian) - spectrum(lifted, laplacian)).abs().sum(dim=-1)
+    lifted = spectrum(lift(coarsen(graph, plan), plan), laplacian)
+    return (spectrum(graph, laplacian) - lifted).abs().sum(dim=-1)
