@@ -65,8 +65,8 @@ def token_map(trace: Any, image: Any, layer: int = -1, item: int = 0, *, grid: t
         raise ValueError(f"the trace has {depth} layers, there is no layer {layer}")
     after = forward.plan(layer % depth + 1)
     if isinstance(after, LinearPlan):
-        raise ValueError("a transform assigns no patch to a token, so there is no map of tokens: `trace.plot()` draws how "
-                         "many are left")
+        raise ValueError("a transform assigns no patch to a token, so there is no map of tokens: `trace.plot()` draws "
+                         "how many are left")
     if not 0 <= item < after.shape[0]:
         raise ValueError(f"the trace has {after.shape[0]} items, there is no item {item}")
     picture = _picture(numpy, image)
@@ -161,9 +161,8 @@ def plot_diagnosis(found: Any, axes: Any = None) -> Any:
         x = [one.flops for one in rows]
         y = [one.same / found.count if answers else one.likeness for one in rows]
         axes.plot([*x, 1], [*y, 1], marker="o", label=name, color=COLOURS.get(name))
-        if answers:
-            low, high = zip(*(one.agreement for one in rows), strict=True)
-            axes.vlines(x, low, high, color=axes.lines[-1].get_color(), alpha=0.5)
+        ends = [one.agreement if answers else one.likeness_interval for one in rows]
+        axes.vlines(x, *zip(*ends, strict=True), color=axes.lines[-1].get_color(), alpha=0.5)
     axes.axhline(found.target, color="0.5", linestyle="--", linewidth=1)
     if found.recommended is not None:
         chosen = found.settings[found.recommended]
