@@ -129,7 +129,7 @@ def spectral_distance(
     """Sum of the differences between the sorted eigenvalues of a token graph and of its lifted coarsening (eq. 5).
 
     Args:
-        metric: `(B, N, C)` tokens; the graph is `1 - cos`.
+        metric: `(B, N, C)` tokens; the graph is `1 - cos` (eq. 3).
         plan: which tokens merge; it must be a partition.
         weights: `(B, N, N)` symmetric weights in place of a metric. Give exactly one of the two, by name: shapes do not
             tell which one it is.
