@@ -127,13 +127,13 @@ class Diagnosis:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        parts = [f"<p>{html.escape(self._title())}</p>"]
+        parts = [f"<p>{html.escape(self._title())}</p><p><b>{html.escape(self.reason)}</b></p>"]
         for head, *rows in self._tables():
             lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
             lines += ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
             parts.append(f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>")
         points = "".join(f"<li>{html.escape(line)}</li>" for line in self.unknown)
-        return "".join([*parts, f"<p><b>{html.escape(self.reason)}</b></p><p>Not known:</p><ul>{points}</ul>"])
+        return "".join([*parts, f"<p>Not known:</p><ul>{points}</ul>"])
 
     def _title(self) -> str:
         timed = f"timed with {self.timed} at a time" if self.timed else "not timed"

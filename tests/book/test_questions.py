@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
-QUESTIONS = re.findall(r"^\*\*([^*]+\?)\*\*(.*?)(?=^\*\*|\Z)", (BOOK / "questions.md").read_text(), re.M | re.S)
+QUESTIONS = re.findall(r"^\*\*([^*]+)\*\*(.*?)(?=^\*\*|\Z)", (BOOK / "questions.md").read_text(), re.M | re.S)
 
 
 def labels() -> set[str]:

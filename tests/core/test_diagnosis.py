@@ -3,6 +3,7 @@ than its items and the records of this project show."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -309,8 +310,24 @@ def test_what_is_shown(vit, images):
     for part in ("tome <-" if found.recommended < 2 else "pitome <-", "mean cosine", "Not known", found.reason):
         assert part in text
     assert page.count("<table>") == 2 and page.count("<tr>") == 4 + 1 + 3 + 1 and "&lt;-" in page
+    assert page.index(found.reason.split(":")[0]) < page.index("<table>")  # the recommendation first
     axes = found.plot()
     assert len(axes.lines) >= 2 and axes.get_xlabel()
+    drawn = [line.get_segments() for line in axes.collections]
+    assert len(drawn) == 2 and [len(lines) for lines in drawn] == [2, 2]  # the interval of each setting
+
+
+def test_likeness_is_drawn_with_its_interval(build_vit, images):
+    """And where a method has none, nothing of it is drawn."""
+    pytest.importorskip("matplotlib").use("agg")
+    found = pc.diagnose(build_vit(num_classes=0), images(5), **GRID)
+    unlike = [dataclasses.replace(one, likeness=None, likeness_interval=None) for one in found.settings[2:]]
+    found = dataclasses.replace(found, settings=(*found.settings[:2], *unlike))
+    tome, pitome = (lines.get_segments() for lines in found.plot().collections)
+    shown = [(low[0], low[1], high[1]) for low, high in tome]
+    for drawn, one in zip(shown, sorted(found.settings[:2], key=lambda one: one.flops), strict=True):
+        assert drawn == pytest.approx((one.flops, *one.likeness_interval))
+    assert len(pitome) == 0
 
 
 # --- what the records of this project say
