@@ -137,7 +137,8 @@ plt.show()
 # f_m(x) = \begin{cases} x & x \ge m \\ \alpha\,(e^{x-m} - 1) & x < m \end{cases} \qquad \text{(eq. 4)}$$
 #
 # with $\alpha = 1$. High energy: a redundant token. Low energy: an isolated, informative one. That is the claim; we
-# check it below.
+# check it below. [Notation](../book/notation.md) has each numbered equation beside the function of the package that
+# computes it.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The function inside the energy at margin 0.5. Equation 4 jumps by m at the margin; the ELU of the released vision code is continuous, and so ranks tokens differently. *Live.*", "name": "fig-energy-kernels"}, "image": {"alt": "Two curves of f against the cosine. The paper's jumps from 0 to 0.5 at the margin and then rises to 1; the ELU passes through 0 at the margin and rises to 0.5."}}
 x = np.linspace(-1, 1, 801)

@@ -26,12 +26,12 @@ from .counting import flops
 from .drawing import plot_diagnosis
 from .energy import margin_schedule
 from .family import Family
+from .intervals import items_needed, mean_interval, share_interval
 from .layer_measures import LayerMeasures, measure_layers
 from .mergers import find_method
 from .patching import family_of, patched, paused
 
 TARGET = 0.9
-_Z2 = 1.959964**2  # of a 95 % interval
 _MIN_ROUNDS, _MAX_ROUNDS = 3, 15
 _IMAGES = ""  # what images are called that are no keyword input
 _UNKNOWN = (
@@ -58,6 +58,7 @@ class Measured:
         agreement: (low, high), the 95 % interval of Wilson for the share of items with the same top answer, or None.
         likeness: mean cosine of the pooled output with the whole model's; where a model hands out none, of the class
             token (or mean token) of its last hidden state; None where there is neither.
+        likeness_interval: (low, high), Student's 95 % interval for that mean, or None. Fewer than 4 items have -1 to 1.
         patches: mean cosine of patch tokens with the whole model's, merged ones copied back; None where there are none.
     """
 
@@ -68,12 +69,13 @@ class Measured:
     same: int | None
     agreement: tuple[float, float] | None
     likeness: float | None
+    likeness_interval: tuple[float, float] | None
     patches: float | None
 
     @property
     def score(self) -> float:
-        """What has to reach the target: the lower end of the interval of agreement, else the likeness."""
-        return self.agreement[0] if self.agreement is not None else -1.0 if self.likeness is None else self.likeness
+        """What has to reach the target: the lower end of the interval of agreement, else of likeness; else -1."""
+        return (self.agreement or self.likeness_interval or (-1.0,))[0]
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,7 +113,7 @@ class Diagnosis:
     def plot(self, axes: Any = None) -> Any:
         """Draw what stays against what it costs, into `axes` or a new figure; the axes. ImportError without matplotlib.
 
-        What stays is the share of unchanged answers with its interval, or the likeness.
+        What stays is the share of unchanged answers or the likeness, with its interval.
         """
         return plot_diagnosis(self, axes)
 
@@ -125,13 +127,13 @@ class Diagnosis:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        parts = [f"<p>{html.escape(self._title())}</p>"]
+        parts = [f"<p>{html.escape(self._title())}</p><p><b>{html.escape(self.reason)}</b></p>"]
         for head, *rows in self._tables():
             lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
             lines += ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
             parts.append(f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>")
         points = "".join(f"<li>{html.escape(line)}</li>" for line in self.unknown)
-        return "".join([*parts, f"<p><b>{html.escape(self.reason)}</b></p><p>Not known:</p><ul>{points}</ul>"])
+        return "".join([*parts, f"<p>Not known:</p><ul>{points}</ul>"])
 
     def _title(self) -> str:
         timed = f"timed with {self.timed} at a time" if self.timed else "not timed"
@@ -145,10 +147,12 @@ class Diagnosis:
 
         settings = [["method", "keep", "FLOPs", "times as fast", "same answer", "likeness", "patches"]]
         for i, one in enumerate(self.settings):
+            like = one.likeness_interval
             fast = "-" if one.faster is None else "{1:.2f} ({0:.2f} to {2:.2f})".format(*one.faster)
             same = "-" if one.same is None else "{} of {} [{:.3f}, {:.3f}]".format(one.same, self.count, *one.agreement)
+            like = "-" if like is None else "{:.3f} [{:.3f}, {:.3f}]".format(one.likeness, *like)
             name = f"{one.method} <-" if i == self.recommended else one.method
-            settings.append([name, f"{one.keep:g}", text(one.flops), fast, same, text(one.likeness), text(one.patches)])
+            settings.append([name, f"{one.keep:g}", text(one.flops), fast, same, like, text(one.patches)])
         layers = [["layer", "margin", "mean cosine", "tightness (chance)", "spread of energy", "isolated", "keys are"]]
         for one in self.layers:
             about = " and ".join(name for name in ("parallel", "tight") if getattr(one, name)) or "loose"
@@ -163,31 +167,6 @@ class _Outputs(NamedTuple):
     answers: Tensor | None
     pooled: Tensor | None
     tokens: Tensor | None
-
-
-def interval(successes: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval for a share (E. B. Wilson 1927, JASA 22, 209-212).
-
-    Example:
-        >>> from pitome_core.diagnosis import interval
-        >>> [round(end, 3) for end in interval(63, 64)]
-        [0.917, 0.997]
-    """
-    share, total = successes / count, count + _Z2
-    centre = (successes + _Z2 / 2) / total
-    reach = math.sqrt(_Z2 * (share * (1 - share) * count + _Z2 / 4)) / total
-    return max(0.0, centre - reach), min(1.0, centre + reach)
-
-
-def items_needed(target: float) -> int:
-    """How many items it takes until the lower end can reach the target: all agree, and `n / (n + z^2) >= target`.
-
-    Example:
-        >>> from pitome_core.diagnosis import items_needed
-        >>> items_needed(0.9), items_needed(0.95)
-        (35, 73)
-    """
-    return math.ceil(_Z2 * target / (1 - target) - 1e-9)
 
 
 def diagnose(
@@ -212,8 +191,9 @@ def diagnose(
         methods: names from `pc.methods()`; or a name of your own -> arguments of `pc.apply`, such as
             `{"centred": {"method": "pitome", "metric": "keys-centred"}}`.
         target: what a setting has to reach, below 1: the lower end of the interval of the share of unchanged top
-            answers, or without answers the mean likeness. None = 0.9: accuracy then falls by at most ten points, and 64
-            items, of which one may change, can show it. A target of 0.95 takes 73 items of which none changes.
+            answers, or without answers that of the mean likeness. None = 0.9: accuracy then falls by at most ten
+            points, and 64 items, of which one may change, can show it. A target of 0.95 takes 73 items of which none
+            changes.
         head: makes scores of answers from the pooled output, for models without: a linear probe, or
             `lambda features: features @ texts.T` of a CLIP.
         batch_size: items of one call.
@@ -290,10 +270,12 @@ def diagnose(
             fast = _timed(model, {name: value[:timed] for name, value in batches[0].items()}, grid, seconds, say)
     settings = []
     for (name, keep, _), share, faster, values in zip(grid, shares, fast, rows, strict=True):
-        same, likeness, patches = _means(torch.cat(values))
+        values = torch.cat(values)  # (count, 3)
+        same, likeness, patches = _means(values)
         hits = None if same is None else round(same * count)
-        agreement = None if hits is None else interval(hits, count)
-        settings.append(Measured(name, float(keep), share, faster, hits, agreement, likeness, patches))
+        agreement = None if hits is None else share_interval(hits, count)
+        between = None if likeness is None else mean_interval(values[:, 1])
+        settings.append(Measured(name, float(keep), share, faster, hits, agreement, likeness, between, patches))
     best, reason = _recommend(settings, layers, count, target, timed)
     return Diagnosis(type(model).__qualname__, count, device.type, timed, target, tuple(settings), tuple(layers), best,
                      reason)
@@ -446,13 +428,13 @@ def _recommend(
     if count < needed:
         return None, (f"{count} items are too few for a recommendation: at least {needed} are needed to show a target "
                       f"of {target:g}.")
-    what = "the lower end of the share of unchanged answers" if settings[0].same is not None else "the likeness"
+    what = "share of unchanged answers" if settings[0].same is not None else "mean likeness"
     order = sorted(range(len(settings)), key=lambda i: (settings[i].flops, -settings[i].score))
     best = next((i for i in order if settings[i].score >= target), None)
     if best is None:
         most = max(settings, key=lambda one: one.score)
-        return None, (f"No setting reaches the target of {target:g}: {what} is at most {most.score:.3f} ({most.method} "
-                      f"at keep {most.keep:g}). {_law(layers)}")
+        return None, (f"No setting reaches the target of {target:g}: the lower end of the {what} is at most "
+                      f"{most.score:.3f} ({most.method} at keep {most.keep:g}). {_law(layers)}")
     chosen = settings[best]
     words = f"{chosen.method} at keep {chosen.keep:g}: {1 - chosen.flops:.0%} fewer FLOPs"
     if chosen.faster is not None:
@@ -469,7 +451,9 @@ def _recommend(
 def _stays(one: Measured, count: int) -> str:
     words = [] if one.same is None else ["{} of {} top answers unchanged [{:.3f}, {:.3f}]".format(
         one.same, count, *one.agreement)]
-    return ", ".join(words + ([] if one.likeness is None else [f"likeness {one.likeness:.3f}"]))
+    if one.likeness is not None:
+        words.append("likeness {:.3f} [{:.3f}, {:.3f}]".format(one.likeness, *one.likeness_interval))
+    return ", ".join(words)
 
 
 def _law(layers: list[LayerMeasures]) -> str:

@@ -65,7 +65,8 @@ def token_map(trace: Any, image: Any, layer: int = -1, item: int = 0, *, grid: t
         raise ValueError(f"the trace has {depth} layers, there is no layer {layer}")
     after = forward.plan(layer % depth + 1)
     if isinstance(after, LinearPlan):
-        raise ValueError("a transform assigns no patch to a token, so there is nothing to draw")
+        raise ValueError("a transform assigns no patch to a token, so there is no map of tokens: `trace.plot()` draws "
+                         "how many are left")
     if not 0 <= item < after.shape[0]:
         raise ValueError(f"the trace has {after.shape[0]} items, there is no item {item}")
     picture = _picture(numpy, image)
@@ -154,20 +155,20 @@ def plot_diagnosis(found: Any, axes: Any = None) -> Any:
     """Draw what stays against what it costs: see `Diagnosis.plot`."""
     axes = _pyplot().subplots(figsize=(6, 4), layout="constrained")[1] if axes is None else axes
     answers = found.settings[0].same is not None
-    for name in dict.fromkeys(one.method for one in found.settings):
+    for place, name in enumerate(dict.fromkeys(one.method for one in found.settings)):
         rows = sorted((one for one in found.settings if one.method == name), key=lambda one: one.flops)
         rows = [one for one in rows if (one.same if answers else one.likeness) is not None]
         x = [one.flops for one in rows]
         y = [one.same / found.count if answers else one.likeness for one in rows]
         axes.plot([*x, 1], [*y, 1], marker="o", label=name, color=COLOURS.get(name))
-        if answers:
-            low, high = zip(*(one.agreement for one in rows), strict=True)
-            axes.vlines(x, low, high, color=axes.lines[-1].get_color(), alpha=0.5)
+        ends = [one.agreement if answers else one.likeness_interval for one in rows]
+        axes.vlines(x, [low for low, _ in ends], [high for _, high in ends], color=axes.lines[-1].get_color(),
+                    alpha=0.5, linewidth=max(1.5, 6 - 3 * place))  # two methods stand at nearly the same cost
     axes.axhline(found.target, color="0.5", linestyle="--", linewidth=1)
     if found.recommended is not None:
         chosen = found.settings[found.recommended]
         axes.plot(chosen.flops, chosen.same / found.count if answers else chosen.likeness, "o", color="none",
                   markeredgecolor="0.2", markersize=14)
     axes.set(xlabel="FLOPs, share of the whole model's", ylabel="unchanged top answers" if answers else "likeness")
-    axes.legend()
+    axes.legend(loc="lower right")
     return axes

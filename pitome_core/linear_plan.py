@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +30,15 @@ class LinearPlan:
 
     def __post_init__(self) -> None:
         """Raise ValueError or TypeError unless these are two floating matrices, or two per item, there and back."""
-        there = (None,) * (3 if getattr(self.forward, "ndim", 0) == 3 else 2)
-        shape = checks.tensor(self.forward, "forward", there, "floating").shape
+        shape = checks.tensor(
+            self.forward, "forward", (None,) * (3 if getattr(self.forward, "ndim", 0) == 3 else 2), "floating"
+        ).shape
         checks.tensor(self.backward, "backward", (*shape[:-2], shape[-1], shape[-2]), "floating")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(B, N)`: the numbers of items and of input tokens; B is 1 if all items share the matrices."""
+        return math.prod(self.forward.shape[:-2]), self.forward.shape[-1]
 
     @property
     def num_tokens(self) -> int:
@@ -45,8 +52,8 @@ class LinearPlan:
 
     def to(self, device: torch.device | str) -> LinearPlan:
         """The plan with its matrices on that device."""
-        energy = None if self.energy is None else self.energy.to(device)
-        return LinearPlan(self.forward.to(device), self.backward.to(device), energy)
+        return LinearPlan(self.forward.to(device), self.backward.to(device),
+                          None if self.energy is None else self.energy.to(device))
 
     def _apply(self, matrix: Tensor, x: Tensor) -> Tensor:
         checks.tensor(x, "x", (None, None, None), "floating")

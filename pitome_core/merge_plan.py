@@ -456,10 +456,8 @@ class MergePlan:
         place = torch.arange(checks.tensor(kept, "kept", self.shape, "bool").shape[1], device=kept.device)
         root = self.anchor.gather(1, self.assignment.clamp_min(0)).masked_fill(self.assignment < 0, -1)
         weight = None if self.weight is None else self.weight.masked_fill(kept, 1)
-        root = torch.where(kept, place, root)
-        return MergePlan.from_roots(
-            root, energy=self.energy, weight=weight, reduce=self.reduce, drops=True, checked=False
-        )
+        return MergePlan.from_roots(torch.where(kept, place, root), energy=self.energy, weight=weight,
+                                    reduce=self.reduce, drops=True, checked=False)
 
     def as_linear(self) -> LinearPlan:
         """The plan as a pair of matrices (unit sizes)."""

@@ -174,7 +174,7 @@ def apply(
     towers: str = "vision",
     **options: Any,
 ) -> nn.Module:
-    """Make a model merge its tokens, in every layer, between attention and MLP. Applying again replaces.
+    """Make a model merge its tokens, in every layer, between attention and MLP (eq. 1, eq. 2). Applying again replaces.
 
     Args:
         model: a supported model (`book/how_to_run`); the instance is changed and returned.

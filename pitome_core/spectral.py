@@ -129,7 +129,7 @@ def spectral_distance(
     """Sum of the differences between the sorted eigenvalues of a token graph and of its lifted coarsening (eq. 5).
 
     Args:
-        metric: `(B, N, C)` tokens; the graph is `1 - cos`.
+        metric: `(B, N, C)` tokens; the graph is `1 - cos` (eq. 3).
         plan: which tokens merge; it must be a partition.
         weights: `(B, N, N)` symmetric weights in place of a metric. Give exactly one of the two, by name: shapes do not
             tell which one it is.
@@ -154,5 +154,5 @@ def spectral_distance(
     if plan is None or (metric is None) == (weights is None):
         raise ValueError("give a plan and exactly one of metric and weights")
     graph = token_graph(metric) if weights is None else tensor(weights, "weights", (None, None, None)).double()
-    lifted = lift(coarsen(graph, plan), plan)
-    return (spectrum(graph, laplacian) - spectrum(lifted, laplacian)).abs().sum(dim=-1)
+    lifted = spectrum(lift(coarsen(graph, plan), plan), laplacian)
+    return (spectrum(graph, laplacian) - lifted).abs().sum(dim=-1)

@@ -43,14 +43,16 @@ class ForwardTrace:
     layers: tuple[LayerTrace, ...]
 
     def plan(self, layers: int | None = None) -> MergePlan | LinearPlan:
-        """The plan from the patches to the tokens after the first `layers` layers (None = all)."""
-        steps = [layer.plan for layer in self.layers[:layers]]
-        if not steps:
-            first = self.layers[0].plan
-            return MergePlan.identity(*first.assignment.shape, device=first.assignment.device)
-        plan = steps[0]
-        for step in steps[1:]:
-            plan = plan.then(step)
+        """The plan from the patches to the tokens after the first `layers` layers (None = all).
+
+        After 0 layers it is the identity, also for a transform.
+        """
+        first = self.layers[0]
+        plan, *steps = [layer.plan for layer in self.layers[:layers]] or [
+            MergePlan.identity(first.size.shape[0], first.plan.shape[1], first.size.device)
+        ]
+        for step in steps:
+            plan = plan.to(step.device).then(step)  # layers of one model may lie on several devices
         return plan
 
     @property
@@ -98,6 +100,8 @@ class Trace:
 
     def plot(self, axes: Any = None) -> Any:
         """Draw the last forward call: tokens by layer, and the sizes of the last ones (all items together).
+
+        Outputs of a transform have size 1 each, because they stand for no number of patches.
 
         Args:
             axes: two axes of matplotlib; None = those of a new figure.

@@ -1,6 +1,7 @@
 """What the book needs beyond Jupyter Book's settings.
 
 - The repository's address comes from one place, and the buttons and the publishing address follow from it.
+- Equations that a docstring names lead to the page of notation.
 - The execution cache knows the code, the locked requirements, the recorded results and the tier; jupyter-cache alone
   knows the notebook's own cells and would serve stale outputs.
 - Pages ask no other host for anything: MathJax is copied in, live-code scripts are left out.
@@ -91,6 +92,11 @@ def copy_mathjax(app: Sphinx) -> None:
         shutil.copy(package / "static" / "mathjax" / "tex-svg-full.js", static / "mathjax.js")
 
 
+def link_equations(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """`eq. 4` in a docstring leads to the equation on the page of notation. In a terminal it stays as it is."""
+    lines[:] = [re.sub(r"\beq\. (\d)", r":ref:`eq. \1 <eq-\1>`", line) for line in lines]
+
+
 def drop_live_code(app: Sphinx, pagename, templatename, context, doctree) -> None:
     """sphinx-thebe names another host and declares a constant twice, even where it is switched off."""
     def is_thebe(script) -> bool:
@@ -116,6 +122,8 @@ def setup(app: Sphinx) -> dict:
     app.connect("config-inited", configure, priority=100)
     app.connect("builder-inited", copy_mathjax)
     app.connect("env-get-outdated", outdated)
+    app.setup_extension("sphinx.ext.autodoc")
+    app.connect("autodoc-process-docstring", link_equations)
     app.connect("html-page-context", drop_live_code, priority=900)
     app.connect("build-finished", write_redirect, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -14,6 +14,7 @@ import pitome_core as pc
 from . import loading, report
 
 MODEL = "a name of timm, or a folder in the format of timm, transformers or open_clip"
+RANDOM = " with random weights, which say nothing of trained ones"
 CLEAR = "\r\033[K"  # to the beginning of the line, which is emptied
 
 
@@ -93,15 +94,16 @@ def _diagnose(given: argparse.Namespace) -> None:
     loaded.model.to(given.device)
     say(f"reading {len(paths)} pictures")
     images = loaded.prepare(paths)
+    name = given.model + (RANDOM if given.weights == "random" else "")
     found = pc.diagnose(loaded.model, images, keeps=given.keeps, methods=given.methods, target=given.target,
                         batch_size=given.batch, seconds=given.seconds, progress=say)
     if given.html is not None:
         say("writing the report")
-        given.html.write_text(report.page(found, loaded, images, given.model), encoding="utf-8")
+        given.html.write_text(report.page(found, loaded, images, name), encoding="utf-8")
     say("")
     if given.json is not None:
         given.json.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
-    print(found)
+    print(f"{name}: {found}")
 
 
 def _flops(given: argparse.Namespace) -> None:

@@ -16,11 +16,23 @@ from pitome_core.diagnosis import image_call
 from .loading import Loaded, pillow
 
 SHOWN = 4  # pictures whose tokens are drawn
+LEGEND = """
+<p>FLOPs: share of the whole model's. Times as fast: median of the rounds (least to greatest). Same answer: pictures
+whose top answer is the whole model's. Likeness: mean cosine of the pooled output with the whole model's. Patches: the
+same of the patch tokens. In brackets: 95 % intervals. An arrow marks the recommendation.</p>
+<p>Of the keys in each layer of the whole model: the mean cosine of two of them (parallel: at or above the margin); the
+median cosine of a key with its nearest one when the mean key is taken off, and what chance gives (tight: at least
+that); the standard deviation of the energies; the share of keys with no other one within the margin.</p>
+"""
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+h1 { overflow-wrap: anywhere }
 table { border-collapse: collapse; margin: 1rem 0; font-size: .9rem; font-variant-numeric: tabular-nums }
+table { display: block; overflow-x: auto; white-space: nowrap }
 th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #ddd }
 img { max-width: 100% } figure { display: inline-block; margin: .5rem }
+.pair { display: inline-block; white-space: nowrap }
+.pair figure { margin: .25rem; max-width: 48%; vertical-align: top; white-space: normal }
 @media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd } th, td { border-color: #444 } }
 """
 
@@ -36,13 +48,14 @@ def maps(loaded: Loaded, images: Tensor, method: str, keep: float, layer: int = 
 
 def page(found: pc.Diagnosis, loaded: Loaded, images: Tensor, name: str) -> str:
     """The report as HTML."""
-    parts = [f"<h1>{html.escape(name)}</h1>", found._repr_html_(), _plot(found)]
+    parts = [f"<h1>{html.escape(name)}</h1>", found._repr_html_(), LEGEND, _plot(found)]
     if pc.methods()[_shown(found).method].partition:
-        one, few = _shown(found), images[:SHOWN]
+        one, few = _shown(found), images[:: -(-len(images) // SHOWN)]  # spread over all of them
         parts.append(f"<h2>What merges: {html.escape(one.method)} at keep {one.keep:g}</h2>")
         for seen, drawn in zip(loaded.seen(few), maps(loaded, few, one.method, one.keep), strict=True):
             picture = (seen * 255).round().byte().permute(1, 2, 0).numpy()
-            parts += [_figure(picture, "as the model sees it"), _figure(drawn, "its tokens after the last layer")]
+            pair = _figure(picture, "as the model sees it") + _figure(drawn, "its tokens after the last layer")
+            parts.append(f'<div class="pair">{pair}</div>')
     body = "\n".join(parts)
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(name)}</title>'
             f"<style>{STYLE}</style></head><body>\n{body}\n<p>pitome {pc.__version__}</p></body></html>\n")

@@ -85,16 +85,26 @@ def test_a_diagnosis_of_a_folder(timm_folder, folder, tmp_path, capsys):
     assert run("diagnose", timm_folder, folder, *FAST, "--json", tmp_path / "f.json", "--html", tmp_path / "f.html",
                "--target", ".4") == 0
     out = capsys.readouterr()
-    assert "VisionTransformer, 40 items, cpu" in out.out and "batch 3 of 3" in out.err and "batch" not in out.out
+    assert f"{timm_folder}: VisionTransformer, 40 items, cpu" in out.out and "random weights" not in out.out
+    assert "batch 3 of 3" in out.err and "batch" not in out.out
     loaded = loading.load(str(timm_folder), "pretrained")
     images = loaded.prepare(loading.pictures_in(folder, 64))
     assert images.shape == (40, 3, SIDE, SIDE)
     found = pc.diagnose(loaded.model, images, keeps=(0.8,), seconds=0, target=0.4)
     assert json.loads((tmp_path / "f.json").read_text()) == json.loads(json.dumps(found.to_dict()))
     page = (tmp_path / "f.html").read_text()
-    assert page.count("data:image/png;base64,") == 1 + 2 * 4 and found.settings[0].method in page
+    assert page.count("data:image/png;base64,") == 1 + 2 * 4 and page.count('class="pair"') == 4
+    assert found.settings[0].method in page
     sources = re.findall(r'(?:src|href)="(.{5})', page)
     assert set(sources) == {"data:"} and "url(" not in page and "<script" not in page and "@import" not in page
+
+
+def test_random_weights_are_called_random(timm_folder, folder, tmp_path, capsys):
+    assert run("diagnose", timm_folder, folder, *FAST, "--count", "5", "--weights", "random", "--html",
+               tmp_path / "f.html") == 0
+    page = (tmp_path / "f.html").read_text()
+    assert "with random weights" in capsys.readouterr().out.splitlines()[0] and "with random weights" in page
+    assert 1 <= page.count('class="pair"') <= 4
 
 
 def test_folders_of_transformers_and_open_clip(transformers_folder, open_clip_folder, folder, tmp_path, capsys):

@@ -3,6 +3,7 @@ than its items and the records of this project show."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -14,7 +15,8 @@ from small_models import pictures, randomize
 from torch.nn.functional import cosine_similarity, normalize
 
 import pitome_core as pc
-from pitome_core.diagnosis import interval, items_needed
+from pitome_core.diagnosis import Measured, _recommend
+from pitome_core.intervals import items_needed, mean_interval, share_interval
 from pitome_core.layer_measures import mean_cosine, tightness
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "embedded"
@@ -53,9 +55,11 @@ def test_numbers_are_those_of_running_the_models_by_hand(vit, images):
                 merged = vit.forward_features(x)
                 assert one.flops == pc.flops(vit).total / whole
                 assert one.same == (vit(x).argmax(1) == logits.argmax(1)).sum()
-            assert one.agreement == interval(one.same, 10)
+            assert one.agreement == share_interval(one.same, 10)
             pooled = [vit.forward_head(t, pre_logits=True) for t in (merged, tokens)]
-            assert one.likeness == pytest.approx(cosine_similarity(*pooled).mean().item(), abs=1e-6)
+            cosines = cosine_similarity(*pooled)
+            assert one.likeness == pytest.approx(cosines.mean().item(), abs=1e-6)
+            assert one.likeness_interval == pytest.approx(mean_interval(cosines), abs=1e-6)
             patches = cosine_similarity(merged, tokens, dim=-1)[:, 1:].mean().item()
             assert one.patches == pytest.approx(patches, abs=1e-6)
 
@@ -220,20 +224,59 @@ def test_wrong_inputs_are_refused(vit):
         pc.diagnose(torch.nn.Linear(2, 2), torch.zeros(1, 2), **GRID)
 
 
+def test_an_output_with_nothing_to_compare_is_refused(images):
+    """A CLIP with pictures and texts returns scores of pairs: which tower shall be looked at, it does not say."""
+    transformers = pytest.importorskip("transformers", minversion="5.23")
+    tower = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
+    config = transformers.CLIPConfig(vision_config=dict(tower, image_size=64, patch_size=16), projection_dim=24,
+                                     text_config=dict(tower, vocab_size=50, max_position_embeddings=12,
+                                                      bos_token_id=1, eos_token_id=2))
+    model = transformers.CLIPModel(config).eval()
+    both = {"pixel_values": images(2), "input_ids": torch.arange(1, 9).view(2, 4)}
+    with pytest.raises(ValueError, match="CLIPModel has no scores.*diagnose the tower inside"):
+        pc.diagnose(model, both, **GRID)
+    assert len(pc.diagnose(model.vision_model, both["pixel_values"], **GRID).settings) == 4  # the remedy
+
+
 # --- the recommendation
 
 
 def test_the_interval_is_wilsons():
     """Its ends solve `|p - share| = z sqrt(p (1 - p) / n)`."""
     for count, hits in ((64, 63), (10, 0), (200, 150), (1, 1)):
-        for end in interval(hits, count):
+        for end in share_interval(hits, count):
             assert abs(end - hits / count) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / count), abs=1e-6)
+
+
+def test_the_interval_of_likeness_is_students():
+    """Its quantile is that of scipy; fewer than 4 items say nothing. Where cosines are skewed it is a little narrow."""
+    student = pytest.importorskip("scipy.stats").t
+    for count, error in ((4, 0.01), (8, 1e-3), (36, 1e-5), (500, 1e-5)):
+        cosines = torch.rand(count, generator=torch.Generator().manual_seed(count), dtype=torch.float64) * 0.2
+        reach = student.ppf(0.975, count - 1) * cosines.std().item() / math.sqrt(count)
+        low, high = mean_interval(cosines)
+        assert (high - low) / 2 == pytest.approx(reach, rel=error) and low + high == pytest.approx(2 * cosines.mean())
+    assert mean_interval(torch.tensor([0.99, 0.99, 0.99])) == (-1, 1)
+    assert mean_interval(torch.ones(40)) == (1, 1)
+    holds = [mean_interval(row)[0] <= 20 / 21 for row in
+             torch.rand(2000, 36, generator=torch.Generator().manual_seed(0)) ** (1 / 20)]  # their mean is 20 / 21
+    assert 0.93 < sum(holds) / len(holds) < 0.97
+
+
+def test_a_mean_alone_recommends_nothing():
+    """Of two settings with the same likeness, the cheaper one has reached it by a few items, and so does not count."""
+    sure, unsure = (Measured("tome", keep, flops, None, None, None, 0.93, (low, 0.96), None)
+                    for keep, flops, low in ((0.9, 0.6, 0.91), (0.8, 0.4, 0.89)))
+    best, reason = _recommend([unsure, sure], [], 64, 0.9, 0)
+    assert best == 1 and "likeness 0.930 [0.910, 0.960]" in reason
+    best, reason = _recommend([unsure], [], 64, 0.9, 0)
+    assert best is None and "the lower end of the mean likeness is at most 0.890" in reason
 
 
 @pytest.mark.parametrize("target", (0.5, 0.8, 0.9, 0.95, 0.99))
 def test_no_recommendation_where_full_agreement_would_not_do(target):
     needed = items_needed(target)
-    assert interval(needed, needed)[0] >= target > interval(needed - 1, needed - 1)[0]
+    assert share_interval(needed, needed)[0] >= target > share_interval(needed - 1, needed - 1)[0]
 
 
 def test_the_cheapest_that_reaches_the_target(vit, images):
@@ -246,7 +289,7 @@ def test_the_cheapest_that_reaches_the_target(vit, images):
     assert "margin" in found.reason  # what the phase diagram says of the keys
     few = pc.diagnose(vit, x[:34], **GRID)
     assert few.recommended is None and "at least 35" in few.reason
-    strict = pc.diagnose(vit, x, target=interval(40, 40)[0], keeps=(0.5,), seconds=0)
+    strict = pc.diagnose(vit, x, target=share_interval(40, 40)[0], keeps=(0.5,), seconds=0)
     assert all(one.same < 40 for one in strict.settings)
     assert strict.recommended is None and "No setting reaches" in strict.reason
 
@@ -254,10 +297,10 @@ def test_the_cheapest_that_reaches_the_target(vit, images):
 def test_without_answers_the_likeness_has_to_reach_it(build_vit, images):
     found = pc.diagnose(build_vit(num_classes=0), images(36), **GRID)
     assert all(one.same is None for one in found.settings)
-    best = max(one.likeness for one in found.settings)
-    assert 0.9 < best and found.settings[found.recommended].likeness >= 0.9
-    cheaper = [one for one in found.settings if one.flops < found.settings[found.recommended].flops]
-    assert all(one.likeness < 0.9 for one in cheaper)
+    low = [one.likeness_interval[0] for one in found.settings]
+    assert max(low) > 0.9 and low[found.recommended] >= 0.9
+    costs = [one.flops for one in found.settings]
+    assert all(end < 0.9 for end, cost in zip(low, costs, strict=True) if cost < costs[found.recommended])
 
 
 def test_what_is_shown(vit, images):
@@ -267,8 +310,24 @@ def test_what_is_shown(vit, images):
     for part in ("tome <-" if found.recommended < 2 else "pitome <-", "mean cosine", "Not known", found.reason):
         assert part in text
     assert page.count("<table>") == 2 and page.count("<tr>") == 4 + 1 + 3 + 1 and "&lt;-" in page
+    assert page.index(found.reason.split(":")[0]) < page.index("<table>")  # the recommendation first
     axes = found.plot()
     assert len(axes.lines) >= 2 and axes.get_xlabel()
+    drawn = [line.get_segments() for line in axes.collections]
+    assert len(drawn) == 2 and [len(lines) for lines in drawn] == [2, 2]  # the interval of each setting
+
+
+def test_likeness_is_drawn_with_its_interval(build_vit, images):
+    """And where a method has none, nothing of it is drawn."""
+    pytest.importorskip("matplotlib").use("agg")
+    found = pc.diagnose(build_vit(num_classes=0), images(5), **GRID)
+    unlike = [dataclasses.replace(one, likeness=None, likeness_interval=None) for one in found.settings[2:]]
+    found = dataclasses.replace(found, settings=(*found.settings[:2], *unlike))
+    tome, pitome = (lines.get_segments() for lines in found.plot().collections)
+    shown = [(low[0], low[1], high[1]) for low, high in tome]
+    for drawn, one in zip(shown, sorted(found.settings[:2], key=lambda one: one.flops), strict=True):
+        assert drawn == pytest.approx((one.flops, *one.likeness_interval))
+    assert len(pitome) == 0
 
 
 # --- what the records of this project say

@@ -76,6 +76,36 @@ def test_the_final_assignment_is_the_composition(merged, method):
     assert (trace.assignment < 0).any() == (method == "random_prune")
 
 
+@pytest.mark.parametrize("method", (*METHODS, "dct"))
+def test_after_no_layer_the_plan_is_the_identity(merged, method):
+    """Whatever the first layer does: the plans after 0, 1, 2 layers are those before the merges of layers 0, 1, 2."""
+    model, x = merged(method)
+    trace, _ = traced(model, x)
+    tokens = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(0))
+    before, expected = trace.last.plan(0), tokens
+    assert before.shape == (2, 16) and torch.equal(before.merge(tokens)[0], tokens)
+    assert torch.equal(before.unmerge(tokens), tokens)
+    size = None
+    for count, layer in enumerate(trace.layers):
+        assert trace.last.plan(count).num_tokens == layer.plan.shape[1]
+        assert torch.allclose(trace.last.plan(count).merge(tokens)[0], expected, atol=1e-5)
+        expected, size = layer.plan.merge(expected, size)
+
+
+def test_a_transform_has_no_assignment_and_is_drawn_by_its_numbers(merged):
+    """What a trace cannot say of a transform is refused with what can be read instead; the rest works."""
+    trace, _ = traced(*merged("dct"))
+    with pytest.raises(ValueError, match=r"plan\(\).matrix\(\)"):
+        _ = trace.assignment
+    with pytest.raises(ValueError, match=r"trace.plot\(\)"):
+        pc.token_map(trace, torch.rand(3, 56, 56), layer=0)
+    assert trace.last.plan().matrix().shape == (16 - sum(REMOVED), 16)
+    assert [layer.energy for layer in trace.layers] == [None] * 3
+    pytest.importorskip("matplotlib").use("agg")
+    (stairs,) = trace.plot()[0].patches
+    assert list(stairs.get_data().values) == [16, *(layer.plan.num_tokens for layer in trace.layers)]
+
+
 def test_layers_that_remove_nothing_have_the_identity(merged):
     """Where k = 0 the plan is the identity and the sizes stay."""
     trace, _ = traced(*merged(keep=[1.0, 0.5, 1.0]))
