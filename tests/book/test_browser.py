@@ -310,7 +310,7 @@ def test_live_figures_show_what_the_data_say(browser, site):
             box.find_element("css selector", "input:checked").send_keys(KEYS["right"])
             assert "Other groups than before shuffling" in what_is_shown(box)[0], name
         if kind == "six-tokens":
-            words = what_is_shown(box)[0].replace("Spectral distance ", "").split(", the shares")[0]
+            words = what_is_shown(box)[0].split("spectral distance ")[1].split(", the shares")[0]
             distance, shares = words.split(" = ")
             assert abs(float(distance) - sum(float(s.split(" (")[0]) for s in shares.split(" + "))) < 0.002, words
 

@@ -1,4 +1,4 @@
-/* What the interactive figures share: where they start, their controls, drawing, data.
+/* What the interactive figures share: their start, controls, drawing, data.
 
    A figure stands in the page as <div class="live" data-live="KIND">: a still picture, and its data as JSON. The script
    of its kind calls `Live.figure(KIND, draw)`; `draw(box, data)` fills the box, and the still picture goes. Where
@@ -7,7 +7,6 @@
   "use strict";
 
   const SVG = "http://www.w3.org/2000/svg";
-  const kinds = {};
   let names = 0;
 
   function fill(element, attributes, children) {
@@ -174,14 +173,12 @@
     ).join("");
   }
 
-  function start() {
-    for (const box of document.querySelectorAll(".live[data-live]")) {
-      const draw = kinds[box.dataset.live];
-      if (!draw || box.classList.contains("live-on")) continue;
-      const data = JSON.parse(box.querySelector('script[type="application/json"]').textContent);
+  /** Draw every figure of a kind. Scripts of this page are deferred, so that its boxes are there when this runs. */
+  function figure(kind, draw) {
+    for (const box of document.querySelectorAll(`.live[data-live="${kind}"]`)) {
       const drawn = html("div", { class: "live-body" });
-      draw(drawn, data);
-      box.querySelectorAll("img, noscript").forEach((still) => still.remove());
+      draw(drawn, JSON.parse(box.querySelector('script[type="application/json"]').textContent));
+      box.querySelectorAll("img, noscript").forEach((picture) => picture.remove());
       box.append(drawn);
       box.classList.add("live-on");
     }
@@ -189,9 +186,7 @@
 
   const still = window.matchMedia && window.matchMedia("(prefers-reduced-motion: reduce)").matches;
   window.Live = {
-    figure(kind, draw) {
-      kinds[kind] = draw;
-    },
+    figure,
     html,
     svg,
     name,
@@ -207,6 +202,4 @@
     squares,
     still,
   };
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
-  else setTimeout(start, 0);
 })();

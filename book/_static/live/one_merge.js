@@ -9,7 +9,7 @@
     HIGH = 236;
   const STEPS = {
     PiToMe: ["Picture", "Energy", "Order", "Gate", "Match", "Merge", "Result"],
-    ToMe: ["Picture", "Split", "Match", "Gate", "Merge", "Result"],
+    ToMe: ["Picture", "Split", "Match", "Choice", "Merge", "Result"],
   };
 
   /** The next permutation: Fisher and Yates, with a generator of its own so that every visit shows the same ones. */
@@ -68,7 +68,7 @@
       plan.order.forEach(function (place, rank) {
         if (step === "Order") at[place] = inRow(rank % 8, rank < 8 ? 40 : 140);
         else if (rank < candidates) at[place] = inRow(rank % 8, rank % 2 ? 104 : 22);
-        else at[place] = inRow((rank - candidates) % 8, 180);
+        else at[place] = inRow((rank - candidates) % 8, 184);
       });
     } else {
       places.forEach((place) => (at[place] = inRow(place >> 1, place % 2 ? 150 : 40)));
@@ -82,65 +82,57 @@
     if (state.method === "PiToMe") return step === "Match" ? plan.a.map((a, n) => [a, plan.partner[n], false]) : [];
     const merged = new Set(plan.a);
     if (step === "Match") return plan.even.map((a, n) => [a, plan.wish[n], false]);
-    return step === "Gate" ? plan.even.map((a, n) => [a, plan.wish[n], !merged.has(a)]) : [];
+    return step === "Choice" ? plan.even.map((a, n) => [a, plan.wish[n], !merged.has(a)]) : [];
   }
 
+  /** What a step does, in pieces for `Live.say`. The tokens are called by their numbers, not by their places. */
   function words(state, solved, step, data) {
-    const k = data.remove,
-      { plan } = solved,
+    const { plan } = solved,
+      k = data.remove,
+      count = state.order.length,
       name = (place) => state.order[place];
-    if (step === "Picture")
-      return [`${state.order.length} tokens, each one square. ${k} of them are to go. Tokens are compared by hue.`];
-    if (step === "Energy") {
-      return [
-        "Every token gets its energy, under the squares: the mean over all tokens of the cosine where it is at least ",
-        `${data.margin}, and of a penalty where it is not. Many look-alikes: high energy.`,
-      ];
-    }
-    if (step === "Order")
-      return [
-        "The tokens stand in the order of their energy, highest first: ",
-        [plan.order.slice(0, 8).map(name).join(", ")],
-        " lead.",
-      ];
-    if (step === "Split")
-      return [
-        "ToMe splits by place: every other token, from the first on, is in A (above), the others are in B (below).",
-      ];
-    if (step === "Match") {
-      return [
-        "Each token of A finds the token of B with the highest cosine: ",
-        ...(state.method === "PiToMe"
-          ? [[plan.a.map((a, n) => `${name(a)} → ${name(plan.partner[n])}`).join(", ")], "."]
-          : ["eight pairs."]),
-      ];
-    }
-    if (step === "Gate") {
-      return state.method === "PiToMe"
-        ? [
-            `The gate: the ${2 * k} tokens of highest energy may merge; by turns they are in A (above) and in B. `,
-            `The other ${state.order.length - 2 * k} are `,
-            ["protected"],
-            ".",
-          ]
-        : [
-            `Of the eight pairs the ${k} most similar merge: `,
-            [plan.a.map((a, n) => `${name(a)} → ${name(plan.partner[n])}`).join(", ")],
-            ".",
-          ];
-    }
-    if (step === "Merge")
-      return [
-        `Each of the ${k} tokens joins its partner. The new token is the mean of its members and counts for all of them.`,
-      ];
+    const joins = [plan.a.map((a, n) => `${name(a)} → ${name(plan.partner[n])}`).join(", ")];
     const unshuffled = data.keys.map((_, i) => i);
     const same = solve(data, state.method, unshuffled).groups.join() === solved.groups.join();
-    const compare = state.shuffled
-      ? same
-        ? " The same groups as before shuffling."
-        : " Other groups than before shuffling."
-      : "";
-    return [`${new Set(solved.slots).size} tokens are left. Merged: `, [solved.groups.join(", ")], `.${compare}`];
+    const compared = same ? " The same groups as before shuffling." : " Other groups than before shuffling.";
+    return {
+      Picture: () => [`${count} tokens, each one square. ${k} of them are to go. Tokens are compared by hue.`],
+      Energy: () => [
+        "Every token gets its energy, the number under it: the mean over all tokens of the cosine, where that is at ",
+        `least ${data.margin}, and of a penalty where it is not. Many look-alikes: high energy.`,
+      ],
+      Order: () => [
+        "The tokens stand in the order of their energy, highest first: ",
+        [
+          plan.order
+            .slice(0, count / 2)
+            .map(name)
+            .join(", "),
+        ],
+        " lead.",
+      ],
+      Gate: () => [
+        `The gate: the ${2 * k} tokens of highest energy may merge; by turns they are in A (above) and in B. `,
+        `The other ${count - 2 * k} are `,
+        ["protected"],
+        ".",
+      ],
+      Split: () => ["ToMe splits by place: the first, third, fifth token and so on are in A (above), the others in B."],
+      Match: () => [
+        "Each token of A finds the token of B with the highest cosine",
+        ...(state.method === "PiToMe" ? [": ", joins, "."] : [". Not all of these pairs will merge."]),
+      ],
+      Choice: () => [`Of the pairs the ${k} most similar merge: `, joins, "."],
+      Merge: () => [
+        `Each of the ${k} tokens joins its partner. `,
+        "The new token is the mean of its members and counts for all of them.",
+      ],
+      Result: () => [
+        `${new Set(solved.slots).size} tokens are left. Merged: `,
+        [solved.groups.join(", ")],
+        `.${state.shuffled ? compared : ""}`,
+      ],
+    }[step]();
   }
 
   Live.figure("one-merge", function (box, data) {
@@ -203,11 +195,11 @@
         letters.append(
           note("A", 6, 14),
           note("B", 6, 98),
-          note("protected", 6, 172),
-          svg("line", { class: "live-cut", x1: 0, x2: WIDE, y1: 156, y2: 156 }),
+          note("protected", 6, 177),
+          svg("line", { class: "live-cut", x1: 0, x2: WIDE, y1: 161, y2: 161 }),
         );
       }
-      if (state.method === "ToMe" && ["Split", "Match", "Gate", "Merge"].includes(step))
+      if (state.method === "ToMe" && ["Split", "Match", "Choice", "Merge"].includes(step))
         letters.append(note("A", 6, 32), note("B", 6, 202));
       if (step === "Order") letters.append(note("1st to 8th", 6, 32), note("9th to 16th", 6, 132));
     }
@@ -239,7 +231,7 @@
         group.style.opacity = step === "Merge" && sources.has(place) ? 0 : "";
         under.textContent =
           solved.plan.energy && ["Energy", "Order"].includes(step)
-            ? Live.decimal(solved.plan.energy[place])
+            ? Live.decimal(solved.plan.energy[place], 3)
             : step === "Merge" && solved.size[place] > 1 && !sources.has(place)
               ? `size ${solved.size[place]}`
               : "";

@@ -3,6 +3,7 @@
   "use strict";
   const { html, svg } = Live,
     { cosines, pitome, tome, assignment, tokenGraph, spectral } = LiveMethods;
+  const MAKERS = ["PiToMe", "ToMe", "best", "hand"];
   const GROUPS = 3,
     LETTERS = "ABC";
   const PLANE = 240,
@@ -62,7 +63,7 @@
     const weights = svg("svg", { viewBox: "0 0 174 174", role: "img", style: "max-width:13rem" }, matrix, frames);
     const spectra = svg("svg", { viewBox: `0 0 ${WIDE} 118`, role: "img" });
     const reading = Live.reading();
-    const partition = Live.choice("Groups by", ["PiToMe", "ToMe", "best", "hand"], 0, function (i) {
+    const partition = Live.choice("Groups by", MAKERS, 0, function (i) {
       if (i === 3 && own === null) own = groupsNow();
       draw();
     });
@@ -240,7 +241,8 @@
       const sum = result.shares.map((s, g) => `${s.toFixed(3)} (${LETTERS[g]})`).join(" + ");
       Live.say(
         reading,
-        [`Spectral distance ${result.distance.toFixed(3)}`],
+        `Groups by ${MAKERS[partition.value]}: `,
+        [`spectral distance ${result.distance.toFixed(3)}`],
         ` = ${sum}, the shares of each group's degrees that lie inside it. ` +
           (new Set(groups).size < GROUPS
             ? `Only ${new Set(groups).size} groups are left, so fewer tokens.`
