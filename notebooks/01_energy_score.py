@@ -245,14 +245,18 @@ plt.show()
 # %% [markdown]
 # ## What moves when the margin moves
 #
-# The same keys, the same photograph, another margin:
+# The same photograph, another margin, another layer. Choose a patch by a click or by the arrow keys: its energy is what
+# the blue cosines add and the grey ones subtract. (The figure computes with keys rounded to whole numbers from -127 to
+# 127, so its cosines are off by a few thousandths.)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Energy of the rocket's tokens in layer 7 at every margin; the fifty that may merge are outlined. The rocket is dark throughout; the mergeable patches move from the sky beside it to the sky above. *Live; move the slider.*", "name": "fig-energy-slider"}, "image": {"alt": "Energy map of the rocket with the mergeable patches outlined, with a slider for the margin."}}
-steps = [round(0.05 * i, 2) for i in range(20)]
-sweep = torch.stack([pc.energy_score(metrics[7][:1], m)[0].cpu() for m in steps])  # (20, 256)
-display(plots.MarginSlider(shown[0], sweep.view(-1, *grid).numpy(), steps, 2 * k, steps.index(0.4), "margin-slider"))
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Energy of the rocket's tokens and the cosines that it is made of; the fifty tokens that may merge are outlined. Raise the margin in layer 7: the rocket stays dark, and the mergeable patches move from the sky beside it to the sky above. In layer 9 nearly all pairs lie above the margin of the schedule. *Live; move the sliders, choose a patch.*", "name": "fig-energy-slider"}, "image": {"alt": "Energy map of the rocket with the mergeable patches outlined, and a histogram of the cosines of one patch with a line at the margin; sliders for layer and margin."}}
+sharp = to_display(preprocess(pixels["rocket"], plots.SHARP))[0]
+some_layers = {layer: metrics[layer][0] for layer in picked}
+display(plots.energy_figure(sharp, some_layers, depth, mergeable=2 * k, start=(7, 3 * 16 + 3)))
 
 # %%
+steps = [round(0.05 * i, 2) for i in range(20)]
+sweep = torch.stack([pc.energy_score(metrics[7][:1], m)[0].cpu() for m in steps])  # (20, 256)
 ranks = sweep.argsort(dim=1, descending=True, stable=True)
 top = [set(row[: 2 * k].tolist()) for row in ranks]
 overlap = [len(top[steps.index(0.4)] & other) / (2 * k) for other in top]

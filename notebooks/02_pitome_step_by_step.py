@@ -212,6 +212,12 @@ assert torch.allclose(plan.matrix()[0].double() @ colours, merged)
 print("equal to the steps above; tokens left:", plan.num_tokens)
 
 # %% [markdown]
+# The same merge to step through. Then shuffle the tokens, or take ToMe:
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "One merge of the sixteen squares, step by step. Go to the last step and shuffle: PiToMe merges the same groups, because its split follows the energies; ToMe merges others, because its split follows the places. *Live; press the buttons.*", "name": "fig-step-live"}, "image": {"alt": "Sixteen coloured squares before the merge and the twelve tokens after it, with buttons to go step by step, to shuffle, and to choose PiToMe or ToMe."}}
+display(plots.one_merge(colours, k, margin))
+
+# %% [markdown]
 # ## Attention must know
 #
 # After a merge one token stands for several, and softmax attention would count it once. **Proportional attention** adds

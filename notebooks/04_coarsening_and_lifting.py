@@ -297,6 +297,12 @@ assert abs(sum(shares) - distance) < 1e-6
 # chance that one hop from a group stays inside that group. A good merge groups tokens between which the walker hardly ever
 # hops. (It is also $n$ minus the *normalized cut* of the groups, a well-known quantity in clustering {cite}`shi2000cuts`.)
 #
+# Drag the tokens, or turn them by the arrow keys, and watch the shares:
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Six tokens, three groups, and the spectral distance. Pull token 3 to the other side while PiToMe groups: the groups follow. Group by hand and split a cluster: its dark squares enter the frames, and the distance rises by their share. *Live; drag the tokens.*", "name": "fig-coarse-live"}, "image": {"alt": "Six tokens as arrows in a circle, coloured by group; the matrix of their weights with the groups framed; the eigenvalues before and after lifting."}}
+display(plots.six_tokens(tokens[0], margin=0.5))
+
+# %% [markdown]
 # Is it only these six tokens? Random tokens, random merges:
 
 # %%

@@ -232,3 +232,140 @@ def test_sliders_answer_to_the_keyboard(browser, site):
                 assert slider.get_attribute("aria-valuetext") in label.text
                 moved += 1
     assert moved, "the book has sliders"
+
+
+READINGS = """
+    return [...document.querySelectorAll(".live[data-live]")].map(box => [
+        box.dataset.live, box.classList.contains("live-on"), box.querySelectorAll(":scope > img, noscript").length,
+        (box.querySelector(".live-reading") || {}).textContent]);
+"""
+KEYS = {"left": "\ue012", "up": "\ue013", "right": "\ue014", "down": "\ue015", "space": " "}
+
+
+def live_boxes(browser, site):
+    """Every interactive figure of the book, one after the other: its kind and its box."""
+    for name in names():
+        open_page(browser, f"{site}/{name}")
+        for box in browser.find_elements("css selector", ".live[data-live]"):
+            yield name, box.get_attribute("data-live"), box
+
+
+def what_is_shown(box) -> tuple[str, str]:
+    drawings = box.find_elements("css selector", ".live-body svg")
+    drawn = " ".join(drawing.get_attribute("outerHTML") for drawing in drawings)
+    return box.find_element("css selector", ".live-reading").text, drawn
+
+
+def test_live_figures_answer_to_the_keyboard(browser, site):
+    """Sliders, choices, maps and handles move by keys; the drawing follows, and the words, which are announced."""
+    kinds = set()
+    for name, kind, box in live_boxes(browser, site):
+        kinds.add(kind)
+        assert box.find_element("css selector", ".live-reading").get_attribute("role") == "status"
+        controls = {
+            "input[type=range]": ("left", "right"),
+            ".live-picker": ("right", "down"),
+            ".live-handle": ("left", "right"),
+        }
+        for selector, keys in controls.items():
+            for control in box.find_elements("css selector", selector):
+                before = what_is_shown(box)
+                for key in keys:  # one of the two moves it, wherever it stands
+                    control.send_keys(KEYS[key])
+                    after = what_is_shown(box)
+                    if after != before:
+                        break
+                assert after[0] != before[0] and after[1] != before[1], (name, kind, selector)
+        for control in box.find_elements("css selector", "input[type=range]"):
+            label = box.find_element("css selector", f"label[for={control.get_attribute('id')}]")
+            assert control.get_attribute("aria-valuetext") in label.text, (name, kind)
+        for group in box.find_elements("css selector", "fieldset"):
+            before = what_is_shown(box)
+            group.find_element("css selector", "input:checked").send_keys(KEYS["right"])
+            assert what_is_shown(box) != before, (name, kind, group.text)
+    assert kinds == {"token-map", "energy", "one-merge", "six-tokens"}
+
+
+def test_live_figures_show_what_the_data_say(browser, site):
+    """The token map counts by the schedule; shuffling changes ToMe's groups alone; shares add up to the distance."""
+    for name, kind, box in live_boxes(browser, site):
+        if kind == "token-map":
+            data = json.loads(box.find_element("css selector", "script").get_attribute("textContent"))
+            keep, layer = box.find_elements("css selector", "input[type=range]")
+            layer.send_keys("\ue010")  # End
+            left = data["tokens"][int(keep.get_attribute("value"))][-1]
+            assert box.find_element("css selector", ".live-number").text == str(left)
+            assert f"{left} of 256 tokens" in what_is_shown(box)[0], name
+            for drawing in box.find_elements("css selector", ".live-map"):  # tokens of several patches, and the others
+                label = drawing.get_attribute("aria-label")
+                alone = int(label.split(": ")[1].split(" alone")[0])
+                assert alone + len(drawing.find_elements("css selector", "g path")) == left, label
+        if kind == "one-merge":
+            buttons = {b.text: b for b in box.find_elements("css selector", "button")}
+            while buttons["Next"].is_enabled():
+                buttons["Next"].send_keys(KEYS["space"])
+            assert what_is_shown(box)[0].startswith("12 tokens are left.")
+            buttons["Shuffle tokens"].send_keys(KEYS["space"])
+            assert "The same groups as before shuffling" in what_is_shown(box)[0], name
+            box.find_element("css selector", "input:checked").send_keys(KEYS["right"])
+            assert "Other groups than before shuffling" in what_is_shown(box)[0], name
+        if kind == "six-tokens":
+            words = what_is_shown(box)[0].split("spectral distance ")[1].split(", the shares")[0]
+            distance, shares = words.split(" = ")
+            assert abs(float(distance) - sum(float(s.split(" (")[0]) for s in shares.split(" + "))) < 0.002, words
+
+
+@pytest.mark.parametrize(("size", "theme"), [(WIDE, "dark"), (PHONE, "light")])
+def test_live_figures_have_room(browser, site, size, theme):
+    """No text of a drawing is smaller than 8 pixels, no control is narrower than a finger, none lies over another."""
+    for name in names():
+        open_page(browser, f"{site}/{name}", size, theme)
+        found = browser.execute_script("""
+            const seen = node => node.getClientRects().length, wrong = [];
+            for (const box of document.querySelectorAll(".live[data-live]")) {
+                for (const text of box.querySelectorAll("svg text")) {
+                    const of = text.ownerSVGElement, wide = of.getBoundingClientRect().width;
+                    const pixels = parseFloat(getComputedStyle(text).fontSize) * wide / of.viewBox.baseVal.width;
+                    if (pixels < 8) wrong.push(["small", text.textContent]);
+                }
+                const kinds = "input[type=range], .live-options label, .live-button, .live-group";
+                const controls = [...box.querySelectorAll(kinds)].filter(seen);
+                controls.forEach((a, i) => {
+                    const one = a.getBoundingClientRect();
+                    if (Math.min(one.height, one.width) < 24) wrong.push(["control", a.outerHTML.slice(0, 80)]);
+                    for (const b of controls.slice(i + 1)) {
+                        const two = b.getBoundingClientRect();
+                        if (Math.min(one.right, two.right) - Math.max(one.left, two.left) > 1
+                            && Math.min(one.bottom, two.bottom) - Math.max(one.top, two.top) > 1)
+                            wrong.push(["over", a.textContent, b.textContent]);
+                    }
+                });
+            }
+            return wrong;
+        """)
+        assert not found, (name, found)
+
+
+def test_live_figures_run_from_a_file_and_stand_still_where_asked(browser, site):
+    motion = [{"name": "prefers-reduced-motion", "value": "reduce"}]
+    try:
+        for value, playing in (([], 1), (motion, 0)):
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": value})
+            open_page(browser, (html_folder().resolve() / "book" / "index.html").as_uri())
+            (kind, drawn, stills, words), *_ = browser.execute_script(READINGS)
+            assert (kind, drawn, stills) == ("token-map", True, 0) and "125 of 256 tokens" in words
+            assert len(browser.find_elements("css selector", ".live .live-button")) == playing  # Play
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_without_scripts_a_picture_stands_there(browser, site):
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        for name in names():
+            browser.get(f"{site}/{name}")
+            for box in browser.find_elements("css selector", ".live[data-live]"):
+                picture = box.find_element("css selector", "img")
+                assert picture.size["width"] > 200 and picture.get_attribute("alt"), name
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

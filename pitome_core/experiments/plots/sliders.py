@@ -10,10 +10,8 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import colormaps
 
-from .maps import heat_map
-from .style import COLOURS, HEAT
+from .style import COLOURS
 
 
 class SliderFigure:
@@ -81,73 +79,6 @@ class SliderFigure:
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         return {"text/html": self._html(), "image/png": self._png(), "text/plain": self._text()}
-
-
-class MarginSlider(SliderFigure):
-    """Energies over a photograph with a slider for the margin.
-
-    `image (H, W, 3)` uint8. `energies (steps, rows, columns)` has one map for each margin in `margins`. In each map the
-    `mergeable` patches of highest energy are outlined. `start` is the index of the first margin that is shown.
-    """
-
-    def __init__(
-        self, image: np.ndarray, energies: np.ndarray, margins: Sequence[float], mergeable: int, start: int, name: str
-    ):
-        super().__init__(name, [("margin <i>m</i>", [f"{m:.2f}" for m in margins], start)])
-        self.image, self.energies = image, np.asarray(energies, dtype=float)
-        self.mergeable, self.start = mergeable, start
-
-    def _mergeable(self, step: int) -> np.ndarray:
-        flat = self.energies[step].reshape(-1)
-        chosen = np.zeros(flat.size, dtype=bool)
-        chosen[np.argsort(-flat, kind="stable")[: self.mergeable]] = True
-        return chosen.reshape(self.energies.shape[1:])
-
-    def _text(self) -> str:
-        return f"MarginSlider({len(self.energies)} margins, {self.mergeable} mergeable patches)"
-
-    def _still(self):
-        figure, ax = plt.subplots(figsize=(4, 4.2))
-        heat_map(ax, self.image, self.energies[self.start], f"margin {self.sliders[0][1][self.start]}",
-                 outline=self._mergeable(self.start))
-        return figure
-
-    def _drawing(self) -> str:
-        height, width = self.image.shape[:2]
-        rows, columns = self.energies.shape[1:]
-        dy, dx = height / rows, width / columns
-        grey = np.repeat(self.image.mean(axis=-1, keepdims=True), 3, axis=-1).astype(np.uint8)
-        photo = io.BytesIO()
-        plt.imsave(photo, grey, format="png")
-        photo = base64.b64encode(photo.getvalue()).decode()
-        cells = "".join(
-            f'<rect x="{c * dx:g}" y="{r * dy:g}" width="{dx:g}" height="{dy:g}"/>'
-            for r in range(rows)
-            for c in range(columns)
-        )
-        return f"""<div>energies <span></span> (dark to bright)</div>
-<svg viewBox="0 0 {width} {height}" width="100%" role="img" aria-label="Energy of each patch over the photograph; \
-the outlined patches may merge"><image href="data:image/png;base64,{photo}" width="{width}" height="{height}"/>
-<g fill-opacity="0.72">{cells}</g></svg>"""
-
-    def _script(self) -> tuple[dict, str]:
-        steps = len(self.energies)
-        low = self.energies.min(axis=(1, 2), keepdims=True)
-        span = np.maximum(np.ptp(self.energies, axis=(1, 2), keepdims=True), 1e-12)
-        level = np.rint((self.energies - low) / span * 63).astype(int).reshape(steps, -1)
-        data = {
-            "palette": ["#" + "".join(f"{int(255 * v):02x}" for v in colormaps[HEAT](i / 63)[:3]) for i in range(64)],
-            "level": level.tolist(),
-            "on": [np.flatnonzero(self._mergeable(s)).tolist() for s in range(steps)],
-            "range": [f"{e.min():.2f} to {e.max():.2f}" for e in self.energies],
-        }
-        return data, """const step = at[0], on = new Set(data.on[step]);
-    box.querySelectorAll("rect").forEach(function (rect, i) {
-      rect.setAttribute("fill", data.palette[data.level[step][i]]);
-      rect.setAttribute("stroke", on.has(i) ? "#ffffff" : "none");
-      rect.setAttribute("stroke-width", on.has(i) ? "1.2" : "0");
-    });
-    box.querySelector("span").textContent = data.range[step];"""
 
 
 class SpectrumSliders(SliderFigure):

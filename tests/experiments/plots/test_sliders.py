@@ -21,9 +21,6 @@ def state(shift: float) -> dict:
 
 
 FIGURES = {
-    "margin": lambda: plots.MarginSlider(
-        np.full((28, 28, 3), 128, np.uint8), np.arange(12).reshape(3, 2, 2), [0.1, 0.2, 0.3], 2, 1, "a-margin"
-    ),
     "spectrum": lambda: plots.SpectrumSliders(
         [[state(0.1), state(0.2)], [state(0.3), state(0.4)]],
         [("cosine", ["0.9", "0.1"], 1), ("sizes <i>n</i>", ["2, 2", "3, 1"], 0)],

@@ -1,0 +1,212 @@
+"""Interactive figures: their scripts, run by node, compute what pitome_core computes; their data are the model's."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pitome_core as pc
+from pitome_core.energy import cosine_graph
+from pitome_core.experiments import plots
+from pitome_core.experiments.plots import live
+from pitome_core.spectral import coarsen, inside_shares, lift, spectrum, token_graph
+
+ROOT = Path(__file__).resolve().parents[3]
+SCRIPTS = ROOT / "book" / "_static" / "live"
+PAGE = 250_000  # most bytes of one figure
+
+
+def draws(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def in_node(expression: str, given: object) -> object:
+    """The value of a JavaScript expression of `m` (methods.js) and `given`."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed: what the figures compute cannot be compared")
+    program = (
+        f"const m = require({json.dumps(str(SCRIPTS / 'methods.js'))});"
+        "const given = JSON.parse(require('fs').readFileSync(0));"
+        f"console.log(JSON.stringify({expression}));"
+    )
+    done = subprocess.run([node, "-e", program], input=json.dumps(given), capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def data_of(text: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', text, re.DOTALL)[1])
+
+
+CASES = [(seed, 3 + seed % 18, 2 + seed % 7, (0.9, 0.5, 0.1, 0.0)[seed % 4]) for seed in range(60)]
+
+
+@pytest.mark.parametrize("method", ["pitome", "tome"])
+def test_plans_are_those_of_the_package(method):
+    given, expected = [], []
+    for seed, count, channels, margin in CASES:
+        tokens = draws(seed, count, channels) + seed % 3  # from centred to nearly parallel
+        remove = 1 + seed % (count // 2)
+        options = {"margin": margin} if method == "pitome" else {}
+        given.append({"tokens": tokens.tolist(), "remove": remove, "margin": margin})
+        expected.append(pc.plan(tokens[None], remove, method, **options).assignment[0].tolist())
+    found = in_node(
+        "given.map(g => { const c = m.cosines(g.tokens),"
+        f" p = m.{method}(c, g.remove, g.margin); return m.assignment(g.tokens.length, p.a, p.partner); }})", given,
+    )  # fmt: skip
+    assert found == expected
+
+
+def test_every_order_of_the_sixteen_squares_has_the_plan_of_the_package():
+    colours = draws(3, 16, 3).sigmoid()
+    data = plots.one_merge(colours, 4, 0.9).data
+    orders = [torch.randperm(16, generator=torch.Generator().manual_seed(s)).tolist() for s in range(40)]
+    keys = torch.tensor(data["keys"], dtype=torch.float64)
+    for method, options in (("pitome", {"margin": 0.9}), ("tome", {})):
+        found = in_node(
+            f"given.orders.map(o => {{ const p = m.{method}(m.cosines(o.map(i => given.keys[i])), 4, 0.9);"
+            " return m.assignment(16, p.a, p.partner); })", {"orders": orders, "keys": data["keys"]},
+        )  # fmt: skip
+        assert found == pc.plan(keys[torch.tensor(orders)], 4, method, **options).assignment.tolist()
+
+
+def test_equal_tokens_keep_their_order():
+    tokens = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    for method in ("pitome", "tome"):
+        found = in_node(
+            f"(p => m.assignment(6, p.a, p.partner))(m.{method}(m.cosines(given), 2, 0.9))", tokens.tolist()
+        )
+        assert found == pc.plan(tokens[None], 2, method).assignment[0].tolist()
+
+
+def test_energies_are_those_of_the_package():
+    for margin in (0.0, 0.375, 0.9):
+        tokens = draws(5, 30, 8) + 0.5
+        given = {"tokens": tokens.tolist(), "margin": margin}
+        found = in_node("m.energies(m.cosines(given.tokens), given.margin)", given)
+        assert np.allclose(found, pc.energy_score(tokens[None], margin)[0], atol=1e-12)
+
+
+def test_stored_keys_are_near_the_keys():
+    """The page says "a few thousandths": of cosines, and of energies as far as no cosine crosses the margin."""
+    keys = draws(1, 256, 64) + 1
+    stored = torch.from_numpy(live.directions(keys)).double()
+    exact, rounded = cosine_graph(keys[None])[0], cosine_graph(stored[None])[0]
+    error = float((exact - rounded).abs().max())
+    assert error < 0.01
+    margin = float(exact.median())
+    near = ((exact - margin).abs() <= error).double().mean(dim=1)  # pairs that may be on the other side of the margin
+    difference = (pc.energy_score(keys[None], margin)[0] - pc.energy_score(stored[None], margin)[0]).abs()
+    assert (difference <= error + near).all()
+    assert np.array_equal(stored.numpy(), live.directions(3 * keys)), "a key's length is in no cosine"
+
+
+def test_spectra_are_those_of_the_package():
+    given, expected = [], []
+    for seed in range(40):
+        tokens, groups = draws(seed, 6, 2), [0, 1, 2, seed % 3, seed // 3 % 3, seed // 9 % 3]
+        if seed % 2:
+            groups = groups[:5] + [3]
+        plan = pc.MergePlan.from_roots(torch.tensor([[groups.index(g) for g in groups]]))
+        graph = token_graph(tokens[None])
+        given.append({"tokens": tokens.tolist(), "groups": groups})
+        expected.append([
+            spectrum(graph)[0].tolist(), spectrum(lift(coarsen(graph, plan), plan))[0].tolist(),
+            inside_shares(graph, plan)[0].tolist(), pc.spectral_distance(tokens[None], plan).item(),
+        ])  # fmt: skip
+    found = in_node("given.map(g => m.spectral(m.tokenGraph(g.tokens), g.groups))", given)
+    for one, (before, after, shares, distance) in zip(found, expected, strict=True):
+        assert np.allclose(one["before"], before, atol=1e-8) and np.allclose(one["after"], after, atol=1e-8)
+        assert np.allclose(one["shares"], shares, atol=1e-9) and abs(one["distance"] - distance) < 1e-7
+
+
+def test_the_token_map_replays_what_was_recorded(build_vit, images):
+    model = build_vit(img_size=224)
+    photographs = {"one": np.asarray(255 * images(1, 224)[0].sigmoid().movedim(0, -1)).astype(np.uint8)}
+    data = live.token_maps(model, photographs, {"keep": 0, "layer": 0})
+    batch = live.preprocess(list(photographs.values())).double()
+    assert model.pos_embed.dtype == torch.float64  # near-ties are then the same on every processor
+    for arm, (_, _, method, options) in enumerate(live.ARMS):
+        for k, keep in enumerate(live.KEEP):
+            with pc.patched(model, method, keep, **options), pc.record(model) as trace, torch.no_grad():
+                model.forward_features(batch)
+                counts = pc.flops(model)
+            tokens = data["tokens"][k]
+            assert [n + 1 for n in tokens] == list(counts.tokens) and data["macs"][arm][k][-1] == counts.total
+            spent = counts.embed + sum(layer.total for layer in counts.layers[:2])
+            assert data["macs"][arm][k][2] == spent and len(data["macs"][arm][k]) == len(tokens)
+            every = np.frombuffer(base64.b64decode(data["pictures"][0]["plans"][arm][k]), np.uint8)
+            layers = [part.tolist() for part in np.split(every, np.cumsum(tokens[:-1])[:-1])]
+            for done in range(len(tokens)):
+                found = in_node(f"m.compose(given, 196, {done})", layers)
+                assert found == trace.last.plan(done).assignment[0].tolist()
+
+
+def test_the_file_of_the_front_page_is_what_its_tool_writes():
+    """Plans and counts to the last digit; colours but for the rounding of another decoder of pictures."""
+    pytest.importorskip("timm")
+    tool = importlib.util.spec_from_file_location("draw_live", ROOT / "tools" / "draw_live.py")
+    draw_live = importlib.util.module_from_spec(tool)
+    tool.loader.exec_module(draw_live)
+    text = draw_live.TARGET.read_text()
+    stored, again = data_of(text), draw_live.data()
+    pictures = [(old, new) for old, new in zip(stored.pop("pictures"), again.pop("pictures"), strict=True)]
+    assert stored == json.loads(json.dumps(again))
+    for old, new in pictures:
+        assert old["name"] == new["name"] and old["plans"] == new["plans"], f"python tools/draw_live.py: {old['name']}"
+        means = [np.frombuffer(base64.b64decode(of["means"]), np.uint8).astype(int) for of in (old, new)]
+        photographs = [np.asarray(Image.open(io.BytesIO(base64.b64decode(of["photo"].split(",")[1]))), float)
+                       for of in (old, new)]  # fmt: skip
+        assert np.abs(means[0] - means[1]).max() <= 1 and np.abs(photographs[0] - photographs[1]).mean() < 2
+    assert len(text) < PAGE and 'alt="' in text
+
+
+def figures() -> list[live.LiveFigure]:
+    picture = np.full((56, 56, 3), 90, np.uint8)
+    return [
+        plots.energy_figure(picture, {0: draws(0, 16, 4), 2: draws(1, 16, 4)}, 4, mergeable=5, start=(2, 3)),
+        plots.one_merge(draws(0, 16, 3).sigmoid(), 4, 0.9),
+        plots.six_tokens(draws(0, 6, 2), 0.5),
+    ]
+
+
+@pytest.mark.parametrize("figure", figures(), ids=lambda figure: figure.kind)
+def test_a_figure_has_three_forms(figure):
+    bundle = figure._repr_mimebundle_()
+    assert set(bundle) == {"text/html", "image/png", "text/plain"}
+    assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG") and figure.kind in bundle["text/plain"]
+    text = bundle["text/html"]
+    assert data_of(text) == json.loads(json.dumps(figure.data)) and "alt=" in text and len(text) < PAGE
+    assert f'Live.figure("{figure.kind}"' in (SCRIPTS / f"{figure.kind.replace('-', '_')}.js").read_text()
+    assert not re.search(r'(?:src|href)="(?!data:)', text)
+
+
+def test_bytes_hold_what_they_are_given():
+    assert base64.b64decode(live.packed(np.array([0, 255]))) == b"\x00\xff"
+    assert base64.b64decode(live.packed(np.array([-1, 127]))) == b"\xff\x7f"
+    with pytest.raises(ValueError, match="0 to 256"):
+        live.packed(np.array([0, 256]))
+    assert "<\\/script>" in live.box("kind", {"text": "</script>"}, "label", "")
+
+
+def test_colours_of_the_page_are_those_of_the_plots():
+    style = (SCRIPTS / "live.css").read_text().split("html[data-theme")[0]
+    for name in ("pitome", "tome", "accent"):
+        assert f"--live-{name}: {plots.COLOURS[name].lower()};" in style
+
+
+def test_scripts_ask_no_host_and_are_no_modules():
+    for script in SCRIPTS.glob("*.js"):
+        text = re.sub(r"http://www\.w3\.org/2000/svg", "", script.read_text())
+        assert not re.search(r"https?:|fetch\(|XMLHttpRequest|^import |^export ", text, re.MULTILINE), script
