@@ -9,15 +9,16 @@
 # %% [markdown]
 # # Vision, off the shelf
 #
-# **Found.** With nine tokens in ten kept in each layer, PiToMe as the paper writes it finds drawn objects as well as ToMe does, within
+# **Found.** With nine tokens in ten kept in each layer, PiToMe as the paper {cite}`tran2024pitome` writes it finds drawn objects as well as ToMe {cite}`bolya2023tome` does, within
 # 0.023 AUC. Its maps are less like the whole model's, and under a linear head it loses eleven digits in a hundred more. The tie in
 # AUC is *a cancellation*: where the whole model does badly PiToMe is above ToMe, elsewhere it is below. Its energy does much behind
 # the gate: dealt to other tokens, it would cost another 3.5 points of AUC and 35 digits in a hundred. And one form is above ToMe:
 # on hidden states, where attention does not count sizes, by three digits in a hundred. The preset released for CLIP is of that form. All
 # of these are below ToMe whose attention counts sizes.
 #
-# **Asked.** What is left of a pretrained Vision Transformer when its tokens are merged and nothing is trained again? The paper
-# answers with ImageNet (Table 5), which cannot be had here. A ViT-S/14 with its saliency head is, and real pictures: is the map still
+# **Asked.** What is left of a pretrained Vision Transformer {cite}`dosovitskiy2021vit` when its tokens are merged and nothing is trained again? The paper
+# answers with ImageNet (Table 5), which cannot be had here. A ViT-S/14 in the style of DINOv2 {cite}`oquab2024dinov2` with its
+# saliency head is, and real pictures: is the map still
 # the whole model's (*likeness*), does it still find a pasted object (*AUC* against the exact mask), do the features still serve a
 # linear head? *Keep 0.9* means that every layer keeps nine tenths of its tokens.
 #
@@ -44,6 +45,7 @@ import pitome_core as pc
 from pitome_core.experiments import plots
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import ARMS, LABELS, Cell
+from pitome_core.experiments.records.formats import percent
 from pitome_core.experiments.records.published import TABLE_5
 from pitome_core.experiments.records.statistics import mean_interval
 from pitome_core.experiments.records.strata import by_cluster, by_third
@@ -100,7 +102,7 @@ tilt = spearmanr([whole_auc[name] for name in parts[""]], [part.mean for part in
 rows = [[name, *(scenes.difference(ours, other, outcome) for other in (rival, "pitome-shuffled@0.9", "whole"))]
         for name, outcome in (("likeness", "likeness"), ("AUC", "auc"))]
 display(Markdown(
-    markdown([f"PiToMe, keep 0.9, {scenes.about(ours)['share']:.0%} of the work", "minus ToMe", "minus shuffled energies",
+    markdown([f"PiToMe, keep 0.9, {percent(scenes.about(ours)['share'])} of the work", "minus ToMe", "minus shuffled energies",
               "minus the whole model"], rows)
     + f"\n\nThe protocol names two of these as primary: AUC minus ToMe's, and minus the whole model's. No difference was found; "
     f"one of {to_tome.detectable:.3f} to ToMe would have been. The mean hides two opposite parts. Where the whole model does well, "
@@ -202,7 +204,7 @@ display(Markdown(markdown(
 # %% [markdown]
 # ## With a classifier on top
 #
-# As in the paper, a label per image: a linear head reads class tokens and patches, on digits (MNIST-5k at 112 px) and on the group of
+# As in the paper, a label per image: a linear head reads class tokens and patches, on digits (5,000 of MNIST {cite}`lecun1998mnist`, at 112 px) and on the group of
 # an emoji that is pasted large on a photograph. No object and no photograph of the test set is one that a head was fitted on.
 # *Off the shelf*: fitted on the whole model. *Refitted*: fitted again with merging on.
 
@@ -221,7 +223,7 @@ plt.show()
 refit = {key: digits.difference(key, rival, "correct_refit") for key in (ours, order)}
 at_08 = {off: digits.difference(f"pitome-hidden@0.8{off}", f"tome-hidden@0.8{off}", "correct") for off in ("", "/off")}
 display(Markdown(
-    f"The whole model has {digits.outcome('whole', 'correct').mean():.1%} of the digits and {emoji.outcome('whole', 'correct').mean():.1%} of "
+    f"The whole model has {percent(digits.outcome('whole', 'correct').mean(), 1)} of the digits and {percent(emoji.outcome('whole', 'correct').mean(), 1)} of "
     f"the emoji groups right.\n\n"
     f"**PiToMe as the paper writes it** loses digits: {headed['tome', 'digits'][ours]} against ToMe, {refit[ours]} refitted. On emoji "
     f"groups: {headed['tome', 'emoji groups'][ours].in_words()}. Without its energies it would lose far more: "
@@ -281,7 +283,7 @@ assert all(wide.difference(f"pitome@{keep:g}", f"tome@{keep:g}", name).side == s
 assert all(old_digits.difference(f"pitome@{keep:g}", f"tome@{keep:g}", "correct").side == -1 for keep in keeps)
 display(Markdown(
     f"At every strength PiToMe's map is less like the whole model's than ToMe's, it mixes more of the object with background, and it has "
-    f"fewer digits right. A picture of 168 in place of 224 pixels costs {wide.cells[smaller]['share']:.0%} of the work, and its AUC minus "
+    f"fewer digits right. A picture of 168 in place of 224 pixels costs {percent(wide.cells[smaller]['share'])} of the work, and its AUC minus "
     f"the whole model's: {wide.difference(smaller, 'whole', 'auc').in_words()}. Finding a drawn object needs no fine grid, so scenes "
     f"separate methods poorly; digits need one."
 ))
@@ -393,9 +395,16 @@ display(Markdown("\n\n".join(tabled)))
 #
 # ## Exercises
 #
-# **1.** Which form of PiToMe led its counterpart by most in AUC on dev, and where did it stand on test?
+# ```{exercise} From dev to test
+# :label: ex-vision-dev
+# Which form of PiToMe led its counterpart by most in AUC on dev, and where did it stand on test?
+# ```
+#
+# ```{solution-start} ex-vision-dev
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 tried = results.load("law-scenes-dev")
 for name, record in (("dev", tried), ("test", scenes)):
     forms = [key for key in tried.groups() if Cell.of(tried.about(key)).keep == 0.9 and Cell.of(tried.about(key)).shuffled and tried.rival_of(key)]
@@ -404,10 +413,22 @@ for name, record in (("dev", tried), ("test", scenes)):
     print(f"{name}: first {ranked[0]}, {leads[ranked[0]].in_words()}; then {', '.join(ranked[1:4])}")
 
 # %% [markdown]
-# **2.** Lower resolution and keep ratios have different costs. Interpolate the control of the first version to the cost of ToMe at each
-# keep ratio and compare on many photographs.
+# No difference was found for the first of either list: an order of such means is mostly an order of noise.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} A smaller picture of equal cost
+# :label: ex-vision-smaller
+# Lower resolution and keep ratios have different costs. Interpolate the control of the first version to the cost of ToMe at each keep
+# ratio and compare on many photographs.
+# ```
+#
+# ```{solution-start} ex-vision-smaller
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 sizes = sorted((cell["share"], wide.outcome(key, "auc").mean()) for key, cell in wide.cells.items()
                if cell["arm"] == "lower-resolution")
 shares, quality = np.array(sizes).T
@@ -421,11 +442,22 @@ for keep in keeps:
     print(f"keep {keep}: cost {cell['share']:.2f}, ToMe {tome:.3f}, smaller picture {control:.3f}")
 
 # %% [markdown]
-# **3.** What does the energy protect? Before PiToMe merges $k$ tokens, it sets aside all but the $2k$ of highest energy. Measure, live,
-# the share of the object's tokens among the protected, divided by its share among all: 1 means a random sample, more that the object
-# is protected.
+# They lie close together: finding a drawn object does not need a fine grid.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} What the energy protects
+# :label: ex-vision-protects
+# Before PiToMe merges $k$ tokens, it sets aside all but the $2k$ of highest energy. Measure, live, the share of the object's tokens
+# among the protected, divided by its share among all: 1 means a random sample, more that the object is protected.
+# ```
+#
+# ```{solution-start} ex-vision-protects
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 subject = live.cover > 0.5  # (B, 256): patches that are mostly object
 for metric in ("keys", "hidden"):
     with pc.patched(live.model, "pitome", 0.9, metric=metric), pc.record(live.model) as trace, torch.no_grad():
@@ -438,3 +470,9 @@ for metric in ("keys", "hidden"):
         ranks = step.energy.cpu().argsort(dim=1, descending=True, stable=True)
         mean, low_, high_ = mean_interval((share.gather(1, ranks[:, 2 * k :]).mean(1) / share.mean(1)).numpy())
         print(f"{metric:6s} layer {layer}: {mean:.2f} [{low_:.2f}, {high_:.2f}]")
+
+# %% [markdown]
+# Hidden states protect the object more than keys do.
+#
+# ```{solution-end}
+# ```
