@@ -211,8 +211,7 @@ def schedule(
             )
         result = cheapest_schedule(num, budget, depth, prefix, lambda option: cost(option.gathered(every)))
     result = result if keep is not None else result.gathered(every)
-    remedy = {"tokens": "ask for more tokens", "flops": "ask for more of them"}.get(given_names[0])
-    remedy = remedy_of_every(every) or remedy
+    of_target = {"tokens": "ask for more tokens", "flops": "ask for more of them"}
     for k, entering in zip(result.remove, result.tokens, strict=False):
-        method.check_remove(k, entering - prefix, remedy)
+        method.check_remove(k, entering - prefix, remedy_of_every(every) or of_target.get(given_names[0]))
     return result

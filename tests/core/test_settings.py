@@ -24,7 +24,7 @@ ARGUMENTS = {
     "a count": dict(method="tome", remove=3),
     "a count per layer": dict(method="tome", remove=[3, 0, 2]),
     "fewer steps": dict(keep=0.9, every=2),
-    "a count in fewer steps": dict(method="tome", remove=2, every=3),
+    "a count in fewer steps": dict(method="tome", remove=2, every=np.int64(3)),
     "a preset": dict(preset="released-deit", keep=0.8),
     "plain attention": dict(keep=0.8, proportional=False),
     "no choice of protected tokens": dict(keep=0.8, protect=None),
