@@ -31,6 +31,7 @@ CASES = {
                                            protection=True, edges="all"),
     "a gate": dict(gate=1.5, kernel="gaussian", metric="hidden", alpha=0.5),
     "tome": dict(method="tome"),
+    "one step for two layers": dict(every=2),
 }
 
 
