@@ -23,6 +23,7 @@ class Arguments:
     method: Method
     keep: float | Sequence[float] | Schedule | None
     remove: int | Sequence[int] | None
+    every: int
     preset: str | None
     proportional: bool | None
     margin: float | Sequence[float] | None

@@ -18,7 +18,15 @@ from .mergers import Method, find_method
 from .mergers.preset_table import PresetRow
 from .patch import Patch, active_patch
 from .patching import family_of
-from .schedules import Schedule, cheapest_schedule, fixed_schedule, keep_schedule, target_schedule
+from .schedules import (
+    Schedule,
+    cheapest_schedule,
+    check_every,
+    fixed_schedule,
+    keep_schedule,
+    remedy_of_every,
+    target_schedule,
+)
 
 PAPER_ROW = PresetRow()  # what layers do if no patch says otherwise
 
@@ -144,9 +152,10 @@ def schedule(
     remove: int | list[int] | None = None,
     tokens: int | None = None,
     flops: float | None = None,
+    every: int = 1,
     input_size: tuple[int, int, int] | None = None,
 ) -> Schedule:
-    """Tokens to remove per layer, for `pc.apply(model, keep=...)`. Give exactly one of the four.
+    """Tokens to remove per layer, for `pc.apply(model, keep=...)`. Give exactly one of keep, remove, tokens, flops.
 
     Args:
         model: patched or not. Limits and costs are those of its method; of `pitome` if it is not patched.
@@ -154,19 +163,23 @@ def schedule(
         remove: patch tokens to remove per layer (or one count per layer); reduced where a layer cannot lose as many.
         tokens: patch tokens to end with; the number shrinks geometrically.
         flops: a share of the whole model's multiply-accumulates (up to 1), or their number (above 1).
+        every: one of so many layers removes what all of them would, as in `pc.apply`.
         input_size: (channels, height, width); None = the model's own.
 
     Returns:
         The schedule; `tokens` and `flops` targets are met as closely as whole tokens allow.
 
     Raises:
-        ValueError: none or several targets given, or one that cannot be met.
+        ValueError: none or several targets given, or one that cannot be met; `every` that is not 1 to the number of
+            layers, or a layer that would have to remove more than it can.
 
     Example:
         >>> import timm, pitome_core as pc
         >>> model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2)  # 16 patches and a class token
         >>> pc.schedule(model, keep=0.75).tokens, pc.schedule(model, tokens=4).tokens
         ((17, 13, 10), (17, 9, 5))
+        >>> pc.schedule(model, keep=0.75, every=2).tokens
+        (17, 10, 10)
     """
     targets = {"keep": keep, "remove": remove, "tokens": tokens, "flops": flops}
     given_names = [name for name, value in targets.items() if value is not None]
@@ -175,8 +188,9 @@ def schedule(
     shape, patch = _shape(model, input_size), active_patch(model)
     method = find_method("pitome") if patch is None else patch.method
     num, depth, prefix = shape.num_patches, len(shape.layers), shape.prefix
+    every = check_every(every, depth)
     if keep is not None:
-        result = keep_schedule(num, keep, depth, prefix)
+        result = keep_schedule(num, keep, depth, prefix, every)
     elif remove is not None:
         result = fixed_schedule(num, remove, depth, prefix, method.max_remove)
     elif tokens is not None:
@@ -188,14 +202,16 @@ def schedule(
         def cost(option: Schedule) -> float:
             return _count(shape, option, method, patch).total
 
-        cheapest = cost(fixed_schedule(num, num, depth, prefix, method.max_remove))
+        most = [0 if layer % every else num for layer in range(depth)]
+        cheapest = cost(fixed_schedule(num, most, depth, prefix, method.max_remove))
         if not cheapest <= budget <= whole:
             raise ValueError(
                 f"a budget of {budget:.4g} multiply-accumulates cannot be met: this model takes {whole:.4g} whole, "
                 f"and {cheapest:.4g} with as many tokens removed as {method.name!r} can"
             )
-        result = cheapest_schedule(num, budget, depth, prefix, cost)
-    remedy = {"tokens": "ask for more tokens", "flops": "ask for more of them"}.get(given_names[0])
+        result = cheapest_schedule(num, budget, depth, prefix, lambda option: cost(option.gathered(every)))
+    result = result if keep is not None else result.gathered(every)
+    of_target = {"tokens": "ask for more tokens", "flops": "ask for more of them"}
     for k, entering in zip(result.remove, result.tokens, strict=False):
-        method.check_remove(k, entering - prefix, remedy)
+        method.check_remove(k, entering - prefix, remedy_of_every(every) or of_target.get(given_names[0]))
     return result

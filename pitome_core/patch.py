@@ -24,7 +24,7 @@ from .merge_plan import LinearPlan, MergePlan
 from .merge_step import compiled_step, layer_metric, merge_step
 from .mergers import Method, make_plan
 from .portable import constant, refuse_exporting
-from .schedules import Schedule, keep_schedule, tokens_removed
+from .schedules import Schedule, gathered, keep_schedule, remedy_of_every, removed_together
 
 INSERTIONS = ("before", "between", "after")
 
@@ -323,6 +323,7 @@ class Patch:
         merge_tokens: what merges the tokens of a layer; `patching.use_merge` puts another function in its place.
         size_bias: what makes the bias of proportional attention from sizes.
         fused: whether kernels merge, as in `pc.apply`; the two functions above are then those of `fused.step`.
+        every: of so many layers that merge, one removes what all of them would. A schedule has that in its numbers.
         traces: the open recordings.
     """
 
@@ -337,6 +338,7 @@ class Patch:
     merge_tokens: Callable[[LayerStep, Tensor, Tensor | None, Tensor | None, Tensor | None], Merged] = merge_tokens
     size_bias: Callable[[Tensor | None, torch.dtype], Tensor | None] = size_bias
     fused: bool | str = False
+    every: int = 1
     traces: list[Any] = field(default_factory=list)
 
     def start(self, x: Tensor, prefix: int, class_token: bool, columns: int | None, **masks: Tensor) -> ForwardState:
@@ -358,10 +360,11 @@ class Patch:
                 )
             remove = tuple(map(operator.index, self.keep.remove))
         else:
-            remove = keep_schedule(num_patches, [constant(share) for share in self.keep], len(self.keep)).remove
+            keep = [constant(share) for share in self.keep]
+            remove = keep_schedule(num_patches, keep, len(keep), every=self.every).remove
         remaining = num_patches
         for k in remove:
-            self.method.check_remove(k, remaining)
+            self.method.check_remove(k, remaining, remedy_of_every(self.every))
             remaining = remaining - k
         return remove
 
@@ -370,10 +373,10 @@ class Patch:
 
         `lengths (B,)` are the numbers of tokens that may merge.
         """
-        numbers = lengths.tolist()
-        removed = [tokens_removed(number, self.keep[layer]) for number in numbers]
+        numbers, ratios = lengths.tolist(), gathered(self.keep, self.every, 1.0)[layer]
+        removed = [removed_together(number, ratios) for number in numbers]
         for k, number in zip(removed, numbers, strict=True):
-            self.method.check_remove(k, number)
+            self.method.check_remove(k, number, remedy_of_every(self.every))
         return torch.tensor(removed, device=lengths.device)
 
     def rehearse(self) -> list[MergePlan | LinearPlan]:
@@ -408,7 +411,7 @@ class Patch:
             words += [] if set(values) == {usual} else [f"{name}={_span(values)}"]
         words += [] if self.protect is None else [f"protect={self.protect!r}"]
         words.append(f"restore={self.restore}")
-        given = (("compile_step", self.compile_step, False), ("fused", self.fused, False))
+        given = (("every", self.every, 1), ("compile_step", self.compile_step, False), ("fused", self.fused, False))
         words += [f"{name}={value}" for name, value, usual in given if value != usual]
         for name in dict.fromkeys(name for row in rows for name in row.options):
             default = self.method.options[name]

@@ -25,7 +25,7 @@ from .instances import give_methods, guards, original, take_methods
 from .mergers import find_method
 from .mergers.preset_table import PRESETS
 from .patch import Merged, Patch, active_patch
-from .schedules import Schedule, fixed_schedule
+from .schedules import Schedule, check_every, fixed_schedule
 
 _INSTALLED_ATTRIBUTE = "_pitome_installed"
 _CHANGING = threading.RLock()  # a model that two threads changed at once would be patched in part, for good
@@ -162,6 +162,7 @@ def apply(
     keep: float | Sequence[float] | Schedule | Mapping[str, Any] | None = None,
     *,
     remove: int | Sequence[int] | None = None,
+    every: int = 1,
     preset: str | None = None,
     proportional: bool | None = None,
     margin: float | Sequence[float] | None = None,
@@ -184,6 +185,14 @@ def apply(
         remove: in place of keep, patch tokens to remove per layer, or one count per layer: ToMe's r. It is the same as
             `keep=pc.schedule(model, remove=...)` with the limits of this method, so it is made for the model's own
             input size, and a layer that cannot lose as many loses as many as it can.
+        every: merge in one of so many layers, and remove what all of them would, so that as many tokens are left in the
+            end. Of the layers that merge (a keep ratio below 1, or a count above 0, and a preset that merges
+            there), each `every` in turn are a group, the last one maybe smaller. The first layer of a group removes
+            what its layers would one after the other. So no layer has more tokens than with 1, and `pc.flops` says
+            what is saved; few steps are faster where a step costs more than the work it saves (one image, a small
+            model). How quality changes is not known. Where the method cannot remove as many in one layer (`pitome` and
+            `tome`: half of the tokens; keep 0.9 allows up to 6 layers) it is an error. A `Schedule` says itself which
+            layers merge: `pc.schedule` takes `every`, too.
         preset: a name from `pc.presets()`; None = the paper's row for `pitome`, no preset for other methods.
         proportional: whether keys count by token size in attention; None = as the preset says, else True.
         margin: the paper's m: one value for all layers, or one per layer; None = as the preset says.
@@ -243,7 +252,7 @@ def apply(
     proportional = proportional if proportional is None else checks.flag(proportional, "proportional")
     restore, compile_step = checks.flag(restore, "restore"), checks.flag(compile_step, "compile_step")
     arguments = Arguments(
-        chosen, keep, remove, preset, proportional, margin, metric, insertion, protect, restore, compile_step,
+        chosen, keep, remove, every, preset, proportional, margin, metric, insertion, protect, restore, compile_step,
         fused if fused == "auto" else checks.flag(fused, "fused"), chosen.check_options(options),
     )
     parts = family.parts(towers)
@@ -267,6 +276,10 @@ def apply(
 def _make_patch(model: nn.Module, family: Family, arguments: Arguments) -> Patch:
     """The patch of one tower. Everything that can be checked before a forward call is checked here."""
     shape, method, keep = family.shape(model, None), arguments.method, arguments.keep
+    every = check_every(arguments.every, len(shape.layers))
+    if every > 1 and isinstance(keep, Schedule):
+        raise ValueError(f"every={every} beside a schedule, which says itself what each layer removes: give "
+                         f"keep=pc.schedule(model, ..., every={every}), or keep=schedule.gathered({every})")
     if keep is None:
         keep = fixed_schedule(
             shape.num_patches, arguments.remove, len(shape.layers), shape.prefix, method.max_remove
@@ -274,12 +287,13 @@ def _make_patch(model: nn.Module, family: Family, arguments: Arguments) -> Patch
     family.check(method, keep)
     preset, rows = make_rows(arguments, len(shape.layers))
     keep = make_keep(keep, rows)
+    keep = keep.gathered(every) if arguments.keep is None else keep
     wanted = arguments.protect or (None if preset is None else PRESETS[preset].protect)
     protect = wanted if wanted in family.protects else next(iter(family.protects), None)
     from .fused.choice import functions  # here, because importing the core does not look for kernels
 
     patch = Patch(method, preset, keep, rows, arguments.restore, arguments.compile_step, family.ragged, protect,
-                  fused=arguments.fused, **functions(arguments.fused, method, rows, family.ragged))
+                  fused=arguments.fused, every=every, **functions(arguments.fused, method, rows, family.ragged))
     if any(row.merges and row.insertion == "before" and method.reads_attention(row.options) for row in rows):
         raise ValueError(f"{method.name!r} reads the block's attention map, which is not there before the block")
     removed = keep.remove if isinstance(keep, Schedule) else ()

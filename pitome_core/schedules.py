@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .checks import count, in_graph, number, per_layer
 
@@ -18,6 +19,42 @@ def tokens_removed(num_tokens: int, keep: float) -> int:
     # The small number is there because 200 * (1 - 0.9) is 19.999999999999996 in floating point and must give 20. It is
     # written here, because a global would be a symbol in code compiled with dynamic=True.
     return math.floor(num_tokens - num_tokens * keep + 1e-9)
+
+
+def removed_together(num_tokens: int, ratios: Sequence[float]) -> int:
+    """How many of `num_tokens` tokens layers with these keep ratios remove, one after the other."""
+    left = num_tokens
+    for keep in ratios:
+        left = left - tokens_removed(left, keep)
+    return num_tokens - left
+
+
+def check_every(every: int, num_layers: int) -> int:
+    """`every` as an int. ValueError unless it is 1 to the number of layers, TypeError if it is no integer."""
+    every = count(every, "every", 1)
+    if every > num_layers:
+        raise ValueError(f"every={every}: the model has {num_layers} layers; choose 1 (all of them merge) to "
+                         f"{num_layers} (one merges for all)")
+    return every
+
+
+def remedy_of_every(every: int) -> str | None:
+    """What to do where one layer cannot remove what `every` layers would; None if all layers merge."""
+    if every == 1:
+        return None
+    return f"one layer removes what {every} would (every={every}): choose a smaller every, or keep more tokens"
+
+
+def gathered(entries: Sequence[Any], every: int, idle: float) -> list[list[Any]]:
+    """For every layer the entries whose tokens it removes, if one of `every` layers does it for all of them.
+
+    `entries` are keep ratios or counts, one per layer. Layers with the entry `idle` do not merge and belong to no
+    group. Of the others, each `every` that follow one another are a group (the last may be smaller), and the first one
+    of the group has the entries of all its layers: the first, because then no layer has more tokens than before.
+    """
+    merging = [layer for layer, entry in enumerate(entries) if entry != idle]
+    groups = {merging[i]: merging[i : i + every] for i in range(0, len(merging), every)}
+    return [[entries[member] for member in groups.get(layer, ())] for layer in range(len(entries))]
 
 
 def check_keep(keep: float, name: str = "keep") -> float:
@@ -65,12 +102,34 @@ class Schedule:
             left.append(left[-1] - k)
         return cls(tuple(remove), tuple(n + prefix for n in left), prefix, clamped)
 
+    def gathered(self, every: int) -> Schedule:
+        """The same removals in fewer layers: of `every` layers that remove tokens, the first removes those of all.
 
-def keep_schedule(num_tokens: int, keep: float | Sequence[float], num_layers: int, prefix: int = 0) -> Schedule:
-    """The paper's schedule: every layer keeps the share `keep` of its tokens (or a share of its own, from a list)."""
+        As many tokens leave the last layer, and no layer has more than before. `apply` refuses a layer that would have
+        to remove more than its method can.
+
+        Raises:
+            ValueError, TypeError: `every` is not one of 1 to L.
+
+        Example:
+            >>> import pitome_core as pc
+            >>> pc.Schedule.from_removals(16, [4, 3, 2, 2]).gathered(3)
+            Schedule(remove=(9, 0, 0, 2), tokens=(16, 7, 7, 7, 5), prefix=0, clamped=False)
+        """
+        remove = [sum(counts) for counts in gathered(self.remove, check_every(every, len(self.remove)), 0)]
+        return Schedule.from_removals(self.tokens[0] - self.prefix, remove, self.prefix, self.clamped)
+
+
+def keep_schedule(
+    num_tokens: int, keep: float | Sequence[float], num_layers: int, prefix: int = 0, every: int = 1
+) -> Schedule:
+    """The paper's schedule: every layer keeps the share `keep` of its tokens (or a share of its own, from a list).
+
+    With `every`, one of so many layers removes what all of them would (`gathered`).
+    """
     remove, left = [], num_tokens
-    for ratio in per_layer(keep, num_layers, "keep", check_keep):
-        remove.append(tokens_removed(left, ratio))
+    for ratios in gathered(per_layer(keep, num_layers, "keep", check_keep), every, 1.0):
+        remove.append(removed_together(left, ratios))
         left = left - remove[-1]
     return Schedule.from_removals(num_tokens, remove, prefix)
 

@@ -67,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("model", metavar="MODEL", help=MODEL)
     part.add_argument("--keep", type=float, required=True, help="share of the tokens that each layer keeps")
     part.add_argument("--method", default="pitome", help="the method (default pitome)")
+    part.add_argument("--every", type=int, default=1, metavar="N",
+                      help="merge in one of N layers, as many tokens as all of them would (default 1)")
     part.add_argument("--json", type=Path, metavar="F", help="write the numbers to this file")
 
     part = command("map", _map, "Draw which patches of a picture merge.")
@@ -109,14 +111,15 @@ def _diagnose(given: argparse.Namespace) -> None:
 def _flops(given: argparse.Namespace) -> None:
     _check_writable(given.json)
     model = loading.load(given.model, "random", pictures=False).model
-    whole, merged = pc.flops(model), pc.flops(pc.apply(model, given.method, given.keep))
+    whole, merged = pc.flops(model), pc.flops(pc.apply(model, given.method, given.keep, every=given.every))
     share = merged.total / whole.total
-    print(f"{given.model}, {given.method} at keep {given.keep:g}: {merged.total / 1e9:.3f} of {whole.total / 1e9:.3f} "
-          f"GMACs for one picture, {share:.1%}")
+    places = f", in one of {given.every} layers" if given.every > 1 else ""
+    print(f"{given.model}, {given.method} at keep {given.keep:g}{places}: {merged.total / 1e9:.3f} of "
+          f"{whole.total / 1e9:.3f} GMACs for one picture, {share:.1%}")
     print("tokens by layer: " + " ".join(map(str, merged.tokens)))
     if given.json is not None:
-        numbers = {"model": given.model, "method": given.method, "keep": given.keep, "whole": whole.total,
-                   "merged": merged.total, "share": share, "tokens": merged.tokens}
+        numbers = {"model": given.model, "method": given.method, "keep": given.keep, "every": given.every,
+                   "whole": whole.total, "merged": merged.total, "share": share, "tokens": merged.tokens}
         given.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,11 +24,11 @@ def functions(
         return {}
     from . import step
 
-    reasons = [step.missing(), "texts take the torch path" if ragged else None]
-    reasons += [step.not_covered(method, row.options) for row in rows if row.merges]
-    reason = next((reason for reason in reasons if reason), None)
+    reasons = tuple(step.not_covered(method, row.options) if row.merges else None for row in rows)
+    reason = next(filter(None, (step.missing(), "texts take the torch path" if ragged else None, *reasons)), None)
     if reason and fused is True:
         raise ValueError(f"fused=True cannot merge: {reason}. fused='auto' takes the torch path there")
     if step.missing():
         return {}
-    return {"merge_tokens": step.require if fused is True else step.merge_tokens, "size_bias": step.bias_of_sizes}
+    merge_tokens = partial(step.merge_tokens, reasons=reasons, required=fused is True)
+    return {"merge_tokens": merge_tokens, "size_bias": step.bias_of_sizes}

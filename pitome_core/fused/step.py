@@ -9,7 +9,6 @@ differ.
 from __future__ import annotations
 
 import importlib.util
-from functools import partial
 from typing import Any
 
 import torch
@@ -111,12 +110,15 @@ def make_plan(step: LayerStep, x: Tensor, keys: Tensor | None) -> MergePlan:
 
 def merge_tokens(
     step: LayerStep, x: Tensor, keys: Tensor | None, size: Tensor | None, attention_map: Tensor | None,
-    required: bool = False,
+    *, reasons: tuple[str | None, ...], required: bool,
 ) -> Merged:
-    """`patch.merge_tokens` by kernels. Where they cannot, it is the torch path, or with `required` ValueError."""
+    """`patch.merge_tokens` by kernels. Where they cannot, it is the torch path, or with `required` ValueError.
+
+    `reasons` has `not_covered` of every layer. They are worked out once, at `pc.apply`, and not in every forward.
+    """
     if step.remove == 0:
         return x, size, None
-    reason = not_covered(step.patch.method, step.row.options) or not_here(step, x, keys)
+    reason = reasons[step.layer] or not_here(step, x, keys)
     if reason and required:
         raise ValueError(f"fused=True cannot merge layer {step.layer}: {reason}. "
                          "fused='auto' takes the torch path there")
@@ -126,9 +128,6 @@ def merge_tokens(
         made = make_plan(step, x, keys)
     merged, new_size = operators.merge_pairs(x, size, *made.pairs, step.prefix, step.row.sized)
     return merged, new_size, made
-
-
-require = partial(merge_tokens, required=True)
 
 
 def bias_of_sizes(size: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -138,6 +138,20 @@ def test_counts(timm_folder, tmp_path, capsys):
     assert "17 13 10 8" in capsys.readouterr().out
 
 
+def test_counts_of_fewer_steps(timm_folder, tmp_path, capsys):
+    counted = "flops", timm_folder, "--keep", ".9", "--method", "tome", "--json", tmp_path / "f.json"
+    assert run(*counted) == 0
+    each = json.loads((tmp_path / "f.json").read_text())
+    assert run(*counted, "--every", "3") == 0
+    numbers = json.loads((tmp_path / "f.json").read_text())
+    model = pc.apply(timm.create_model(NAME, **MODEL), "tome", 0.9, every=3)
+    assert (numbers["merged"], numbers["tokens"]) == (pc.flops(model).total, list(pc.flops(model).tokens))
+    assert (each["every"], numbers["every"]) == (1, 3) and numbers["merged"] < each["merged"]
+    assert numbers["tokens"][1] == numbers["tokens"][-1] == each["tokens"][-1]
+    first, second = capsys.readouterr().out.split("tokens by layer")[:2]
+    assert "in one of 3 layers" not in first and "at keep 0.9, in one of 3 layers: " in second
+
+
 def test_a_map_is_the_token_map(timm_folder, folder, tmp_path):
     assert run("map", folder / "00.png", "--model", timm_folder, "--method", "tome", "--keep", ".6", "--layer", "1",
                "--output", tmp_path / "map.png") == 0
@@ -164,6 +178,8 @@ def test_pictures_are_spread_over_the_folder(folder):
     (["diagnose", "{timm}", "{folder}", "--methods", "tomes"], "unknown method 'tomes'"),
     (["diagnose", "{timm}", "{folder}", "--json", "{folder}/none/f.json"], "there is no folder"),
     (["flops", "{timm}", "--keep", ".1"], "can merge in one layer"),
+    (["flops", "{timm}", "--keep", ".9", "--every", "0"], "every must be 1 or more, got 0"),
+    (["flops", "{timm}", "--keep", ".9", "--every", "4"], "every=4: the model has 3 layers"),
     (["flops", "resnet18", "--keep", ".9"], "is not supported"),
     (["map", "{folder}/notes.txt", "--model", "{timm}", "--output", "{folder}/../m.png"], "cannot be read"),
     (["map", "{folder}/00.png", "--model", "{timm}", "--layer", "9", "--output", "{folder}/../m.png"], "no layer 9"),

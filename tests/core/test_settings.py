@@ -23,6 +23,8 @@ ARGUMENTS = {
     "ratios of numpy": dict(keep=np.array([0.9, 0.8, 0.7], dtype=np.float32)),
     "a count": dict(method="tome", remove=3),
     "a count per layer": dict(method="tome", remove=[3, 0, 2]),
+    "fewer steps": dict(keep=0.9, every=2),
+    "a count in fewer steps": dict(method="tome", remove=2, every=np.int64(3)),
     "a preset": dict(preset="released-deit", keep=0.8),
     "plain attention": dict(keep=0.8, proportional=False),
     "no choice of protected tokens": dict(keep=0.8, protect=None),
@@ -54,7 +56,7 @@ def run(model, *inputs) -> torch.Tensor:
 def rows(model) -> tuple:
     """What a patch does, as values that compare."""
     patch = find_patch(model)
-    return patch.method.name, patch.preset, patch.keep, patch.rows, patch.restore, patch.compile_step
+    return patch.method.name, patch.preset, patch.keep, patch.rows, patch.restore, patch.compile_step, patch.every
 
 
 def plain(value) -> bool:

@@ -28,7 +28,7 @@ METHODS += sorted((PACKAGE / "experiments" / "baselines").glob("*.py"))
 # The most statements: of the core without families, of what looks at models that merge, of the command, of all families
 # together, of one family, of one method, of the kernels for GPUs and what launches them. A family may
 # cost what its encoder loop needs.
-MOST = {"core": 1870, "use": 460, "command": 260, "families": 1440, "family": 190, "method": 55,
+MOST = {"core": 1905, "use": 460, "command": 260, "families": 1440, "family": 190, "method": 55,
         "fused": 450}
 
 

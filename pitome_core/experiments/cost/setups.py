@@ -111,7 +111,8 @@ class Setup:
         proportional: `preset`, `on` or `off`, for all methods.
         size: side of the image in pixels; None = the architecture's own.
         multiple: every layer that merges leaves a multiple of this number of tokens, the prefix included.
-        every: one layer in so many merges. It keeps `keep ** every` of its tokens, as many as that many layers would.
+        every: one layer in so many merges. It keeps `keep ** every` of its tokens, rounded once: one or two fewer than
+            that many layers would leave, which is what `pc.apply(every=)` leaves.
     """
 
     model: str

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 
@@ -29,6 +31,7 @@ CASES = {
                                            protection=True, edges="all"),
     "a gate": dict(gate=1.5, kernel="gaussian", metric="hidden", alpha=0.5),
     "tome": dict(method="tome"),
+    "one step for two layers": dict(every=2),
 }
 
 
@@ -93,6 +96,22 @@ def test_what_is_not_covered_is_refused(arguments, reason, build_vit):
     with pytest.raises(TypeError, match="fused must be True or False"):
         pc.apply(model, fused="on")
     assert "_pitome_patch" not in vars(model)
+
+
+@runs
+@pytest.mark.parametrize("options", [{}, {"score": "shuffled"}], ids=str)
+def test_what_is_covered_is_asked_once(options, build_vit, images, monkeypatch):
+    """At `apply`, for every layer that merges; no forward asks again, and a copy of the model does not either."""
+    asked, not_covered = [], step.not_covered
+    monkeypatch.setattr(step, "not_covered", lambda *about: asked.append(about) or not_covered(*about))
+    model, x = build_vit(depth=2), images(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)  # `auto` looks for kernels then
+        pc.apply(model, keep=0.8, fused="auto", **options)
+    assert len(asked) == 2
+    with torch.no_grad():
+        outputs = [one(x) for one in (model, model, pickle.loads(pickle.dumps(model)), copy.deepcopy(model))]
+    assert len(asked) == 2 and all(torch.equal(out, outputs[0]) for out in outputs)
 
 
 @runs
