@@ -299,7 +299,7 @@ assert abs(sum(shares) - distance) < 1e-6
 #
 # Drag the tokens, or turn them by the arrow keys, and watch the shares:
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Six tokens, three groups, and the spectral distance. Pull token 3 to the other side while PiToMe groups: the groups follow. Group by hand and split a cluster: its dark squares enter the frames, and the distance rises by their share. *Live; drag the tokens.*", "name": "fig-coarse-live"}, "image": {"alt": "Six tokens as arrows in a circle, coloured by group; the matrix of their weights with the groups framed; the eigenvalues before and after lifting."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Six tokens, three groups, and the spectral distance. Pull token 3 to tokens 4 and 5, then on to token 6: PiToMe's groups follow. Group by hand and split a cluster: its dark squares enter the frames, and the distance rises by their share. *Live; drag the tokens.*", "name": "fig-coarse-live"}, "image": {"alt": "Six tokens as arrows in a circle, coloured by group; the matrix of their weights with the groups framed; the eigenvalues before and after lifting."}}
 display(plots.six_tokens(tokens[0], margin=0.5))
 
 # %% [markdown]

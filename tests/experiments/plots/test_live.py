@@ -170,6 +170,21 @@ def test_the_file_of_the_front_page_is_what_its_tool_writes():
                        for of in (old, new)]  # fmt: skip
         assert np.abs(means[0] - means[1]).max() <= 1 and np.abs(photographs[0] - photographs[1]).mean() < 2
     assert len(text) < PAGE and 'alt="' in text
+    for picture in pictures:  # what the front page says of the maps as they start
+        alone, largest = zip(*(sizes_at_start(stored, plans) for plans in picture[0]["plans"][:2]), strict=True)
+        assert alone[0] > alone[1] and largest[0] > largest[1], picture[0]["name"]
+
+
+def sizes_at_start(data: dict, plans: list[str]) -> tuple[int, int]:
+    """How many patches are alone, and how many the largest token holds, where the sliders of the token map start."""
+    keep, layer = data["start"]["keep"], data["start"]["layer"]
+    every, tokens = np.frombuffer(base64.b64decode(plans[keep]), np.uint8), data["tokens"][keep]
+    layers = np.split(every, np.cumsum(tokens[:-1])[:-1])
+    at = np.arange(tokens[0])
+    for plan in layers[:layer]:
+        at = plan[at]
+    sizes = np.bincount(at)
+    return int((sizes == 1).sum()), int(sizes.max())
 
 
 def figures() -> list[live.LiveFigure]:
