@@ -113,7 +113,7 @@ BLOCK = _object({"column": NAME, "outcomes": NAMES, "arms": _list(ARM), "at": NA
 TASK = _object(
     {"record": TEXT, "data": TEXT, "page": TEXT, "cells": _list(BLOCK)},
     split={"enum": ["test", "all", "dev"]}, beside=TEXT, replaces=NAMES,
-    primary=_object({"outcome": NAME, "first": NAME, "rivals": _list({"enum": list(RIVALS)})}, title={"type": "string"}),
+    primary=_object({"outcome": NAME, "first": NAME, "rivals": _list({"enum": list(RIVALS)})}, title=TEXT),
 )
 OUTCOME = _object({"about": NAME, "better": {"enum": ["higher", "lower"]}}, digits={"type": "integer", "minimum": 0})
 VERSION = {"type": "object", "additionalProperties": TASK}

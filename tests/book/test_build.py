@@ -71,8 +71,8 @@ def test_in_the_smoke_tier_two_notebooks_run_at_once(small_book, monkeypatch):
     """Each of two notebooks waits for the other one: run one after the other, the first would wait in vain."""
     monkeypatch.setenv("PITOME_PROFILE", "smoke")
     wait = ("import pathlib, time\npathlib.Path('{mine}').touch()\nfor _ in range(600):\n"
-            "    if pathlib.Path('{other}').exists():\n        break\n    time.sleep(0.1)\nelse:\n    raise TimeoutError\n"
-            "print('met', 6 * 7)")
+            "    if pathlib.Path('{other}').exists():\n        break\n    time.sleep(0.1)\nelse:\n"
+            "    raise TimeoutError\nprint('met', 6 * 7)")
     write_notebook(small_book, wait.format(mine="second", other="first"), "again")
     toc = small_book / "_toc.yml"
     toc.write_text(toc.read_text() + "  - file: notebooks/again\n")
