@@ -697,4 +697,4 @@ def test_the_sentence_on_the_front_page_says_what_is_on_record():
 def test_the_front_page_saves_what_it_says():
     words = " ".join((claims.ROOT / "book" / "index.md").read_text().split())
     assert "merge with ToMe {cite}`bolya2023tome` at keep 0.9, which saves over two fifths of the work" in words
-    assert counts.saved("vit_small_patch16_224", 0.9).matched > 0.4
+    assert counts.saved("vit_small_patch16_224", 0.9).counted > 0.4  # PiToMe; ToMe's merge is cheaper
