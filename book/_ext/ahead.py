@@ -17,6 +17,9 @@ from jupyter_cache.base import CacheBundleIn
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from sphinx.application import Sphinx
+from sphinx.util import logging
+
+log = logging.getLogger(__name__)
 
 AT_ONCE = 2
 
@@ -34,7 +37,9 @@ def _unknown(cache, paths: Iterator[Path]) -> Iterator[tuple[Path, nbformat.Note
 def _ran(notebook: nbformat.NotebookNode, folder: Path, timeout: int) -> bool:
     """Run a notebook in its folder, on its share of the cores; False if a cell failed."""
     threads = str(max(1, (os.cpu_count() or 1) // AT_ONCE))
-    client = NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": str(folder)}})
+    # Times in the cells' metadata would make it another notebook for the cache.
+    where = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, timeout=timeout, record_timing=False, resources=where)
     try:
         client.execute(env=os.environ | {"OMP_NUM_THREADS": threads})
     except (CellExecutionError, CellTimeoutError):
@@ -48,6 +53,8 @@ def run_ahead(app: Sphinx, env, docnames: list[str]) -> None:
     cache = get_cache(app.config.nb_execution_cache_path)
     paths = (Path(env.doc2path(name)) for name in docnames)
     todo = list(_unknown(cache, (path for path in paths if path.suffix == ".ipynb")))
+    if todo:
+        log.info("running %d notebooks, %d at a time", len(todo), AT_ONCE)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         done = list(pool.map(lambda one: _ran(one[1], one[0].parent, app.config.nb_execution_timeout), todo))
     for (path, notebook), good in zip(todo, done, strict=True):
