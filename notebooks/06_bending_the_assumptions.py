@@ -9,10 +9,21 @@
 # %% [markdown]
 # # Bending the assumptions
 #
-# [The theorem](../book/theorem.md) is about tokens in tight clusters, with energies that do not overlap and company for every
-# token. What happens on the way out of these conditions: when clusters become alike in size, when single tokens appear,
-# when the margin is wrong, when many tokens merge into one? And how large is the spectral distance where no cluster is
-# tight: on the keys of a real model, over real photographs? Does it tell anything about what merging costs?
+# **Found.** By the paper's {cite}`tran2024pitome` own measure, the spectral distance {cite}`jin2020coarsening` on the normalized
+# Laplacian, PiToMe changes the spectrum of real keys more than ToMe {cite}`bolya2023tome` does, not less: with one merge in one layer
+# three times as much in a ViT, and one and a half times in a sentence encoder. On the combinatorial Laplacian PiToMe's distance is
+# the smaller one on sentences, and no difference was found on images: one of a twentieth of ToMe's distance would have been found
+# on 103 photographs, one of a quarter or more on the two small sets. The distance matters: among methods, who merges at a larger one
+# moves the model's output more.
+#
+# On synthetic tokens PiToMe needs clusters that differ in size, and a margin that does not run through the cosines across them. ToMe, in a
+# random order, needs clusters that are apart and no more. What PiToMe adds is protection: in any order of the tokens no single
+# token merges, as long as the others are enough.
+#
+# **Asked.** [The theorem](../book/theorem.md) is about tokens in tight clusters, with energies that do not overlap and company for
+# every token. What happens on the way out of these conditions: when clusters become alike in size, when single tokens appear, when
+# the margin is wrong, when many tokens merge into one? And how large is the spectral distance where no cluster is tight: on the keys
+# of a real model, over real photographs? Does it tell anything about what merging costs?
 #
 # *Reading time: 20 minutes. Synthetic tokens and one photograph are computed live, a CPU is enough; the measurement over
 # all photographs is recorded, and checked against a live part.*
@@ -27,6 +38,8 @@ if "google.colab" in sys.modules:  # beside Colab's own torch and numpy, which s
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
 # %%
+from functools import partial
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -42,6 +55,7 @@ from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.models import vit
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import Cell
+from pitome_core.experiments.records.formats import interval, percent, signed
 from pitome_core.experiments.records.statistics import mean_interval, paired_difference
 from pitome_core.experiments.records.tables import markdown
 from pitome_core.experiments.settings import profile
@@ -53,7 +67,7 @@ quick = profile() == "smoke"
 TRIALS = 40 if quick else 200
 
 # %% [markdown]
-# ## First, what we are after
+# ## What clusters have to be like
 #
 # 24 tokens in four clusters; six are to go. Two sliders bend the conditions. *Cosine of centres*: near 1 the clusters melt
 # into one. *Sizes*: from all equal to very different. Watch the strip at the bottom, the twelve tokens that PiToMe may merge:
@@ -161,8 +175,9 @@ assert (
 )
 display(
     Markdown(
-        f"With orthogonal centres and equal sizes PiToMe has no wrong merge in {chart['pitome'][-1, 0]:.0%} of the draws, with sizes "
-        f"{', '.join(map(str, PARTS[-1]))} in {chart['pitome'][-1, -1]:.0%}; ToMe, over all sizes, in at least {chart['tome'][-1].min():.0%}."
+        f"With orthogonal centres and equal sizes PiToMe has no wrong merge in {percent(chart['pitome'][-1, 0])} of the draws, with sizes "
+        f"{', '.join(map(str, PARTS[-1]))} in {percent(chart['pitome'][-1, -1])}; ToMe, over all sizes, in at least "
+        f"{percent(chart['tome'][-1].min())}."
     )
 )
 
@@ -213,14 +228,14 @@ plt.show()
 
 # %% [markdown]
 # Here PiToMe does what it promises. Its promise is a quota, though: it must know how many tokens are redundant, and a fixed share per
-# layer does not. (The [chapter on the theorem](05_spectral_distance_theorem.ipynb) has the other side, a single token with
-# more energy than a pair.)
+# layer does not. ([The spectral distance theorem, measured](05_spectral_distance_theorem.ipynb) has the other side, a single
+# token with more energy than a pair.)
 #
 # ## The margin, and equation 4 against ELU
 #
 # The margin is supposed to lie between the cosines inside and those across. What if it does not? Clusters of 12, 8, 6, 4
 # and 2 whose centres have cosine 0.6; looser (noise 0.2, cosines inside about 0.96) and tighter (noise 0.03). Both
-# energies, every margin:
+# energies, that of equation 4 and the one with an ELU {cite}`clevert2016elu`, every margin:
 
 # %%
 MARGINS = [round(0.05 * i, 2) for i in range(20)]
@@ -300,7 +315,7 @@ display(
     Markdown(
         f"Tight clusters (noise 0.03): with a margin from 0.7 to 0.9 both energies put the clusters in the order of their sizes "
         f"in every draw. At a margin of 0.6, right on the cosines across, equation 4 has no wrong merge in "
-        f"{tight['paper'][at, 0]:.0%} of the draws, ELU, which does not jump, in {tight['elu'][at, 0]:.0%}."
+        f"{percent(tight['paper'][at, 0])} of the draws, ELU, which does not jump, in {percent(tight['elu'][at, 0])}."
     )
 )
 
@@ -336,10 +351,12 @@ for n in (1, 2, 4, 8, 16):
 # ## On real tokens
 #
 # Nothing guarantees clusters in the keys of a real model. So we measure: for each photograph and each layer of the
-# ViT-S/14 every method plans one merge of 25 of the 256 tokens, on the keys of the whole model. We take the distance, and
+# ViT-S/14 {cite}`dosovitskiy2021vit,oquab2024dinov2` every method plans one merge of 25 of the 256 tokens, on the keys of the whole model.
+# We take the distance, and
 # then run the model with this single merge, to see how far its last patch tokens move. The same for sentences and the keys of
-# all-MiniLM-L6-v2, where a fifth of the words go. The grid stood in the [protocol](../book/protocol.md) before the
-# runs.
+# all-MiniLM-L6-v2 {cite}`wang2020minilm,reimers2019sbert`, where a fifth of the words go. Beside PiToMe and ToMe stand
+# ATC {cite}`haurum2024atc`, which merges the closest clusters one after the other, energy-sorted matching and random merging. The grid
+# stood in the [protocol](../book/protocol.md) before the runs.
 
 # %%
 RECORDS = ("collection", "photographs", "scenes", "sentences")
@@ -404,14 +421,22 @@ assert all(gap.low > 0 for (_, name), gap in gaps.items() if name == "PiToMe")
 # %% tags=["hide-input"]
 ratio = {source: np.divide(*(outcome_of(found, n, "sd").mean() for n in ("PiToMe", "ToMe"))) for source, found in records.items()}
 larger = np.mean(outcome_of(record, "PiToMe", "sd") > outcome_of(record, "ToMe", "sd"))
-other = {name: compared(record, name, "sd_combinatorial", 1)[1] for name in ("PiToMe", "energy-sorted", "ATC")}
+other = {name: compared(record, name, "sd_combinatorial", 1)[1] for name in ("energy-sorted", "ATC")}
+plain = {source: compared(found, "PiToMe", "sd_combinatorial", 1)[1] for source, found in records.items()}
+of_tome = {source: outcome_of(found, "ToMe", "sd_combinatorial").mean() for source, found in records.items()}
 display(Markdown(
     f"PiToMe's distance is {ratio['collection']:.1f} times ToMe's on the collection and {ratio['sentences']:.1f} times on sentences, and "
-    f"larger on every set with an interval that excludes 0; it is the larger one in {larger:.0%} of all pairs of photograph and "
-    "layer. On the combinatorial Laplacian the differences to ToMe's are "
-    + ", ".join(f"{gap.format(1)} ({name})" for name, gap in other.items())
-    + f", of {outcome_of(record, 'ToMe', 'sd_combinatorial').mean():.1f}: the methods that match lie close together there."
+    f"larger on every set with an interval that excludes 0; it is the larger one in {percent(larger)} of all pairs of photograph and "
+    "layer.\n\nOn the combinatorial Laplacian, where *below* is a smaller distance, PiToMe against ToMe is: "
+    + "; ".join(f"on {source} {gap.in_words(2)}, of ToMe's {of_tome[source]:.1f}" for source, gap in plain.items())
+    + ". Others against ToMe on the collection: " + "; ".join(f"{name} {gap.in_words(2)}" for name, gap in other.items())
+    + ". The methods that match lie close together there."
 ))
+on_images = [source for source in records if source != "sentences"]
+detected = {source: plain[source].detectable / of_tome[source] for source in on_images}
+assert all(2.9 < ratio[source] < 3.4 and plain[source].side == 0 for source in on_images)
+assert 1.4 < ratio["sentences"] < 1.6 and plain["sentences"].side == -1
+assert detected.pop("collection") < 0.055 and all(0.25 < size < 0.3 for size in detected.values())
 
 # %% [markdown]
 # The closed form explains it. The distance asks for pairs with a small $2W_{uv}/(d_u + d_v)$, and methods that choose the
@@ -448,7 +473,7 @@ agreed, rows = {}, []
 for outcome, words in PREDICTORS.items():
     agreed[outcome] = [correlation(record, outcome, list(record.cells))]
     agreed[outcome] += [correlation(r, outcome, [k for k in r.cells if "random" not in k]) for r in records.values()]
-    rows.append([words, *(f"{m:+.2f} [{a:+.2f}, {b:+.2f}]" for m, a, b in agreed[outcome])])
+    rows.append([words, *(interval(found, partial(signed, digits=2)) for found in agreed[outcome])])
 display(Markdown("Spearman's correlation with the loss of patch (word) similarity, over cells within item and layer; random "
                  "merging takes part in the first column only:"))
 display(Markdown(markdown(["predictor of the loss", "collection, all cells", *records], rows)))
@@ -478,7 +503,7 @@ def across(found, predictor):
 
 
 over = {outcome: across(record, outcome) for outcome in PREDICTORS}
-rows = [[words, *(f"{value:+.2f}" for value in over[o])] for o, words in PREDICTORS.items()]
+rows = [[words, *(signed(value, 2) for value in over[o])] for o, words in PREDICTORS.items()]
 display(Markdown("Within one method: over photographs (same layer), and over layers (same photograph), on the collection:"))
 display(Markdown(markdown(["predictor of the loss", "over photographs", "over layers"], rows)))
 assert over["sd"][1] > over["scatter"][1]
@@ -489,7 +514,8 @@ assert over["sd"][1] > over["scatter"][1]
 # are nearly proportional. From layer to layer they differ, and there the distance, which does not see the scale of the
 # keys, does better. The combinatorial distance predicts little among methods that match.
 #
-# A live part of the record, to see that it can be trusted:
+# Live against the record, on one photograph (*Does the record hold?* in the [protocol](../book/protocol.md)). Its twelve layers are the
+# items: in all of them, or all but one, distances have to agree within 0.001 and losses of patch similarity within 0.002:
 
 # %%
 record = records["photographs"]
@@ -499,9 +525,9 @@ layers = Layers(vit.vit_small(img_size=224), images)
 again = layers.score(Cell("pitome", 0.9, proportional=True))
 off = {
     o: results.disagreement(
-        record.outcome("pitome@0.9", o)[:1], again[o], tolerance
+        record.outcome("pitome@0.9", o)[0], np.asarray(again[o])[0], tolerance
     )
-    for o, tolerance in (("sd", 1e-3), ("patch_drop", 2.0))
+    for o, tolerance in (("sd", 1e-3), ("patch_drop", 2.0))  # the second is stored in thousandths
 }
 assert all(wrong <= allowed for wrong, allowed in off.values())
 there = record.outcome("pitome@0.9", "sd")[0].mean()
@@ -568,24 +594,32 @@ assert max(found[0][0] for words, found in tested.items() if "tied" in words) < 
 # that changes nothing that matters; where whole clusters are tied, the distance changes with the pairs.
 #
 # > **Takeaway.** Away from its conditions PiToMe merges strangers, for a reason that can be seen: it chooses tokens, not
-# > pairs. On the keys of real models its spectral distance is clearly larger than that of methods that choose pairs, at
-# > equal $k$; and the distance does predict how far a merge moves the model.
+# > pairs. On the keys of real models its spectral distance on the normalized Laplacian is clearly larger than that of methods that
+# > choose pairs, at equal $k$; and the distance does predict how far a merge moves the model.
 #
 # | claim | experiment | result | what could overturn it |
 # |---|---|---|---|
 # | Clusters of different sizes are needed | the sliders, the chart | yes for PiToMe; ToMe in random order needs them apart, not different | another order of tokens |
 # | Isolated tokens are protected | single tokens | yes, in any order, while $2k$ is at most the number of tokens in clusters | single tokens with high energy |
 # | The margin must separate | the margins | a margin between inside and across works for both energies; what a lower one does depends on the energy | other cosines across |
-# | Merging preserves the spectrum of real tokens better than ToMe | the recorded run | no: larger distance in every set, normalized Laplacian | other backbones, other metrics than averaged keys, other strengths |
+# | Merging preserves the spectrum of real tokens better than ToMe | the recorded run | no on the normalized Laplacian: a larger distance in every set. On the combinatorial one a smaller distance on sentences, and no difference found on images, where one of a twentieth (the collection) or of a quarter or more (the small sets) would have been | other backbones, other metrics than averaged keys, other strengths |
 # | The spectrum matters | the recorded run | the distance predicts the loss over methods, less so on sentences; plain scatter does as well, except over layers | a task in place of feature similarity |
 # | The plan does not depend on the order | the permutation test | without ties | - |
-#
+
+# %% [markdown]
 # ## Exercises
 #
-# **1.** Merge greedily by what the distance asks for, the pair with the smallest $2W_{uv}/(d_u + d_v)$ whose ends are both free. Where does
-# it stand on the photograph?
+# ```{exercise} The pairs that the distance asks for
+# :label: ex-greedy-pairs
+# Merge greedily by what the distance asks for, the pair with the smallest $2W_{uv}/(d_u + d_v)$ whose ends are both free. Where
+# does it stand on the photograph?
+# ```
+#
+# ```{solution-start} ex-greedy-pairs
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 graph = token_graph(keys)[0]
 d = graph.sum(1)
 cost = (2 * graph / (d[:, None] + d[None, :])).fill_diagonal_(torch.inf)
@@ -605,10 +639,23 @@ for words, plan in (
     print(f"{words:7s} {plan.num_tokens} tokens left, SD {value:.4f}")
 
 # %% [markdown]
-# **2.** Is it the gate or the edges? Measure the distance on the photograph for PiToMe with and without protection, and
-# with all or the best edges.
+# Level with ATC, below ToMe, and at less than a third of PiToMe's distance. The distance sums what its pairs cost, so whoever
+# chooses cheap pairs keeps it small.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} Gate or edges
+# :label: ex-gate-or-edges
+# Is it the gate or the edges? Measure the distance on the photograph for PiToMe with and without protection, and with all or the
+# best edges.
+# ```
+#
+# ```{solution-start} ex-gate-or-edges
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 for protection in (True, False):
     for edges in ("all", "best"):
         plan = pc.plan(
@@ -618,9 +665,22 @@ for protection in (True, False):
         print(f"protection {protection!s:5s} edges {edges:4s} SD {value:.4f}")
 
 # %% [markdown]
-# **3.** Keys share a large common part in early layers. Subtract the mean key first: what happens to the distances?
+# Both, and the edges more: on this photograph and layer the best edges alone lower the distance by more than opening the gate
+# alone does. With both changed it comes near to ToMe's.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise} Without the common part
+# :label: ex-centred-distance
+# Keys share a large common part in early layers. Subtract the mean key first: what happens to the distances?
+# ```
+#
+# ```{solution-start} ex-centred-distance
+# :class: dropdown
+# ```
 
-# %% tags=["hide-cell"]
+# %%
 for layer in (1, 7):
     metric = layers.metrics[0][layer].double()
     for words, x in (
@@ -635,3 +695,10 @@ for layer in (1, 7):
         print(
             f"layer {layer}, {words:8s} PiToMe {values[0]:.4f}, ToMe {values[1]:.4f}"
         )
+
+# %% [markdown]
+# PiToMe's distance falls by a third or more in both layers, ToMe's changes little, and PiToMe's stays the larger one. The graph is
+# another one, too: it is made of the centred keys.
+#
+# ```{solution-end}
+# ```

@@ -15,8 +15,8 @@ from pitome_core.experiments.records.statistics import paired_difference
 
 ROOT = Path(__file__).resolve().parents[3]
 KINDS = (float, np.float32, np.float64, torch.tensor)
-# These chapters are rewritten as a whole, and join then.
-LATER = {"06_bending_the_assumptions", "08_vision", "11_vqa"}
+# This chapter is rewritten as a whole, and joins then.
+LATER = {"08_vision"}
 SCRIPTS = sorted(path for path in (ROOT / "notebooks").glob("*.py") if path.stem not in LATER)
 
 
