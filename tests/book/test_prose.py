@@ -17,9 +17,7 @@ from pitome_core.experiments.data.photos import PHOTOGRAPHS
 ROOT = Path(__file__).resolve().parents[2]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
-# This chapter is rewritten as a whole, and joins then.
-LATER = {"notebooks/08_vision"}
-each_page = pytest.mark.parametrize("page", [page for page in PAGES if page not in LATER])
+each_page = pytest.mark.parametrize("page", PAGES)
 
 
 def prose(page: str) -> str:

@@ -15,9 +15,7 @@ from pitome_core.experiments.records.statistics import paired_difference
 
 ROOT = Path(__file__).resolve().parents[3]
 KINDS = (float, np.float32, np.float64, torch.tensor)
-# This chapter is rewritten as a whole, and joins then.
-LATER = {"08_vision"}
-SCRIPTS = sorted(path for path in (ROOT / "notebooks").glob("*.py") if path.stem not in LATER)
+SCRIPTS = sorted((ROOT / "notebooks").glob("*.py"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
