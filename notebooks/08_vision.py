@@ -88,7 +88,7 @@ for shift, (key, three) in zip(np.linspace(-0.16, 0.16, len(SHOWN)), thirds.item
     axes[2].plot(x, [part.mean for part in three], linestyle=line, marker=marker, color=colour, label=label(key))
     axes[2].vlines(x, [part.low for part in three], [part.high for part in three], color=colour, linewidth=1, alpha=0.6)
 axes[2].axhline(0, color="black", linewidth=0.8, zorder=0)
-axes[2].set(title="minus the whole model: AUC", xlabel="thirds of the scenes, by the whole model's AUC", xticks=range(3))
+axes[2].set(title="minus the whole model: AUC", xlabel="thirds by the whole model's AUC", xticks=range(3))
 axes[2].set_xticklabels(["lowest", "middle", "highest"])
 axes[2].legend(fontsize=7.5)
 plt.show()

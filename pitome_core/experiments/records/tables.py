@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+_INTERVAL = re.compile(r"\[[+-]?\d[^][(){}]*\]")
+_NO_BREAK = "\u00a0"
+
+
+def _shown(cell: Any) -> str:
+    """A cell as text, with intervals that no line break divides."""
+    return _INTERVAL.sub(lambda found: found[0].replace(" ", _NO_BREAK), str(cell))
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table in Markdown, a line per row. A cell is shown as `str` gives it; it must not contain ``|``.
+
+    The ends of an interval, ``[+0.003, +0.021]``, stay on one line: a no-break space is between them.
 
     Example:
         >>> print(markdown(["cell", "share"], [["whole", 1], ["tome@0.9", 0.73]]))
@@ -17,7 +28,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
         | tome@0.9 | 0.73 |
     """
     first = "|" + "".join(f" {title} |" if title else " |" for title in header)
-    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
+    lines = [f"| {' | '.join(map(_shown, row))} |" for row in rows]
     return "\n".join([first, "|---" * len(header) + "|", *lines])
 
 

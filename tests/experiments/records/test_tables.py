@@ -17,6 +17,12 @@ def test_markdown_has_a_line_per_row_and_a_rule_below_the_header():
     assert doctest.testmod(tables).failed == 0
 
 
+def test_no_line_break_divides_an_interval():
+    cells = ["+0.012 [+0.003, +0.021]", "[a page, with words](file.md)"]
+    row = tables.markdown(["found", "page"], [cells]).splitlines()[2]
+    assert row == "| +0.012 [+0.003,\u00a0+0.021] | [a page, with words](file.md) |"
+
+
 def test_plain_columns_are_aligned():
     table = tables.plain(["cell", "share"], [("whole", "1.000"), ("tome@0.9", "0.7")], ["left", "right"])
     assert table.splitlines() == [
