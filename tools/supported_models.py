@@ -212,7 +212,7 @@ ENTRIES = [
     hf_entry("SiglipModel", "SiglipConfig", "image tower"),
     hf_entry("Dinov2Model", "Dinov2Config", "LayerScale", mlp_ratio=2),
     hf_entry("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", "registers", mlp_ratio=2),
-    hf_entry("Dinov2Backbone", "Dinov2Config", "feature maps", NOT_RUN, mlp_ratio=2, out_features=["stage1", "stage3"]),
+    hf_entry("Dinov2Backbone", "Dinov2Config", "feature maps", mlp_ratio=2, out_features=["stage1", "stage3"]),
     hf_entry("DINOv3ViTModel", "DINOv3ViTConfig", "rotary positions, registers", num_register_tokens=2),
     hf_entry("BeitForImageClassification", "BeitConfig", "relative position bias",
              use_relative_position_bias=True),
@@ -223,8 +223,8 @@ ENTRIES = [
     blip_entry("BlipForQuestionAnswering", labels="input_ids"),
     hf_entry("BertModel", "BertConfig", "text of unequal lengths"),
     hf_entry("BertForSequenceClassification", "BertConfig", "text of unequal lengths"),
-    hf_entry("RobertaForSequenceClassification", "RobertaConfig", "text of unequal lengths", NOT_RUN),
-    hf_entry("DistilBertForSequenceClassification", "DistilBertConfig", "text of unequal lengths", NOT_RUN),
+    hf_entry("RobertaForSequenceClassification", "RobertaConfig", "text of unequal lengths"),
+    hf_entry("DistilBertForSequenceClassification", "DistilBertConfig", "text of unequal lengths"),
 ]
 
 

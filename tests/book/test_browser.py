@@ -9,6 +9,7 @@ import shutil
 import threading
 
 import pytest
+from axe_core_python.selenium import Axe
 from book_pages import html_folder, missing, pages
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
@@ -87,6 +88,24 @@ def drain(browser) -> tuple[list[str], list[str]]:
 def names() -> list[str]:
     folder = html_folder()
     return [page.relative_to(folder).as_posix() for page in pages(folder)]
+
+
+@pytest.mark.slow
+def test_axe_finds_no_violation(browser, site):
+    """What axe can tell of every page by the rules of WCAG 2.1, AA: names, roles, tables, contrast.
+
+    Extensions write a section's id twice. WCAG 2.2 has dropped that rule, and links find the first one.
+    """
+    browser.set_script_timeout(120)
+    rules = {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
+    asked = {"resultTypes": ["violations"], "runOnly": rules, "rules": {"duplicate-id": {"enabled": False}}}
+    found = []
+    for name in names():
+        open_page(browser, f"{site}/{name}")
+        for fault in Axe().run(browser, options=asked)["violations"]:
+            at = [" ".join(map(str, node["target"])) for node in fault["nodes"]]
+            found.append(f"{name}: {fault['id']} ({fault['impact']}), {len(at)} times, first at {at[0]}")
+    assert not found, "\n".join(found)
 
 
 def test_pages_load_without_another_host_and_without_errors(browser, site):
