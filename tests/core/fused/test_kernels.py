@@ -112,7 +112,8 @@ def test_ranks_are_those_of_a_stable_sort(n):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_bias_of_sizes(dtype):
     size = torch.tensor([[1.0, 2.0, 0.0, 7.0]])
-    assert torch.equal(op.log_sizes(size.to(DEVICE), dtype).cpu(), size_bias(size, dtype)[:, 0, 0])
+    # Logarithms of two libraries differ in their last bit on some processors.
+    torch.testing.assert_close(op.log_sizes(size.to(DEVICE), dtype).cpu(), size_bias(size, dtype)[:, 0, 0])
 
 
 # -------------------------------------------------------------------------------------------------- the table
