@@ -26,7 +26,7 @@ def primary_chart(primaries: list[Comparison], root: Path) -> str:
         '<table class="primary-chart">',
         "<caption>PiToMe, as the paper writes it, minus ToMe, with attention, metric, place and tokens equal: percent "
         f"of the whole model's result, 95 % interval. The middle line is zero, the edges are {edge} %. Ticks: sizes "
-        "that would have been found in four cases of five.</caption>",
+        "that would have been found in four cases of five. Chance is not zero in all tasks: compare no rows.</caption>",
         '<thead><tr><th scope="col">asked</th><th scope="col">worse than ToMe | better</th>'
         '<th scope="col">found</th></tr></thead>',
         "<tbody>", *rows, "</tbody>", "</table>", "",
