@@ -179,7 +179,7 @@ display(Markdown(
     f"other tokens AUC is lower. PiToMe minus that is {asked['shuffled', 'auc'][ours]} as the paper writes it and "
     f"{asked['shuffled', 'auc'][hidden]} on hidden states. As an order without the gate: {said('shuffled', order)}.\n\n"
     f"So in AUC energy makes good about what the gate would cost, and no more; in likeness a part of it. With this many rows, an interval that just "
-    f"excludes zero is no finding; [the ledger](../book/claims.md) corrects for that."
+    f"excludes zero is no finding; the ledger of claims corrects for that."
 ))
 assert all(one is None or one.side < 1 for one in asked["tome", "auc"].values())
 
