@@ -154,34 +154,41 @@ def is_shown(key):
     return cell.keep == 0.9 and cell.shuffled is not None and "centred" not in cell.arm
 
 
+def two_questions(panels):
+    """Draw all arms minus ToMe and minus themselves with shuffled energies; panels: title -> (record, outcome)."""
+    figure, axes = plt.subplots(1, 2 * len(panels), figsize=(11, 0.34 * len(with_energy) + 1.2), sharey=True)
+    found = {}
+    for ax, (against, title) in zip(axes, [(a, t) for a in ("tome", "shuffled") for t in panels], strict=True):
+        record, outcome = panels[title]
+        found[against, title] = plots.beside(ax, record, with_energy, lambda *pair, r=record, o=outcome: r.difference(*pair, o), against)
+        ax.set(title=f"{title}\nminus {'ToMe' if against == 'tome' else 'shuffled energies'}")
+    axes[0].set_yticklabels(map(label, with_energy))
+    plt.show()
+    return found
+
+
 with_energy = [key for key in scenes.groups() if is_shown(key)]
-figure, axes = plt.subplots(1, 4, figsize=(11, 0.34 * len(with_energy) + 1.2), sharey=True)
-asked = {}
-for ax, (against, outcome) in zip(axes, [(a, o) for a in ("tome", "shuffled") for o in ("likeness", "auc")], strict=True):
-    asked[against, outcome] = plots.beside(ax, scenes, with_energy, lambda *pair, o=outcome: scenes.difference(*pair, o), against)
-    ax.set(title=f"{'AUC' if outcome == 'auc' else outcome}\nminus {'ToMe' if against == 'tome' else 'shuffled energies'}")
-axes[0].set_yticklabels(map(label, with_energy))
-plt.show()
+asked = two_questions({"likeness": (scenes, "likeness"), "AUC": (scenes, "auc")})
 
 # %% tags=["hide-input"]
-def said(against, key, outcome="auc"):
-    return asked[against, outcome][key].in_words()
+def said(against, key):
+    return asked[against, "AUC"][key].in_words()
 
 
 display(Markdown(
     f"**Better than ToMe?** Not in AUC: PiToMe as the paper writes it {said('tome', ours)}, and without counted sizes "
-    f"{asked['tome', 'auc'][ours + '/off'].in_words(4)}; on hidden states {said('tome', hidden)}; "
+    f"{asked['tome', 'AUC'][ours + '/off'].in_words(4)}; on hidden states {said('tome', hidden)}; "
     f"released for DeiT {said('tome', deit)}, for MAE {said('tome', mae)}, for CLIP {said('tome', clip)}. In likeness every form with "
     f"the gate is below ToMe. Energy-sorted matching, the order by energy without the gate, cannot be told from ToMe in either "
     f"(AUC {said('tome', order)}). In NSS, the second measure of accuracy, PiToMe as the paper writes it is "
     f"{scenes.difference(ours, rival, 'nss').in_words(2)}; that does not survive the correction.\n\n"
     f"**Does the energy do anything?** Behind the gate, yes: the gate sets aside the tokens of low energy, and with energies dealt to "
-    f"other tokens AUC is lower. PiToMe minus that is {asked['shuffled', 'auc'][ours]} as the paper writes it and "
-    f"{asked['shuffled', 'auc'][hidden]} on hidden states. As an order without the gate: {said('shuffled', order)}.\n\n"
+    f"other tokens AUC is lower. PiToMe minus that is {asked['shuffled', 'AUC'][ours]} as the paper writes it and "
+    f"{asked['shuffled', 'AUC'][hidden]} on hidden states. As an order without the gate: {said('shuffled', order)}.\n\n"
     f"So in AUC energy makes good about what the gate would cost, and no more; in likeness a part of it. With this many rows, an interval that just "
     f"excludes zero is no finding; the ledger of claims corrects for that."
 ))
-assert all(one is None or one.side < 1 for one in asked["tome", "auc"].values())
+assert all(one is None or one.side < 1 for one in asked["tome", "AUC"].values())
 
 # %% [markdown]
 # ### The published comparison
@@ -214,15 +221,7 @@ display(Markdown(markdown(
 # *Off the shelf*: fitted on the whole model. *Refitted*: fitted again with merging on.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy of linear heads at keep 0.9, minus that of ToMe with the same attention and metric, and minus its own with shuffled energies; off the shelf. 95 % intervals over digits, and over objects and photographs. Colours and ticks as above. *Recorded.*", "name": "fig-vision-heads"}, "image": {"alt": "Four forest plots, one row per arm. Minus ToMe, digits: PiToMe on keys far below zero, the preset for MAE below, the preset for CLIP and PiToMe on hidden states without counted sizes above, the others around zero. Emoji groups: all intervals contain zero. Minus shuffled energies: on digits forms with the gate far above zero, on emoji groups all around it."}}
-heads = {"digits": digits, "emoji groups": emoji}
-figure, axes = plt.subplots(1, 4, figsize=(11, 0.34 * len(with_energy) + 1.2), sharey=True)
-headed = {}
-for ax, (against, title) in zip(axes, [(a, t) for a in ("tome", "shuffled") for t in heads], strict=True):
-    one = heads[title]
-    headed[against, title] = plots.beside(ax, one, with_energy, lambda *pair, r=one: r.difference(*pair, "correct"), against)
-    ax.set(title=f"{title}\nminus {'ToMe' if against == 'tome' else 'shuffled energies'}")
-axes[0].set_yticklabels(map(label, with_energy))
-plt.show()
+headed = two_questions({"digits": (digits, "correct"), "emoji groups": (emoji, "correct")})
 
 # %% tags=["hide-input"]
 refit = {key: digits.difference(key, rival, "correct_refit") for key in (ours, order)}

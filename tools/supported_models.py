@@ -158,7 +158,7 @@ def mae_entry() -> Entry:
     return Entry("transformers", "ViTMAEModel", build, "mask ratio 0", uses=NOT_RUN)
 
 
-def hf_entry(name: str, config: str, note: str = "", uses: str = "", **options) -> Entry:
+def hf_entry(name: str, config: str, note: str = "", **options) -> Entry:
     def build():
         import transformers
 
@@ -176,7 +176,7 @@ def hf_entry(name: str, config: str, note: str = "", uses: str = "", **options) 
             made, given = kind(**{**VISION, **options}), {"pixel_values": pictures(32)}
         return randomized(getattr(transformers, name)(made)), given
 
-    return Entry("transformers", name, build, note, uses=uses)
+    return Entry("transformers", name, build, note)
 
 
 ENTRIES = [

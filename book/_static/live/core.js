@@ -165,6 +165,11 @@
     return path;
   }
 
+  /** A map of `size` [width, height], its layers one over another. */
+  function stacked(size, ...layers) {
+    return svg("svg", { viewBox: `0 0 ${size[0]} ${size[1]}`, role: "img", class: "live-map" }, ...layers);
+  }
+
   /** Squares of `side` as one path. */
   function squares(patches, columns, side) {
     return Array.from(
@@ -199,6 +204,7 @@
     decimal,
     bytes,
     borders,
+    stacked,
     squares,
     still,
   };

@@ -92,15 +92,7 @@
     const halo = svg("path", { class: "live-mark-halo" }),
       mark = svg("path", { class: "live-mark" });
     const photo = svg("image", { href: data.photo, width: size[0], height: size[1], class: "live-grey" });
-    const drawing = svg(
-      "svg",
-      { viewBox: `0 0 ${size[0]} ${size[1]}`, role: "img", class: "live-map" },
-      photo,
-      cells,
-      outline,
-      halo,
-      mark,
-    );
+    const drawing = Live.stacked(size, photo, cells, outline, halo, mark);
     const picker = Live.picker(drawing, down, across, "Energy of the patches", pick);
     const low = html("b", { style: "font-weight:400" }),
       high = low.cloneNode();

@@ -33,15 +33,7 @@
     const lines = svg("path", { class: "live-outline" }),
       halo = svg("path", { class: "live-mark-halo" });
     const mark = svg("path", { class: "live-mark" });
-    const drawing = svg(
-      "svg",
-      { viewBox: `0 0 ${size[0]} ${size[1]}`, role: "img", class: "live-map" },
-      photo,
-      tokens,
-      lines,
-      halo,
-      mark,
-    );
+    const drawing = Live.stacked(size, photo, tokens, lines, halo, mark);
     const picker = Live.picker(drawing, rows, columns, `Tokens of ${method.label}`, pick);
     const note = html("p", { class: "live-note" });
     const title = html(

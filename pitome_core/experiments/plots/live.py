@@ -28,7 +28,7 @@ from pitome_core.energy import cosine_graph
 from pitome_core.experiments.data.pictures import preprocess, to_display
 
 from .maps import heat_map
-from .style import COLOURS, HEAT
+from .style import COLOURS, HEAT, png_text
 
 # Arms of the token map: name, colour in live.css, method and options of `pc.apply`.
 ARMS = (
@@ -56,14 +56,8 @@ class LiveFigure:
     label: str
     still: Callable[[], Figure]
 
-    def _png(self) -> str:
-        figure, buffer = self.still(), io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
-        plt.close(figure)
-        return base64.b64encode(buffer.getvalue()).decode()
-
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        png = self._png()
+        png = png_text(self.still())
         still = f'<img alt="{html.escape(self.label)}" src="data:image/png;base64,{png}">'
         return {
             "text/html": box(self.kind, self.data, self.label, still),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -11,7 +9,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 
-from .style import COLOURS
+from .style import COLOURS, png_text
 
 
 class SliderFigure:
@@ -45,12 +43,6 @@ class SliderFigure:
     def _text(self) -> str:
         return f"{type(self).__name__}({' x '.join(str(len(values)) for _, values, _ in self.sliders)} states)"
 
-    def _png(self) -> str:
-        figure, buffer = self._still(), io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
-        plt.close(figure)
-        return base64.b64encode(buffer.getvalue()).decode()
-
     def _html(self) -> str:
         box, (data, script) = self.name, self._script()
         controls = "".join(
@@ -78,7 +70,7 @@ class SliderFigure:
 }})();</script>"""
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        return {"text/html": self._html(), "image/png": self._png(), "text/plain": self._text()}
+        return {"text/html": self._html(), "image/png": png_text(self._still()), "text/plain": self._text()}
 
 
 class SpectrumSliders(SliderFigure):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
+
 import matplotlib.pyplot as plt
 import seaborn as sns
+from matplotlib.figure import Figure
 
 # The palette of Okabe and Ito. Colour-blind readers can tell its colours apart, and in grey they differ in lightness.
 COLOURS = {"pitome": "#0072B2", "tome": "#D55E00", "whole": "#000000", "random": "#999999", "accent": "#009E73"}
@@ -55,3 +59,11 @@ def use_style() -> None:
         "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.titlelocation": "left",
         "axes.grid": False, "legend.frameon": False, "figure.constrained_layout.use": True,
     })
+
+
+def png_text(figure: Figure) -> str:
+    """A figure as PNG in base64, for a page or a notebook. It is closed."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return base64.b64encode(buffer.getvalue()).decode()
