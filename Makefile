@@ -29,7 +29,7 @@ STAGE := @tools/stage.sh
 HTML := _build/html
 TEST_HTML := _build/test/_build/html
 
-.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval test-all fuzz results text-weights retrieval-weights vqa-weights bench gpu lock clean
+.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval budgets test-all fuzz results text-weights retrieval-weights vqa-weights bench gpu lock clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [VENV=path | PYTHON=interpreter]'
@@ -78,6 +78,9 @@ nbval: setup ## the notebooks alone, against their stored outputs
 
 test-all: test ## `make test`, and compilation with inductor (needs a C++ compiler)
 	$(STAGE) inductor env PITOME_INDUCTOR=1 $(PY) -m pytest tests/core/test_inductor.py -rs
+
+budgets: setup ## how long the pages of the built book are, beside what they should be: a report
+	$(PY) tools/book_budgets.py
 
 EXAMPLES ?= 2000
 fuzz: setup ## the property tests with EXAMPLES=2000 new examples each

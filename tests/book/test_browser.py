@@ -5,20 +5,17 @@ from __future__ import annotations
 import functools
 import http.server
 import json
-import shutil
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from axe_core_python.selenium import Axe
 from book_pages import html_folder, missing, pages
-from selenium import webdriver
-from selenium.webdriver.support.ui import WebDriverWait
 
-WIDE, PHONE = (1280, 1600), (390, 844)
-FLAGS = (
-    "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
-    "disable-component-update disable-sync disable-dev-shm-usage hide-scrollbars"
-).split()
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+
+from chrome import PHONE, WIDE, open_page, start
 
 
 @pytest.fixture(scope="module")
@@ -36,40 +33,12 @@ def site():
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if not binary or not driver:
-        missing("chromium and chromedriver are not here: `make browser` says how to get them")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in [*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('profile')}",
-                 "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]:
-        options.add_argument("--" + flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        chrome = start(tmp_path_factory.mktemp("profile"), "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+    except FileNotFoundError as error:
+        missing(str(error))
     yield chrome
     chrome.quit()
-
-
-def open_page(browser, url: str, size=WIDE, theme: str = "light") -> None:
-    """Load a page at that window size and in that theme; return when its scripts and its mathematics are done."""
-    width, height = size  # through the protocol: a window cannot be made as narrow as a phone
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
-                            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == PHONE})
-    browser.get(url)
-    browser.execute_script("""
-        const page = document.documentElement, still = document.createElement("style");
-        still.textContent = "* { transition: none !important; animation: none !important; }";
-        page.append(still);
-        page.dataset.mode = page.dataset.theme = arguments[0];
-    """, theme)
-    done = """
-        const done = arguments[arguments.length - 1];
-        const ready = window.MathJax && MathJax.startup ? MathJax.startup.promise : Promise.resolve();
-        ready.then(() => requestAnimationFrame(() => setTimeout(done, 0)));
-    """
-    WebDriverWait(browser, 20).until(lambda b: b.execute_script("return document.readyState") == "complete")
-    browser.execute_async_script(done)
 
 
 def drain(browser) -> tuple[list[str], list[str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOK = "01_energy_score.ipynb"
+NOTEBOOK = "02_energy_score.ipynb"
 
 
 def run(*command, **options) -> str:

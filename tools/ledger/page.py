@@ -314,7 +314,7 @@ def _primary(primaries: list[Comparison], root: Path) -> list[str]:
     text = (
         "What the protocol names as primary, with Holm's correction over these alone. Those of `law-1` are a slope and "
         "means over some of the scenes: they stand in "
-        "[When energy helps](../notebooks/12_when_energy_helps.ipynb)."
+        "[When energy helps](../notebooks/09_when_energy_helps.ipynb)."
     )
     return ["## The primary quantities", "", text, "", markdown([*HEAD, "first is"], rows), ""]
 

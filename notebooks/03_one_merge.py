@@ -9,7 +9,7 @@
 # %% [markdown]
 # # PiToMe, step by step
 #
-# The [energy score](01_energy_score.ipynb) says which tokens can be spared. This chapter does the rest: sort, protect,
+# The [energy score](02_energy_score.ipynb) says which tokens can be spared. This chapter does the rest: sort, protect,
 # split, match, merge, and then tell attention that some tokens now stand for many. We build it slowly on sixteen
 # coloured squares, check it against `pitome_core`, and then watch it work through the twelve layers of a real model,
 # beside the method it wants to improve on, bipartite soft matching (ToMe {cite}`bolya2023tome`).

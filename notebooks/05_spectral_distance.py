@@ -269,7 +269,7 @@ assert mismatch(weights, plan, "sum") < 1e-10
 # %% [markdown]
 # With sums the lemma holds to rounding. With averages it does not, because groups of three tokens count as much as groups
 # of one; only when all groups have one size do the two agree. The spectral distance itself is untouched by this: it uses
-# the lifted graph, never the coarse spectrum. [The spectral distance theorem, measured](05_spectral_distance_theorem.ipynb)
+# the lifted graph, never the coarse spectrum. [The spectral distance theorem, measured](06_theorem.ipynb)
 # measures the mismatch over many partitions.
 #
 # ## Only downwards
@@ -450,7 +450,7 @@ display(
 
 # %% [markdown]
 # One layer of one photograph is an illustration;
-# [Bending the assumptions](06_bending_the_assumptions.ipynb) has more of both.
+# [Bending the assumptions](07_real_tokens.ipynb) has more of both.
 #
 # > **Takeaway.** Coarsening averages, lifting copies back, and the spectral distance of equation 5 is, on graphs of
 # > $1 - \cos$, a count of one thing: how much of the tokens' distances lies *inside* the merged groups.

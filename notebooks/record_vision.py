@@ -401,7 +401,7 @@ display(Markdown("\n\n".join(tabled)))
 # | Energy protects what is informative. | Against shuffled energies: yes, behind the gate. Against ToMe: on digits, on hidden states without counted sizes. | Energies that tell tokens apart better. |
 #
 # Verdicts and corrections for many comparisons: [the ledger](../book/claims.md). Why, and for which pictures:
-# [When energy helps](12_when_energy_helps.ipynb).
+# [When energy helps](09_when_energy_helps.ipynb).
 #
 # ## Exercises
 #

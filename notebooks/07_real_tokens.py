@@ -228,7 +228,7 @@ plt.show()
 
 # %% [markdown]
 # Here PiToMe does what it promises. Its promise is a quota, though: it must know how many tokens are redundant, and a fixed share per
-# layer does not. ([The spectral distance theorem, measured](05_spectral_distance_theorem.ipynb) has the other side, a single
+# layer does not. ([The spectral distance theorem, measured](06_theorem.ipynb) has the other side, a single
 # token with more energy than a pair.)
 #
 # ## The margin, and equation 4 against ELU

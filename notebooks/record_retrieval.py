@@ -23,7 +23,7 @@
 # class to hide behind: a rank moves as soon as any rival comes closer. It is also where the abstract {cite}`tran2024pitome` is boldest. CLIP {cite}`radford2021clip`, retrained
 # with merging, is said to lose 0.3 on Flickr30k {cite}`young2014flickr30k`, and 4.5 with ToMe (Table 2; points of the sum of three text recalls, of 300).
 # Neither CLIP nor Flickr30k can be had here. What can: a dual encoder that open_clip {cite}`ilharco2021openclip` builds, loads and runs like any other, from
-# real towers (the ViT-S/14 of [Vision](08_vision.ipynb), all-MiniLM-L6-v2 {cite}`wang2020minilm,reimers2019sbert`), with an MLP on each side that was trained here with CLIP's
+# real towers (the ViT-S/14 of [Vision](record_vision.ipynb), all-MiniLM-L6-v2 {cite}`wang2020minilm,reimers2019sbert`), with an MLP on each side that was trained here with CLIP's
 # loss on 985 OpenMoji drawings with their names and keywords. Recall is far from CLIP's. The question is what merging does to it.
 #
 # *Reading time: 15 minutes. Figures marked* recorded *come from `make results`; cells marked* live *compute on a CPU. What was
@@ -485,7 +485,7 @@ display(Markdown(
 # |---|---|
 # | The paper claims | CLIP on Flickr30k, retrained with merging at r = 0.925: the sum of text recalls falls by 0.3 with PiToMe and by 4.5 with ToMe, that of image recalls by 4.6 and 5.0 (Table 2; [the ledger](../book/claims.md)). BLIP {cite}`li2022blip` off the shelf falls by 3 at r = 0.95 (Table 1). |
 # | We saw | On a dual encoder with a DINOv2-style image tower, off the shelf: no difference between PiToMe and ToMe found on twenty photographs at keep 0.9, by intervals over photographs and draws; PiToMe below ToMe on white at keep 0.9 and 0.8, and on the photographs at 0.8. No difference found between released presets and ToMe with the same attention. With retrained heads PiToMe is below ToMe on two photographs and on white, and above it nowhere. |
-# | What could overturn this | CLIP on Flickr30k: **not run**; the command is in [How to run it](../book/how_to_run.md). BLIP and ALBEF {cite}`li2021albef` stay outside this suite: a cross-encoder reranks their results. An image tower whose keys are not as parallel as this one's ([Vision](08_vision.ipynb)). Towers retrained with merging; more than three trainings. |
+# | What could overturn this | CLIP on Flickr30k: **not run**; the command is in [How to run it](../book/how_to_run.md). BLIP and ALBEF {cite}`li2021albef` stay outside this suite: a cross-encoder reranks their results. An image tower whose keys are not as parallel as this one's ([Vision](record_vision.ipynb)). Towers retrained with merging; more than three trainings. |
 
 # %% [markdown]
 # ## Exercises

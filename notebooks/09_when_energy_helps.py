@@ -11,8 +11,8 @@
 #
 # PiToMe {cite}`tran2024pitome` lets the $2k$ tokens of highest energy merge (its *gate*) and protects the rest.
 # ToMe {cite}`bolya2023tome` lets all tokens stand for merging
-# and takes the $k$ most similar pairs. [Vision](08_vision.ipynb),
-# [Text](09_text.ipynb), [Retrieval](10_retrieval.ipynb) and [Questions](11_vqa.ipynb) found PiToMe below ToMe in some comparisons, above it in
+# and takes the $k$ most similar pairs. [Vision](record_vision.ipynb),
+# [Text](record_text.ipynb), [Retrieval](record_retrieval.ipynb) and [Questions](10_llava.ipynb) found PiToMe below ToMe in some comparisons, above it in
 # none that survives a correction, and no difference in the others. *Why*, and is there a model for which it would be otherwise?
 #
 # **What this chapter found.** Energy is a mean over many cosines, so it knows more than a single cosine where clusters of
@@ -23,7 +23,7 @@
 # *Words.* Tokens are compared by the *keys* of a layer (mean over heads) or by *hidden states* (the tokens themselves). *Keep
 # 0.9*: each layer keeps nine tokens in ten. *Attention on*: it counts a token by the patches in it (proportional attention).
 # *Energy-sorted matching*: all tokens may merge, split in the order of energy, and the best $k$ edges do. Tasks and heads are those of
-# [Vision](08_vision.ipynb).
+# [Vision](record_vision.ipynb).
 #
 # *Reading time: 10 minutes. Figures marked* recorded *come from `make results`; cells marked* live *compute on a CPU.*
 

@@ -25,7 +25,7 @@
 # model, which is by far the larger part, reads them before the question. Merge tokens in the tower, and the language model has less
 # to read. The paper does so with LLaVA-1.5 {cite}`liu2024llava15` of 7 and 13 billion parameters on six benchmarks, off the shelf (Tables 3 and 4).
 # Neither fits here. What fits is a real LLaVA, small enough to run anywhere: transformers' {cite}`wolf2020transformers` own class, the
-# ViT-S/14 {cite}`dosovitskiy2021vit,oquab2024dinov2` of [Vision](08_vision.ipynb) as its tower, SmolLM2 {cite}`benallal2025smollm2` with 135
+# ViT-S/14 {cite}`dosovitskiy2021vit,oquab2024dinov2` of [Vision](record_vision.ipynb) as its tower, SmolLM2 {cite}`benallal2025smollm2` with 135
 # million parameters as its language model. The projector between them and low-rank updates {cite}`hu2022lora`
 # of the language model were trained here, on generated questions about pictures whose every detail is known. Up to the first word
 # of an answer the tower takes 16 % of the work, reading the picture 75 %.

@@ -481,7 +481,7 @@ assert effect(2, "best", "all", outcome=1)[0] < 0
 #
 # *It damages informative tokens in later layers* does not hold here in the sense tested: with this backbone ToMe hardly
 # ever mixes object and background, and PiToMe does so more often. Hundreds of test scenes on other photographs say the same;
-# whether mixing costs anything on a task is asked there too ([Vision, off the shelf](08_vision.ipynb)).
+# whether mixing costs anything on a task is asked there too ([Vision, off the shelf](record_vision.ipynb)).
 
 # %% tags=["hide-input"]
 gap = mean_interval(mixing["PiToMe"][-1] - mixing["ToMe"][-1], scene.photographs)

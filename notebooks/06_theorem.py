@@ -228,7 +228,7 @@ for order in ORDERS:
 #
 # ## The steps of the proof
 #
-# **Lifting keeps the coarse spectrum** (Lemma 1). [What a merge does to a graph](04_coarsening_and_lifting.ipynb) met it: with
+# **Lifting keeps the coarse spectrum** (Lemma 1). [What a merge does to a graph](05_spectral_distance.ipynb) met it: with
 # summed weights it holds; with the averages of the definition it holds for groups of one size. How far off are averages?
 
 # %%
