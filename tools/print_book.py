@@ -69,7 +69,7 @@ def main() -> None:
         finally:
             browser.quit()
     if len(front_page.pages) != 1:
-        raise SystemExit(f"the contents fill {len(front_page.pages)} pages, and the numbers count on one: set them smaller")
+        raise SystemExit(f"the contents fill {len(front_page.pages)} pages, and the numbers count on one page")
     writer = PdfWriter()
     writer.append(front_page, outline_item="Contents", import_outline=False)
     parents: dict[str, object] = {}

@@ -3,7 +3,7 @@
   "use strict";
   const { html, svg, bytes } = Live;
   const SIDE = 16, // of a patch in the drawing
-    WIDE = 720,
+    WIDE = 480,
     STRIP = 74, // the row of positions
     BASE = 44;
 
@@ -26,7 +26,11 @@
       halo = svg("path", { class: "live-mark-halo" }),
       mark = svg("path", { class: "live-mark" });
     const drawing = Live.stacked(size, photo, fills, lines, trail, halo, mark);
-    const strip = svg("svg", { viewBox: `0 0 ${WIDE} ${STRIP}`, role: "img" });
+    const strip = svg("svg", {
+      viewBox: `0 0 ${WIDE} ${STRIP}`,
+      role: "img",
+      style: "max-width:34rem;margin:0.5rem auto 0",
+    });
     const result = html("p", { class: "live-note" }),
       reading = Live.reading();
 
