@@ -143,10 +143,12 @@ def test_clusters_are_merged_as_the_package_merges_them():
     data = plots.cluster_figure(parts, cosines, noises, remove=6, margin=0.5, draws=8, width=8).data
     settings = [[parts[s], cosines[c], noises[n], ORDERS[o]] for s, c, n, o in SETTINGS]
     found = in_node(
-        "given.settings.map(of => given.draws.map(d => { const { tokens, labels } ="
-        " m.clustered(d.unit, ...of, d.places), c = m.cosines(tokens); return [tokens, labels, ...[m.pitome(c, 6, 0.5), m.tome(c, 6)].flatMap(p => {"
-        " const groups = m.assignment(24, p.a, p.partner); return [groups, p.a.filter((i, n) => labels[i] !=="
-        " labels[p.partner[n]]).length, m.shares(m.tokenGraph(tokens), groups).reduce((a, b) => a + b, 0)]; })]; }))",
+        "given.settings.map(of => given.draws.map(d => {"
+        " const { tokens, labels } = m.clustered(d.unit, ...of, d.places), c = m.cosines(tokens);"
+        " return [tokens, labels, ...[m.pitome(c, 6, 0.5), m.tome(c, 6)].flatMap(p => {"
+        " const groups = m.assignment(24, p.a, p.partner), shares = m.shares(m.tokenGraph(tokens), groups);"
+        " return [groups, p.a.filter((i, n) => labels[i] !== labels[p.partner[n]]).length,"
+        " shares.reduce((a, b) => a + b, 0)]; })]; }))",
         {"settings": settings, "draws": data["draws"]},
     )  # fmt: skip
     wrong_somewhere = 0
