@@ -29,7 +29,7 @@ STAGE := @tools/stage.sh
 HTML := _build/html
 TEST_HTML := _build/test/_build/html
 
-.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval budgets test-all fuzz results text-weights retrieval-weights vqa-weights bench gpu lock clean
+.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval budgets pdf test-all fuzz results text-weights retrieval-weights vqa-weights bench gpu lock clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [VENV=path | PYTHON=interpreter]'
@@ -81,6 +81,9 @@ test-all: test ## `make test`, and compilation with inductor (needs a C++ compil
 
 budgets: setup ## how long the pages of the built book are, beside what they should be: a report
 	$(PY) tools/book_budgets.py
+
+pdf: setup ## print the built book into _build/pitome-companion.pdf (needs Chromium)
+	$(PY) tools/print_book.py
 
 EXAMPLES ?= 2000
 fuzz: setup ## the property tests with EXAMPLES=2000 new examples each

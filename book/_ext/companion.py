@@ -4,6 +4,7 @@
 - Equations that a docstring names lead to the page of notation.
 - The execution cache knows the code, the locked requirements, the recorded results and the tier; jupyter-cache alone
   knows the notebook's own cells and would serve stale outputs.
+- Plots have a class of their own, by which dark mode turns their paper dark; pictures stay as they are.
 - Screen readers get tables, folds and references without the faults that axe finds in them.
 - Pages ask no other host for anything: MathJax is copied in, live-code scripts are left out.
 """
@@ -20,6 +21,9 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import numpy as np
+from docutils import nodes
+from PIL import Image
 from sphinx.application import Sphinx
 
 # What a notebook's outputs depend on besides its own cells.
@@ -120,6 +124,19 @@ def make_audible(app: Sphinx, pagename, templatename, context, doctree) -> None:
         context["body"] = context.get("body", "").replace(before, after)
 
 
+PAPER = 0.75  # a figure of which a larger share is white is a plot: photographs and maps of tokens fill theirs
+
+
+def mark_plots(app: Sphinx, doctree) -> None:
+    for node in doctree.findall(nodes.image):
+        file = Path(app.srcdir, node["uri"].lstrip("/"))
+        if file.suffix == ".png" and file.is_file():
+            with Image.open(file) as picture:
+                white = (np.asarray(picture.convert("RGB")) == 255).all(axis=-1).mean()
+            if white > PAPER:
+                node["classes"].append("plot")
+
+
 def write_redirect(app: Sphinx, exception: Exception | None) -> None:
     """The address of the book's folder leads to its first page; Jupyter Book's own redirect has no title or link."""
     root = f"{app.config.master_doc}.html"
@@ -139,6 +156,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("env-get-outdated", outdated)
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-process-docstring", link_equations)
+    app.connect("doctree-read", mark_plots)
     app.connect("html-page-context", drop_live_code, priority=900)
     app.connect("html-page-context", make_audible, priority=900)
     app.connect("build-finished", write_redirect, priority=900)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import re
 import sys
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -256,7 +258,8 @@ def test_live_figures_answer_to_the_keyboard(browser, site):
             before = what_is_shown(box)
             group.find_element("css selector", "input:checked").send_keys(KEYS["right"])
             assert what_is_shown(box) != before, (name, kind, group.text)
-    assert kinds == {"token-map", "energy", "one-merge", "six-tokens", "clusters"}
+    scripts = (html_folder() / "_static" / "live").glob("*.js")
+    assert kinds == {kind for script in scripts for kind in re.findall(r'Live\.figure\("([^"]+)"', script.read_text())}
 
 
 def test_live_figures_show_what_the_data_say(browser, site):
@@ -282,6 +285,16 @@ def test_live_figures_show_what_the_data_say(browser, site):
             assert "The same groups as before shuffling" in what_is_shown(box)[0], name
             box.find_element("css selector", "input:checked").send_keys(KEYS["right"])
             assert "Other groups than before shuffling" in what_is_shown(box)[0], name
+        if kind == "reading":
+            data = json.loads(box.find_element("css selector", "script").get_attribute("textContent"))
+            box.find_element("css selector", "input[type=range]").send_keys("\ue010")  # End
+            for order, way in zip(box.find_elements("css selector", "fieldset")[1].find_elements(
+                    "css selector", "label"), data["methods"][0]["orders"], strict=True):
+                order.click()
+                steps = [b < a for a, b in pairwise(way["positions"])]
+                assert f"{sum(steps)} lead to a lower position" in what_is_shown(box)[0], name
+                assert f"begins at position {way['length']}" in what_is_shown(box)[0], name
+                assert way["said"] in box.text and way["accuracy"] in box.text, name
         if kind == "six-tokens":
             words = what_is_shown(box)[0].split("spectral distance ")[1].split(", the shares")[0]
             distance, shares = words.split(" = ")

@@ -41,11 +41,13 @@ class ImageTokens:
     Attributes:
         features: `(S, M, C)`, behind the projector, in the order in which they are read.
         positions: `(S, M)` long, each token's position behind what stands before the picture.
+        slots: `(S, M)` long, which of the tower's outputs, in raster order, each token is.
         length: how many positions the picture takes up: the text goes on there.
     """
 
     features: Tensor
     positions: Tensor
+    slots: Tensor
     length: int
 
 
@@ -79,12 +81,12 @@ def image_tokens(model: nn.Module, pixel_values: Tensor, order: str = ORDERS[0])
     else:
         places = torch.arange(patches, device=features.device).expand(len(features), -1)
         length = features.shape[1]
+    slots = torch.arange(patches, device=features.device).expand(len(features), -1)
+    first = torch.arange(extra, device=features.device).expand(len(features), -1)
     if order == "released" and layers:
-        index = extra + released_order(layers, patch)
-        index = torch.cat([torch.arange(extra, device=index.device).expand(len(index), -1), index], dim=1)
-        features = features.gather(1, index[..., None].expand_as(features))
-    first = torch.arange(extra, device=places.device).expand(len(places), -1)
-    return ImageTokens(features, torch.cat([first, extra + places], dim=1), length)
+        slots = released_order(layers, patch)
+    places, slots = (torch.cat([first, extra + each], dim=1) for each in (places, slots))
+    return ImageTokens(features.gather(1, slots[..., None].expand_as(features)), places, slots, length)
 
 
 def _grid(model: nn.Module, size: Sequence[int] | None = None) -> tuple[int, int]:
@@ -279,7 +281,7 @@ def answer(
         members = [i for i, row in enumerate(split) if row[0] == before]
         used = sorted({of[i] for i in members})
         chosen = torch.tensor(used, device=images.features.device)
-        part = ImageTokens(images.features[chosen], images.positions[chosen], images.length)
+        part = ImageTokens(*(each[chosen] for each in (images.features, images.positions, images.slots)), images.length)
         ids = generate(model, read_prefix(model, before, part), [used.index(of[i]) for i in members],
                        [split[i][1] for i in members], max_new_tokens, _padding(model, tokenizer))
         for i, row in zip(members, ids.tolist(), strict=True):

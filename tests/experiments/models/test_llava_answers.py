@@ -123,9 +123,22 @@ def test_positions_are_middles_of_patches(strategy, method, options):
             row, column = (round(sum(part) / len(mine)) for part in zip(*(divmod(i, GRID) for i in mine), strict=True))
             expected.append(extra + row * GRID + column)
         assert found.positions[item].tolist() == expected
+
     compact = tokens["raster-compact"]
     assert torch.equal(compact.features, found.features) and compact.length == found.features.shape[1]
     assert compact.positions.tolist() == [list(range(compact.length))] * 2
+
+
+@pytest.mark.parametrize("strategy", ["default", "full"])
+def test_slots_say_which_token_stands_where(strategy):
+    """Features in any order are those in raster order, at the slots; every token is read once."""
+    tokens, _, _ = trace_of(tiny("CLIPVision", strategy), "pitome")
+    raster = tokens["raster-compact"]
+    for order, found in tokens.items():
+        assert torch.equal(found.features, raster.features.gather(1, found.slots[..., None].expand_as(raster.features)))
+        every = torch.arange(found.slots.shape[1]).expand_as(found.slots)
+        assert torch.equal(found.slots.sort(dim=1).values, every)
+        assert torch.equal(found.slots, every) == (order != "released")
 
 
 RATIO = 0.7
