@@ -15,8 +15,8 @@
 #
 # $$SD(\mathcal G, \mathcal G_c) = \sum_i \frac{W(V_i, V_i)}{\mathrm{vol}(V_i)},$$
 #
-# and each term is the *in-group share*: how much of the distances of a group's tokens lies inside the group. In the figure these are the
-# squares inside the frames. Drag token 3 away from its group, and watch a frame fill with dark squares.
+# and each term is the *in-group share*: how much of the distances of a group's tokens lies inside the group. In the figure: a frame's squares, against
+# the whole rows. Drag token 3 away from its group, and watch its frame fill with dark squares.
 
 # %% tags=["remove-cell"]
 import sys
@@ -53,7 +53,7 @@ from pitome_core.spectral import (
 
 plots.use_style()
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the six tokens and their groups"}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Six tokens, three groups, and the spectral distance. Pull token 3 to tokens 4 and 5, then on to token 6: PiToMe's groups follow. Group by hand and split a cluster: its dark squares enter the frames, and the distance rises by their share. *Live; drag the tokens, or turn them by the arrow keys.*", "name": "fig-coarse-live"}, "image": {"alt": "Six tokens as arrows in a circle, coloured by group; the matrix of their weights with the groups framed; the eigenvalues before and after lifting."}}
 angles = [0, 12, 30, 115, 135, 230]  # degrees
 radians = torch.tensor(angles, dtype=torch.float64).deg2rad()
 tokens = torch.stack([radians.cos(), radians.sin()], dim=1)[None]  # (1, 6, 2)
@@ -64,9 +64,6 @@ groups = [
 weights = token_graph(tokens)  # (1, 6, 6)
 coarse = coarsen(weights, plan)  # (1, 3, 3)
 lifted = lift(coarse, plan)  # (1, 6, 6)
-print("groups:", groups)
-
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Six tokens, three groups, and the spectral distance. Pull token 3 to tokens 4 and 5, then on to token 6: PiToMe's groups follow. Group by hand and split a cluster: its dark squares enter the frames, and the distance rises by their share. *Live; drag the tokens, or turn them by the arrow keys.*", "name": "fig-coarse-live"}, "image": {"alt": "Six tokens as arrows in a circle, coloured by group; the matrix of their weights with the groups framed; the eigenvalues before and after lifting."}}
 display(plots.six_tokens(tokens[0], margin=0.5))
 
 # %% [markdown]
@@ -121,7 +118,7 @@ assert ((values > 1 + 1e-9).sum(dim=1) == 8).all()  # above 1: as many as channe
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Top: the graph of six tokens, the coarse graph of three groups, and the lifted graph, which is the coarse one on six vertices again. Darker edges weigh more; rings are self-loops, drawn darker than they weigh. Bottom: eigenvalues of their normalized Laplacians; lines join the ranks that the spectral distance compares. *Live.*", "name": "fig-coarse-six"}, "image": {"alt": "Three small graphs with six, three and six vertices on a circle; below, rows of ticks between 0 and 2. The coarse graph's eigenvalues appear among the lifted one's, together with three ticks at 1."}}
 GROUP = ["#0072B2", "#D55E00", "#009E73"]
-figure = plt.figure(figsize=(9, 4.8))
+figure = plt.figure(figsize=(8, 4))
 rows = figure.add_gridspec(2, 3, height_ratios=[3, 1.5])
 
 
@@ -299,7 +296,7 @@ assert mismatch(weights, plan, "sum") < 1e-10
 # There are 90 partitions of six tokens into three groups. The formula is cheap enough to try them all, and to see
 # where PiToMe (as the paper writes it, with the margin 0.5) and ToMe stand. ToMe's choice depends on the order of the tokens, so both get all 720.
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show how all partitions are made"}
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "Show the distances of all partitions and all orders"}
 def partitions(n, count):
     """All ways to put n tokens into that many groups, as lists of roots."""
 
@@ -316,7 +313,6 @@ def partitions(n, count):
     return list(grow([], []))
 
 
-# %% tags=["hide-input"] mystnb={"code_prompt_show": "Show the distances of all partitions and all orders"}
 every = partitions(6, 3)
 everything = pc.MergePlan.from_roots(torch.tensor(every), 3)
 all_distances = inside_shares(weights.expand(len(every), 6, 6), everything).sum(1)
@@ -365,10 +361,9 @@ plt.show()
 # %% [markdown]
 # ## The same on a photograph
 #
-# 256 tokens of a photograph, keys of layer 7 of the ViT-S/14 {cite}`oquab2024dinov2`; 25 of them go. The spectrum before, and how far each
-# eigenvalue falls:
+# 256 tokens of a photograph, keys of layer 7 of the ViT-S/14 {cite}`oquab2024dinov2`; 25 of them go.
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show how the keys merge"}
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "Show how the keys merge"}
 model = vit.vit_small(img_size=224)
 photo = preprocess(list(photos.photographs(["rocket"]).values()))
 metrics = layer_keys(model, photo.to(next(model.parameters()).device)).keys
@@ -385,10 +380,16 @@ falls = {
 }
 for name, merge in plans.items():
     assert abs(falls[name].sum() - inside_shares(graph, merge).sum().item()) < 1e-8
+ratio = falls["pitome"].sum() / falls["tome"].sum()
+display(
+    Markdown(
+        f"On this layer of this photograph PiToMe's distance is {ratio:.1f} times ToMe's."
+    )
+)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: the 64 largest eigenvalues of the normalized Laplacian of 256 tokens (layer 7, rocket photograph); all others are 1, except the first, which is 0. Right: how far each of the 64 falls when 25 tokens merge. A curve's sum is the spectral distance. *Live.*", "name": "fig-coarse-photo"}, "image": {"alt": "Left: eigenvalues minus 1 on a logarithmic scale rise from 0.0001 to about 0.5. Right: falls by rank for PiToMe and ToMe, near zero for most ranks and largest at the last; PiToMe's are larger."}}
 assert np.allclose(fine[1:192], 1) and abs(fine[0]) < 1e-9  # keys have 64 channels
-figure, axes = plt.subplots(1, 2, figsize=(9, 2.9))
+figure, axes = plt.subplots(1, 2, figsize=(7.6, 2.7))
 ranks = range(192, 256)
 axes[0].plot(ranks, fine[192:] - 1, ".", color="black")
 axes[0].set(xlabel="rank", ylabel="eigenvalue minus 1", yscale="log")
@@ -406,14 +407,6 @@ for (name, fall), marker, label in zip(
 axes[1].set(xlabel="rank", ylabel="fall of the eigenvalue", ylim=(0, None))
 axes[1].legend(loc="upper left")
 plt.show()
-
-# %% tags=["hide-input"]
-ratio = falls["pitome"].sum() / falls["tome"].sum()
-display(
-    Markdown(
-        f"On this layer of this photograph PiToMe's distance is {ratio:.1f} times ToMe's."
-    )
-)
 
 # %% [markdown]
 # One layer of one photograph is an illustration. Six tokens speak for PiToMe, this photograph for ToMe; [Real tokens](07_real_tokens.ipynb) measures
