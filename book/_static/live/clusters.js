@@ -43,7 +43,7 @@
     const arcs = found.a.map(function (i, n) {
       const from = middle(i),
         to = middle(found.partner[n]),
-        high = Math.min(14 + Math.abs(from - to) * 0.42, UP - 18);
+        high = Math.min(14 + Math.abs(from - to) * 0.42, UP - 20);
       return svg("path", {
         d: `M${from.toFixed(1)} ${floor}C${from.toFixed(1)} ${floor - high * 1.3} ${to.toFixed(1)} ${floor - high * 1.3} ${to.toFixed(1)} ${floor}`,
         class: found.wrong[n] ? "live-arc live-wrong" : "live-arc",
@@ -93,7 +93,7 @@
   }
 
   Live.figure("clusters", function (box, data) {
-    let shown = 0;
+    let shown = data.start.draw;
     const order = Live.choice("Order of tokens", ORDERS, data.start.order, draw);
     const sizes = Live.slider(
       "cluster sizes",

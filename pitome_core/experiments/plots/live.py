@@ -257,7 +257,8 @@ def cluster_figure(
         margin: PiToMe's margin.
         draws: how many draws of the noise the page has.
         width: channels of a token.
-        start: where `order`, `sizes`, `cosine` and `noise` begin, as indices; 1 for the order, the middle for the rest.
+        start: where `order`, `sizes`, `cosine`, `noise` and `draw` begin, as indices; without it shuffled order, the
+            middle of the sliders, the first draw.
 
     The noise is that of `clusters` with seed 0, rounded to two decimals. The script computes everything from it.
     """
@@ -265,7 +266,7 @@ def cluster_figure(
     nowhere = torch.zeros(1, width, dtype=torch.float64)  # one cluster round 0: its tokens are the noise alone
     unit = clusters((count,), 1.0, draws, centres=nowhere)[0].mul(100).round() / 100
     places = torch.rand(draws, count, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
-    middle = {"order": 1, "sizes": len(sizes) // 2, "cosine": len(cosines) // 2, "noise": len(noises) // 2}
+    middle = {"order": 1, "sizes": len(sizes) // 2, "cosine": len(cosines) // 2, "noise": len(noises) // 2, "draw": 0}
     data = {
         "sizes": [list(s) for s in sizes], "cosines": list(cosines), "noises": list(noises), "remove": remove,
         "margin": margin, "start": middle | dict(start or {}),
