@@ -209,25 +209,6 @@ def test_figures_keep_their_colours_and_proportions(browser, site, size, theme):
             assert tint == "none" and abs(stretch - 1) < 0.02, (name, source, tint, stretch)
 
 
-def test_sliders_answer_to_the_keyboard(browser, site):
-    """Arrow keys move every slider, its value is announced, and the drawing follows."""
-    moved = 0
-    for name in names():
-        open_page(browser, f"{site}/{name}")
-        for box in browser.find_elements("css selector", ".slider-figure"):
-            drawing = box.find_element("css selector", "svg")
-            for slider in box.find_elements("css selector", "input[type=range]"):
-                label = box.find_element("css selector", f"label[for={slider.get_attribute('id')}]")
-                before = drawing.get_attribute("innerHTML"), label.text
-                key = "\ue012" if slider.get_attribute("value") == slider.get_attribute("max") else "\ue014"
-                slider.send_keys(key)
-                after = drawing.get_attribute("innerHTML"), label.text
-                assert after[0] != before[0] and after[1] != before[1], (name, slider.get_attribute("id"))
-                assert slider.get_attribute("aria-valuetext") in label.text
-                moved += 1
-    assert moved, "the book has sliders"
-
-
 READINGS = """
     return [...document.querySelectorAll(".live[data-live]")].map(box => [
         box.dataset.live, box.classList.contains("live-on"), box.querySelectorAll(":scope > img, noscript").length,
@@ -318,6 +299,13 @@ def test_live_figures_show_what_the_data_say(browser, site):
             words = what_is_shown(box)[0].split("spectral distance ")[1].split(", the shares")[0]
             distance, shares = words.split(" = ")
             assert abs(float(distance) - sum(float(s.split(" (")[0]) for s in shares.split(" + "))) < 0.002, words
+        if kind == "clusters":  # in words and in the drawing: wrong merges of this draw, draws without any
+            words = what_is_shown(box)[0]
+            wrong = sum(int(part.split(" of ")[0]) for part in words.split(" with ")[1:])
+            assert len(box.find_elements("css selector", ".live-wrong")) == wrong, words
+            clean = sum(int(part.split()[0].strip(",")) for part in words.split("No wrong merge")[1].split(" in ")[1:])
+            hollow = len(box.find_elements("css selector", ".live-hollow"))
+            assert clean + hollow == len(box.find_elements("css selector", ".live-draw")), words
 
 
 @pytest.mark.parametrize(("size", "theme"), [(WIDE, "dark"), (PHONE, "light")])

@@ -114,11 +114,9 @@
     for (let i = 0; i < m.length; i++) [m[p][i], m[q][i]] = [c * m[p][i] - s * m[q][i], s * m[p][i] + c * m[q][i]];
   }
 
-  /** Spectra before and after, their distance (eq. 5), and the share of each group's degrees that lies inside it. */
-  function spectral(weights, groups) {
-    const before = eigenvalues(laplacian(weights)),
-      after = eigenvalues(laplacian(lifted(weights, groups)));
-    const shares = Array.from({ length: Math.max(...groups) + 1 }, function (_, g) {
+  /** The share of each group's degrees that lies inside it; on token graphs they sum to the spectral distance. */
+  function shares(weights, groups) {
+    return Array.from({ length: Math.max(...groups) + 1 }, function (_, g) {
       let inside = 0,
         all = 0;
       groups.forEach((h, i) => {
@@ -130,10 +128,48 @@
       });
       return all > 0 ? inside / all : 0;
     });
-    return { before, after, shares, distance: before.reduce((sum, x, i) => sum + Math.abs(x - after[i]), 0) };
   }
 
-  const methods = { cosines, energies, descending, pitome, tome, assignment, compose, tokenGraph, spectral };
+  /** Spectra before and after, their distance (eq. 5), and the shares of the groups. */
+  function spectral(weights, groups) {
+    const before = eigenvalues(laplacian(weights)),
+      after = eigenvalues(laplacian(lifted(weights, groups)));
+    const distance = before.reduce((sum, x, i) => sum + Math.abs(x - after[i]), 0);
+    return { before, after, shares: shares(weights, groups), distance };
+  }
+
+  /** Tokens in clusters of `sizes`: unit centres, any two at that cosine, plus `noise` times a row of `unit`. They stand
+      in blocks; shuffled, where place p has token `places[p]`; or adversarial, with the first cluster on even places. */
+  function clustered(unit, sizes, cosine, noise, order, places) {
+    const labels = sizes.flatMap((size, c) => new Array(size).fill(c));
+    const tokens = unit.map(function (row, i) {
+      const centre = (j) => (j === labels[i] ? Math.sqrt(1 - cosine) : j === sizes.length ? Math.sqrt(cosine) : 0);
+      return row.map((x, j) => centre(j) + noise * x);
+    });
+    let at = labels.map((_, i) => i); // which token stands at each place
+    if (order === "shuffled") at = places;
+    if (order === "adversarial") {
+      const even = labels.map((_, place) => place % 2 === 0 && place < 2 * sizes[0]);
+      let first = 0,
+        other = sizes[0];
+      at = even.map((yes) => (yes ? first++ : other++));
+    }
+    return { tokens: at.map((i) => tokens[i]), labels: at.map((i) => labels[i]) };
+  }
+
+  const methods = {
+    cosines,
+    energies,
+    descending,
+    pitome,
+    tome,
+    assignment,
+    compose,
+    tokenGraph,
+    shares,
+    spectral,
+    clustered,
+  };
   if (typeof module === "object") module.exports = methods;
   else window.LiveMethods = methods;
 })();

@@ -1,17 +1,16 @@
 """Figures that several notebooks share.
 
-`style` sets colours and fonts, `maps` draws values and tokens over photographs, `live` makes interactive figures,
-`sliders` makes one whose states were computed beforehand, and `records` draws recorded outcomes.
+`style` sets colours and fonts, `maps` draws values and tokens over photographs, `live` makes interactive figures, and
+`records` draws recorded outcomes.
 """
 
-from .live import SHARP, energy_figure, one_merge, six_tokens
+from .live import SHARP, cluster_figure, energy_figure, one_merge, six_tokens
 from .maps import heat_map, picture, token_map
 from .reading_orders import reading
 from .records import against_cost, beside, forest
-from .sliders import SpectrumSliders
 from .style import ARMS, COLOURS, HEAT, SIDES, use_style
 
 __all__ = [
-    "ARMS", "COLOURS", "HEAT", "SHARP", "SIDES", "SpectrumSliders", "against_cost", "beside", "energy_figure", "forest",
+    "ARMS", "COLOURS", "HEAT", "SHARP", "SIDES", "against_cost", "beside", "cluster_figure", "energy_figure", "forest",
     "heat_map", "one_merge", "picture", "reading", "six_tokens", "token_map", "use_style",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from PIL import Image
 import pitome_core as pc
 from pitome_core.energy import cosine_graph
 from pitome_core.experiments import plots
+from pitome_core.experiments.data.clusters import ORDERS, clusters, wrong_merges
 from pitome_core.experiments.plots import live
 from pitome_core.spectral import coarsen, inside_shares, lift, spectrum, token_graph
 
@@ -131,6 +132,44 @@ def test_spectra_are_those_of_the_package():
         assert np.allclose(one["shares"], shares, atol=1e-9) and abs(one["distance"] - distance) < 1e-7
 
 
+SETTINGS = [
+    (sizes, cosine, noise, order) for order in range(3) for sizes, cosine, noise in ((0, 0, 0), (1, 1, 1), (2, 2, 1))
+]
+
+
+def test_clusters_are_merged_as_the_package_merges_them():
+    """In every draw of several settings: tokens, wrong merges and distances; and the tokens are those of `clusters`."""
+    parts, cosines, noises = [(6, 6, 6, 6), (8, 7, 5, 4), (12, 7, 3, 2)], [0.9, 0.5, 0.0], [0.5, 0.1]
+    data = plots.cluster_figure(parts, cosines, noises, remove=6, margin=0.5, draws=8, width=8).data
+    settings = [[parts[s], cosines[c], noises[n], ORDERS[o]] for s, c, n, o in SETTINGS]
+    found = in_node(
+        "given.settings.map(of => given.draws.map(d => {"
+        " const { tokens, labels } = m.clustered(d.unit, ...of, d.places), c = m.cosines(tokens);"
+        " return [tokens, labels, ...[m.pitome(c, 6, 0.5), m.tome(c, 6)].flatMap(p => {"
+        " const groups = m.assignment(24, p.a, p.partner), shares = m.shares(m.tokenGraph(tokens), groups);"
+        " return [groups, p.a.filter((i, n) => labels[i] !== labels[p.partner[n]]).length,"
+        " shares.reduce((a, b) => a + b, 0)]; })]; }))",
+        {"settings": settings, "draws": data["draws"]},
+    )  # fmt: skip
+    wrong_somewhere = 0
+    for (sizes, cosine, noise, order), of in zip(settings, found, strict=True):
+        tokens, labels = live.clustered(data["draws"], sizes, cosine, noise, order)
+        drawn = [torch.tensor([draw[i] for draw in of], dtype=torch.float64) for i in range(2)]
+        assert torch.allclose(drawn[0], tokens, atol=1e-12) and torch.equal(drawn[1].long(), labels)
+        if order != "shuffled":
+            axes = torch.eye(8, dtype=torch.float64)
+            centres = cosine**0.5 * axes[4] + (1 - cosine) ** 0.5 * axes[:4]
+            exact, same = clusters(sizes, noise, 8, order=order, centres=centres)
+            assert torch.equal(same, labels) and (exact - tokens).abs().max() <= 0.005 * noise + 1e-12
+        for first, (method, options) in ((2, ("pitome", {"margin": 0.5})), (5, ("tome", {}))):
+            plan = pc.plan(tokens, 6, method, **options)
+            assert [draw[first] for draw in of] == plan.assignment.tolist()
+            assert [draw[first + 1] for draw in of] == wrong_merges(plan, labels).tolist()
+            assert np.allclose([draw[first + 2] for draw in of], pc.spectral_distance(tokens, plan), atol=1e-6)
+            wrong_somewhere += int(wrong_merges(plan, labels).sum())
+    assert wrong_somewhere > 0
+
+
 def test_the_token_map_replays_what_was_recorded(build_vit, images):
     model = build_vit(img_size=224)
     photographs = {"one": np.asarray(255 * images(1, 224)[0].sigmoid().movedim(0, -1)).astype(np.uint8)}
@@ -193,6 +232,7 @@ def figures() -> list[live.LiveFigure]:
         plots.energy_figure(picture, {0: draws(0, 16, 4), 2: draws(1, 16, 4)}, 4, mergeable=5, start=(2, 3)),
         plots.one_merge(draws(0, 16, 3).sigmoid(), 4, 0.9),
         plots.six_tokens(draws(0, 6, 2), 0.5),
+        plots.cluster_figure([(3, 3, 3, 3), (5, 3, 2, 2)], [0.9, 0.0], [0.3, 0.1], remove=3, margin=0.5),
     ]
 
 
