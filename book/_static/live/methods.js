@@ -65,6 +65,12 @@
     return at;
   }
 
+  /** The patches of `inside` whose token holds a patch of `outside` too. */
+  function mixed(at, inside, outside) {
+    const touched = new Set(outside.map((patch) => at[patch]));
+    return inside.filter((patch) => touched.has(at[patch]));
+  }
+
   /** Weights of the token graph, 1 - cos, with a zero diagonal (eq. 3). */
   function tokenGraph(tokens) {
     return cosines(tokens).map((row, i) => row.map((x, j) => (i === j ? 0 : Math.max(1 - x, 0))));
@@ -133,7 +139,18 @@
     return { before, after, shares, distance: before.reduce((sum, x, i) => sum + Math.abs(x - after[i]), 0) };
   }
 
-  const methods = { cosines, energies, descending, pitome, tome, assignment, compose, tokenGraph, spectral };
+  const methods = {
+    cosines,
+    energies,
+    descending,
+    pitome,
+    tome,
+    assignment,
+    compose,
+    mixed,
+    tokenGraph,
+    spectral,
+  };
   if (typeof module === "object") module.exports = methods;
   else window.LiveMethods = methods;
 })();
