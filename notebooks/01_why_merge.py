@@ -23,7 +23,7 @@ if "google.colab" in sys.modules:  # beside Colab's own torch and numpy, which s
     package = "pitome-core[experiments] @ git+https://github.com/OWNER/pitome-companion@v0.1.0"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the imports, the model and the photographs", "code_prompt_hide": "Hide the imports"}
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "Show the imports, the model and how this figure is made", "code_prompt_hide": "Hide it", "figure": {"caption": "A photograph as the tokens see it: patches that merged have one colour and an outline. Move *keep*: all three methods have the same number of tokens, so the work falls alike. Then compare the maps. Press *Play* to watch the layers. *Live; move the sliders, click a patch.*", "name": "fig-why-maps"}, "image": {"alt": "Three token maps of a cup of coffee on a wooden table. PiToMe and ToMe merge the table into larger tokens; random merging joins patches from everywhere. Sliders for the share of tokens kept and for the layer, counters for tokens and work."}}
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -42,7 +42,6 @@ pixels = photos.photographs(["coffee", "flower"])  # {name: (height, width, 3) u
 model = vit.vit_small(img_size=224)  # DINOv2-style ViT-S/14: 12 layers, 384 channels, patches of 14 pixels
 depth, channels = len(model.blocks), model.embed_dim
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "A photograph as the tokens see it: patches that merged have one colour and an outline. Move *keep*: all three methods have the same number of tokens, so the work falls alike. Then compare the maps. Press *Play* to watch the layers. *Live; move the sliders, click a patch.*", "name": "fig-why-maps"}, "image": {"alt": "Three token maps of a cup of coffee on a wooden table. PiToMe and ToMe merge the table into larger tokens; random merging joins patches from everywhere. Sliders for the share of tokens kept and for the layer, counters for tokens and work."}}
 arms = [("PiToMe", "pitome", "pitome", {}), ("ToMe", "tome", "tome", {}), ("random", "random", "random_merge", {})]
 display(plots.token_map_figure(vit.vit_small(img_size=224), pixels, {"keep": 1, "layer": 7}, arms))
 
@@ -57,12 +56,12 @@ display(plots.token_map_figure(vit.vit_small(img_size=224), pixels, {"keep": 1, 
 
 # %%
 picture = preprocess([pixels["coffee"]])  # (1, 3, 224, 224)
-keys = layer_keys(model, picture).keys[5][0].cpu()  # layer 5: (256, 64), averaged over the heads
+keys = layer_keys(model, picture).keys[5][0].cpu()  # (256, 64): layer 5, mean of heads
 unit = keys / keys.norm(dim=-1, keepdim=True)
 cosine = (unit @ unit.T).fill_diagonal_(-1)  # a patch is not its own fellow
 closest = cosine.max(dim=1).values  # (256,)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The cosine of every patch to the most similar other patch, in layer 5. Bright patches have a near-copy somewhere; dark ones stand for themselves. *Live.*", "name": "fig-why-repeat"}, "image": {"alt": "Left, a cup of coffee on a wooden table. Right, the same picture in grey with a heat map: the table and the inside of the cup are bright, edges of cup, spoon and saucer are dark."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The cosine of every patch to the most similar other patch, in layer 5. Bright patches have a near-copy somewhere; dark ones stand for themselves. *Live.*", "name": "fig-why-repeat"}, "image": {"alt": "Left, a cup of coffee on a wooden table. Right, the same picture in grey with a heat map: most of table and saucer are bright, spoon and front of the cup are dark."}}
 shown = to_display(picture)[0]
 figure, axes = plt.subplots(1, 2, figsize=(6.2, 2.9))
 plots.picture(axes[0], shown, "photograph")
@@ -89,7 +88,7 @@ N, C = 257, channels  # 256 patches and one class token
 block = whole.layers[0].total
 assert block == 12 * N * C**2 + 2 * N**2 * C
 print(f"whole model: {whole.total / 1e9:.2f} GMACs for {whole.tokens[0]} tokens")
-print(f"pairs: {2 * N**2 * C / block:.0%} of a block, projections and MLP: {12 * N * C**2 / block:.0%}")
+print(f"pairs: {2 * N**2 * C / block:.0%} of a block, the rest: {12 * N * C**2 / block:.0%}")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Work of one block of this model by the number of tokens. At 224 pixels a tenth of it is pairs; pairs take over at $N = 6C$, a picture of 672 pixels. *Live, exact counts.*", "name": "fig-why-work"}, "image": {"alt": "Two stacked areas against the number of tokens: projections and MLP grow along a straight line, pairs bend upwards. Lines mark 224, 448 and 672 pixels; at 672 pixels both areas are equally high."}}
 tokens = np.arange(1, 2601)
@@ -101,7 +100,7 @@ ax.text(1760, 5.5, "pairs: $2N^2C$", color=plots.COLOURS["pitome"], fontsize=9, 
 for side in (224, 448, 672):
     n = (side // 14) ** 2 + 1
     ax.plot([n, n], [0, 12 * n * C**2 / 1e9 + 2 * n**2 * C / 1e9], color="black", linewidth=1)
-    ax.text(n, 12 * n * C**2 / 1e9 + 2 * n**2 * C / 1e9 + 0.25, f"{side} px", ha="center", fontsize=9)
+    ax.text(n, 12 * n * C**2 / 1e9 + 2 * n**2 * C / 1e9 + 0.25, f"{side} px", ha="right", fontsize=9)
 ax.set(xlabel="tokens", ylabel="billion MACs of a block", xlim=(0, 2600), ylim=(0, 10.5))
 plt.show()
 
@@ -114,7 +113,8 @@ plt.show()
 for keep in (0.95, 0.9, 0.85, 0.8):
     with pc.patched(model, "tome", keep=keep):
         merged = pc.flops(model)
-    print(f"keep {keep:.2f}: {merged.tokens[-1] - 1:3d} patches leave, {1 - merged.total / whole.total:.0%} saved")
+    saved = 1 - merged.total / whole.total
+    print(f"keep {keep:.2f}: {merged.tokens[-1] - 1:3d} patches leave, {saved:.0%} saved")
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the check of the numbers on this page"}
 with pc.patched(model, "pitome", keep=0.9):

@@ -180,9 +180,9 @@ def switches_figure(
 ) -> LiveFigure:
     """Three switches that redraw what merges in a scene, and which patches of its object merge with background.
 
-    `images` are `(3, 224, 224)` as a model reads them, by name; `masks (rows, columns)` hold the share of each patch that
-    the object covers. A patch is of the object where that is over half, and background where it is under 5 %. The plans
-    are computed in float64, as those of `token_maps`; the call changes the weights of `model` to float64.
+    `images` are `(3, 224, 224)` as a model reads them, by name; `masks (rows, columns)` hold the share of each patch
+    that the object covers. A patch is of the object where that is over half, and background where it is under 5 %. The
+    plans are computed in float64, as those of `token_maps`; the call changes the weights of `model` to float64.
     """
     model = model.double()
     batch = torch.stack(list(images.values())).double().to(next(model.parameters()).device)
