@@ -76,7 +76,7 @@ k = math.floor(256 - 256 * 0.9 + 1e-9)  # removed by keep 0.9: 25, so 2k = 50 ma
 
 sharp = to_display(preprocess(pixels["rocket"], plots.SHARP))[0]
 some_layers = {layer: metrics[layer][0] for layer in picked}
-display(plots.energy_figure(sharp, some_layers, depth, mergeable=2 * k, start=(7, 3 * 16 + 3)))
+display(plots.energy_figure(sharp, some_layers, depth, mergeable=2 * k, start=(7, 6 * 16 + 5)))
 
 # %% [markdown]
 # Three things to try. *Choose a patch* of the sky, then one of the rocket, by a click or the arrow keys: blue cosines add to its
@@ -156,7 +156,7 @@ for kernel, margin in [("paper", 0.5), ("elu", 0.5), ("paper", 0.9), ("elu", 0.9
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show equation 4 and the ELU of the released vision code", "code_prompt_hide": "Hide it", "figure": {"caption": "The function inside the energy at margin 0.5. Equation 4 jumps by m at the margin; the ELU of the released vision code is continuous, and so ranks tokens differently. *Live.*", "name": "fig-energy-kernels"}, "image": {"alt": "Two curves of f against the cosine. The paper's jumps from 0 to 0.5 at the margin and then rises to 1; the ELU passes through 0 at the margin and rises to 0.5."}}
 x = np.linspace(-1, 1, 801)
 figure, ax = plt.subplots(figsize=(5.6, 3))
-for name, style, colour in [("paper", "-", plots.COLOURS["pitome"]), ("elu", "--", plots.COLOURS["tome"])]:
+for name, style, colour in [("paper", "-", plots.COLOURS["pitome"]), ("elu", "--", "0.3")]:
     y = np.where(x >= 0.5, x if name == "paper" else x - 0.5, np.exp(x - 0.5) - 1)
     y[np.abs(x - 0.5) < 1e-9] = np.nan if name == "paper" else 0.0
     ax.plot(x, y, style, color=colour, label={"paper": "equation 4", "elu": "ELU(cos - m)"}[name])
@@ -170,12 +170,10 @@ plt.show()
 # in every layer, with a margin that moves with depth, $m_l = 0.9 - 0.9\, l / L$. (The paper calls this an increasing
 # margin; its formula decreases. We follow the formula.)
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the check against the loops", "code_prompt_hide": "Hide it"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the check against the loops, and the energy in six layers", "code_prompt_hide": "Hide it", "figure": {"caption": "Energy by layer, each map on its own scale (dark: isolated, bright: redundant). On the rocket the maps tell object from sky in nearly every layer; on the astronaut they follow the face only near the end. *Live.*", "name": "fig-energy-layers"}, "image": {"alt": "Two rows of six energy maps for layers 0, 2, 4, 7, 9 and 11, the rocket above and the astronaut below."}}
 few = metrics[7][:1, :40]  # 40 tokens are enough
 slow, fast = energy_by_hand(few[0].double(), margins[7]), pc.energy_score(few, margins[7])
 assert torch.allclose(slow.float(), fast[0], atol=1e-5)
-
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the energy in six layers, for two photographs", "code_prompt_hide": "Hide it", "figure": {"caption": "Energy by layer, each map on its own scale (dark: isolated, bright: redundant). On the rocket the maps tell object from sky in nearly every layer; on the astronaut they follow the face only near the end. *Live.*", "name": "fig-energy-layers"}, "image": {"alt": "Two rows of six energy maps for layers 0, 2, 4, 7, 9 and 11, the rocket above and the astronaut below."}}
 figure, axes = plt.subplots(2, len(picked), figsize=(7.2, 2.7))
 for row in range(2):
     for ax, chosen in zip(axes[row], picked, strict=True):
@@ -195,7 +193,7 @@ ordered = energies[7][0].sort(descending=True).values
 cut = float(ordered[2 * k - 1])
 figure, ax = plt.subplots(figsize=(6, 2.8))
 bins = np.linspace(float(ordered[-1]), float(ordered[0]), 40)
-ax.hist(ordered[2 * k:].numpy(), bins=bins, color=plots.COLOURS["tome"], label=f"protected ({256 - 2 * k})")
+ax.hist(ordered[2 * k:].numpy(), bins=bins, color="0.65", label=f"protected ({256 - 2 * k})")
 ax.hist(ordered[:2 * k].numpy(), bins=bins, color=plots.COLOURS["pitome"], hatch="//", label=f"mergeable ({2 * k})")
 ax.axvline(cut, color="black", linewidth=1)
 ax.set(xlabel="energy", ylabel="tokens")
@@ -235,10 +233,10 @@ within = np.array([  # both (layers, photographs)
 ])
 
 figure, axes = plt.subplots(1, 2, figsize=(7.2, 2.6))
-for ax, values, label in [(axes[0], mean_cos, "mean cosine"), (axes[1], within, "share of pairs above the margin")]:
+for ax, values, label in [(axes[0], mean_cos, "mean cosine"), (axes[1], within, "pairs above the margin")]:
     ax.plot(values.mean(axis=1), color=plots.COLOURS["pitome"], label=label)
     ax.fill_between(range(depth), values.min(axis=1), values.max(axis=1), color=plots.COLOURS["pitome"], alpha=0.25)
-    ax.set(xlabel="layer", ylim=(0, 1.02), ylabel=label)
+    ax.set(xlabel="layer", ylim=(0, 1.02), ylabel=label, xticks=range(0, depth, 2))
 axes[0].plot(margins, "--", color=plots.COLOURS["tome"], label="margin $m_l$")
 axes[0].legend(loc="lower left")
 plt.show()
@@ -271,9 +269,9 @@ figure, ax = plt.subplots(figsize=(6.4, 3))
 for i, (values, marker) in enumerate(zip(auc.T, "os^vDP"[: auc.shape[1]], strict=True)):
     ax.plot(values, marker=marker, linewidth=1.4, markersize=5, markerfacecolor="white", label=names[usable[i]])
 ax.axhline(0.5, color="0.6", linewidth=1)
-ax.text(11.1, 0.5, "chance", va="center", fontsize=8)
+ax.text(11.1, 0.5, "chance", va="center", fontsize=9)
 ax.set(xlabel="layer", ylabel="AUC", ylim=(0, 1.02), xlim=(0, 11))
-ax.legend(fontsize=8, ncols=3, loc="lower right")
+ax.legend(fontsize=9, ncols=3, loc="lower right")
 plt.show()
 
 # %% tags=["hide-input"]

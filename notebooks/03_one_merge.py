@@ -125,10 +125,8 @@ A, B = mergeable[0::2], mergeable[1::2]  # k tokens each
 # %% [markdown]
 # **Match.** All $k$ tokens of A merge; nobody asks whether the partner is any good. Several may choose the same partner.
 
-# %%
+# %% tags=["nbval-check-output"]
 partner = B[cos[A][:, B].argmax(dim=1)]  # (k,)
-
-# %% tags=["nbval-check-output", "hide-input"]
 print("sorted by energy:", order.tolist())
 print("A:", A.tolist(), " B:", B.tolist())
 pairs = zip(A.tolist(), partner.tolist(), strict=True)
@@ -208,7 +206,7 @@ print(f"sizes counted: equal: {torch.allclose(counted, expected, atol=1e-6)}")
 # $k = \lfloor N - Nr \rfloor$ of its $N$ tokens, so the count falls like a staircase, and the multiply-accumulates
 # (MACs) with it. `pc.flops` counts them from the shapes, the merging itself included.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: tokens entering each layer at keep ratios 0.95, 0.9 and 0.85. Right: MACs of each layer at 0.9 against the whole model. The sliver on top is the price of PiToMe's merging itself, mostly the matrix of cosines. *Live.*", "name": "fig-step-staircase"}, "image": {"alt": "Left: three descending staircases from 257 tokens. Right: stacked bars per layer for attention, MLP and a thin slice for merging, shrinking from layer to layer, below a flat line for the whole model."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: tokens entering each layer at keep ratios 0.95, 0.9 and 0.85. Right: MACs of each layer at 0.9 against the whole model. The blue sliver on top is the price of PiToMe's merging itself, mostly the matrix of cosines. *Live.*", "name": "fig-step-staircase"}, "image": {"alt": "Left: three descending staircases from 257 tokens. Right: stacked bars per layer for attention, MLP and a thin slice for merging, shrinking from layer to layer, below a flat line for the whole model."}}
 with pc.patched(model, "pitome", keep=0.9):
     counts = pc.flops(model, input_size=(3, 224, 224))
 whole = pc.flops(model, input_size=(3, 224, 224))
@@ -221,18 +219,18 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.8))
 for keep, style in [(0.95, ":"), (0.9, "-"), (0.85, "--")]:
     steps = pc.schedule(model, keep=keep).tokens
     left.step(range(depth + 1), steps, style, where="post", color=plots.COLOURS["pitome"], label=f"keep {keep}")
-left.set(xlabel="layer", ylabel="tokens", ylim=(0, 270))
+left.set(xlabel="layer", ylabel="tokens", ylim=(0, 270), xticks=range(0, depth + 1, 2))
 left.legend()
 bottom = np.zeros(depth)
-parts = [("attention", plots.COLOURS["pitome"], ""), ("mlp", plots.COLOURS["tome"], "//"), ("merge", "black", "")]
+parts = [("attention", "0.5", ""), ("mlp", "0.8", "//"), ("merge", plots.COLOURS["pitome"], "")]
 for part, colour, hatch in parts:
     height = np.array([getattr(layer, part) for layer in counts.layers]) / 1e6
     right.bar(range(depth), height, bottom=bottom, color=colour, hatch=hatch, label=part if part != "mlp" else "MLP")
     bottom += height
 right.step(np.arange(depth + 1) - 0.5, [layer.total / 1e6 for layer in whole.layers] + [whole.layers[-1].total / 1e6],
-           where="post", color="0.5", label="whole model")
-right.set(xlabel="layer", ylabel="million MACs", ylim=(0, 620))
-right.legend(ncols=2, fontsize=9)
+           where="post", color="black", label="whole model")
+right.set(xlabel="layer", ylabel="million MACs", ylim=(0, 760), xticks=range(0, depth, 2))
+right.legend(ncols=2, fontsize=9, loc="upper center")
 plt.show()
 
 # %% tags=["nbval-check-output", "hide-input"]

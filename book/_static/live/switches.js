@@ -37,7 +37,7 @@
       const element = html("div", { class: "live-setting" }, words, html("span", { class: "live-bar" }, bar));
       return { element, words, bar };
     });
-    const title = html("p", { class: "live-title" }, "mixed patches of the object");
+    const title = html("p", { class: "live-title" }, "mixed patches");
     return { element: html("div", { class: "live-panel live-settings" }, title, ...rows.map((r) => r.element)), rows };
   }
 
@@ -96,9 +96,10 @@
           ? ""
           : ` The token of the patch in row ${Math.floor(chosen / columns) + 1}, column ${(chosen % columns) + 1} ` +
             `holds ${held} ${held === 1 ? "patch" : "patches"}.`;
+      const setting = words(state).join(", ");
       Live.say(
         reading,
-        `${words(state).join(", ")}${name}: after ${texts[l]}, ${data.tokens[l]} of ${count} tokens are left, and `,
+        `${setting[0].toUpperCase()}${setting.slice(1)}${name}: after ${texts[l]}, ${data.tokens[l]} of ${count} tokens are left, and `,
         [`${found[state].length} of ${of.inside.length} patches of the object`],
         ` share a token with background.${joined}`,
       );
