@@ -236,8 +236,7 @@ def figures() -> list[live.LiveFigure]:
     ]
 
 
-@pytest.mark.parametrize("figure", figures(), ids=lambda figure: figure.kind)
-def test_a_figure_has_three_forms(figure):
+def check_forms(figure: live.LiveFigure) -> None:
     bundle = figure._repr_mimebundle_()
     assert set(bundle) == {"text/html", "image/png", "text/plain"}
     assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG") and figure.kind in bundle["text/plain"]
@@ -245,6 +244,49 @@ def test_a_figure_has_three_forms(figure):
     assert data_of(text) == json.loads(json.dumps(figure.data)) and "alt=" in text and len(text) < PAGE
     assert f'Live.figure("{figure.kind}"' in (SCRIPTS / f"{figure.kind.replace('-', '_')}.js").read_text()
     assert not re.search(r'(?:src|href)="(?!data:)', text)
+
+
+@pytest.mark.parametrize("figure", figures(), ids=lambda figure: figure.kind)
+def test_a_figure_has_three_forms(figure):
+    check_forms(figure)
+
+
+def test_a_chapter_chooses_the_methods_of_its_token_map(build_vit, images):
+    photograph = np.asarray(255 * images(1, 224)[0].sigmoid().movedim(0, -1)).astype(np.uint8)
+    arms = (live.ARMS[1], ("unsorted", "random", "pitome", {"split": "position"}))
+    figure = plots.token_map_figure(build_vit(img_size=224), {"one": photograph}, {"keep": 1, "layer": 2}, arms)
+    check_forms(figure)
+    assert [m["label"] for m in figure.data["methods"]] == ["ToMe", "unsorted"]
+    assert "unsorted" in figure.label and len(figure.data["pictures"][0]["plans"]) == len(figure.data["macs"]) == 2
+    colours = {arm[1] for arm in (*live.ARMS, *arms)}
+    assert all(f".live-dot.live-{colour}" in (SCRIPTS / "live.css").read_text() for colour in colours)
+
+
+def test_the_switches_replay_what_was_recorded(build_vit, images):
+    """Eight settings in the order of the script; the corners are the methods that they are called by."""
+    model, batch = build_vit(img_size=224), images(2, 224)
+    side = int((pc.flops(model).tokens[0] - model.num_prefix_tokens) ** 0.5)
+    masks = draws(2, 2, side, side).sigmoid() * (draws(3, 2, side, side) > 0)
+    scenes = [dict(zip(("one", "two"), of, strict=True)) for of in (batch, masks)]
+    figure = plots.switches_figure(model, *scenes, keep=0.9)
+    check_forms(figure)
+    data = figure.data
+    assert data["corners"] == ["PiToMe", "", "", "energy-sorted", "", "", "", "ToMe"]
+    assert len({tuple(plans) for plans in zip(*(p["plans"] for p in data["pictures"]), strict=True)}) == 8
+    for state, (method, options) in {0: ("pitome", {}), 3: ("pitome", live.ARMS[2][3]), 7: ("tome", {})}.items():
+        with pc.patched(model, method, 0.9, **options), pc.record(model) as trace, torch.no_grad():
+            model.forward_features(batch.double())
+        assert data["tokens"] == [side**2, *(layer.plan.num_tokens for layer in trace.last.layers)]
+        for item, picture in enumerate(data["pictures"]):
+            every = np.frombuffer(base64.b64decode(picture["plans"][state]), np.uint8)
+            layers = [part.tolist() for part in np.split(every, np.cumsum(data["tokens"][:-1])[:-1])]
+            given = {"layers": layers, "inside": picture["inside"], "outside": picture["outside"]}
+            at = f"m.compose(given.layers, {side**2}, {len(layers)})"
+            found = in_node(f"m.mixed({at}, given.inside, given.outside)", given)
+            at, cover = trace.assignment[item], masks[item].flatten()
+            same = at[:, None] == at[None, :]
+            expected = (cover > 0.5) & (same & (cover < 0.05)[None, :]).any(1)
+            assert found == torch.nonzero(expected).flatten().tolist() and picture["inside"] and picture["outside"]
 
 
 def test_bytes_hold_what_they_are_given():
@@ -257,7 +299,7 @@ def test_bytes_hold_what_they_are_given():
 
 def test_colours_of_the_page_are_those_of_the_plots():
     style = (SCRIPTS / "live.css").read_text().split("html[data-theme")[0]
-    for name in ("pitome", "tome", "accent"):
+    for name in ("pitome", "tome", "accent", "random"):
         assert f"--live-{name}: {plots.COLOURS[name].lower()};" in style
 
 
