@@ -275,7 +275,7 @@ def test_live_figures_answer_to_the_keyboard(browser, site):
             before = what_is_shown(box)
             group.find_element("css selector", "input:checked").send_keys(KEYS["right"])
             assert what_is_shown(box) != before, (name, kind, group.text)
-    assert kinds == {"token-map", "energy", "one-merge", "six-tokens"}
+    assert kinds == {"token-map", "energy", "one-merge", "six-tokens", "forest", "points"}
 
 
 def test_live_figures_show_what_the_data_say(browser, site):

@@ -4,7 +4,7 @@
 `sliders` makes one whose states were computed beforehand, and `records` draws recorded outcomes.
 """
 
-from .live import SHARP, energy_figure, one_merge, six_tokens
+from .live import SHARP, energy_figure, forest_figure, one_merge, points_figure, six_tokens
 from .maps import heat_map, picture, token_map
 from .records import against_cost, beside, forest
 from .sliders import SpectrumSliders
@@ -12,5 +12,5 @@ from .style import ARMS, COLOURS, HEAT, SIDES, use_style
 
 __all__ = [
     "ARMS", "COLOURS", "HEAT", "SHARP", "SIDES", "SpectrumSliders", "against_cost", "beside", "energy_figure", "forest",
-    "heat_map", "one_merge", "picture", "six_tokens", "token_map", "use_style",
+    "forest_figure", "heat_map", "one_merge", "picture", "points_figure", "six_tokens", "token_map", "use_style",
 ]  # fmt: skip
