@@ -139,7 +139,7 @@ for row, (outcome, sign, most) in zip(axes, (("alone", 1, 8), ("wrong", -1, 16))
     for name, marker in MODELS.items():
         of_model = [row for row in layers if row["model"] == name]
         height = phase.noise_of([r["tightness"] for r in of_model], of_model[0]["tokens"], WIDTHS.get(name, 64))
-        measured += zip(of_model, map(float, height), strict=True) if row is axes[0] else []
+        measured += zip(of_model, map(float, height), strict=True) if outcome == "alone" else []
         row[0].plot([r["cosine"] for r in of_model], height, marker, color="black", markerfacecolor="white", markersize=5,
                     linestyle="none", label=name)
 for ax in axes[1]:
@@ -174,10 +174,10 @@ assert all(row["loss/pitome"][0] >= row["loss/tome"][0] for row in recorded["dia
 # pair, and ToMe takes that by construction.
 #
 # Energy follows the cosine to the mean token closely in every setting, because $f$ is linear above the margin and nearly so below it.
-# What changes is what that cosine says of the cluster. The next cell watches it.
+# What changes is what that cosine says of the cluster. The next two cells watch it.
 # :::
 
-# %% tags=["hide-cell"]
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the code that watches it"}
 def told(common, margin=0.45, trials=8 if quick else 40):
     """Rank correlations: of energy with the cosine to the mean token, and of that cosine with the cluster's size."""
     tokens, label = synthetic.draw(synthetic.Setting(common, 1.5, margin=margin), trials)
@@ -192,14 +192,14 @@ def told(common, margin=0.45, trials=8 if quick else 40):
 follows, tells = zip(*(told(common) for common in (0.0, 0.3)), strict=True)
 assert min(follows) > 0.85 and tells[0] > tells[1] + 0.15
 
-# %% tags=["nbval-check-output"]
+# %% tags=["hide-cell", "nbval-check-output"] mystnb={"code_prompt_show": "Show what it says"}
 print("energy follows the cosine to the mean token:", "in both settings" if min(follows) > 0.85 else "not always")
 print("a common direction makes that cosine tell of clusters", "less" if tells[0] > tells[1] + 0.15 else "as much")
 
 # %% [markdown]
 # **Does the diagram predict?** It gives a reason, and no forecast: the order of the layers by PiToMe's advantage is not what it says.
 
-# %% tags=["hide-input", "hide-output"] mystnb={"code_prompt_show": "Show the code", "figure": {"caption": "Advantage of PiToMe over ToMe (difference of the losses over their mean; below zero PiToMe loses more), layer by layer. Left: predicted from synthetic tokens; right: against tightness, the median of the largest centred cosine to another token. *Recorded.*", "name": "fig-law-layers"}, "image": {"alt": "Two scatter plots of thirty layers. The measured advantage is between -1.9 and -1.2 in the two towers and between -0.3 and 0 in MiniLM. Predictions lie between -0.5 and -0.1 and order neither; tightness separates MiniLM from the towers."}}
+# %% tags=["hide-cell", "hide-input"] mystnb={"code_prompt_show": "Show the figure: predicted and measured, layer by layer", "figure": {"caption": "Advantage of PiToMe over ToMe (difference of the losses over their mean; below zero PiToMe loses more), layer by layer. Left: predicted from synthetic tokens; right: against tightness, the median of the largest centred cosine to another token. *Recorded.*", "name": "fig-law-layers"}, "image": {"alt": "Two scatter plots of thirty layers. The measured advantage is between -1.9 and -1.2 in the two towers and between -0.3 and 0 in MiniLM. Predictions lie between -0.5 and -0.1 and order neither; tightness separates MiniLM from the towers."}}
 figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.8), sharey=True)
 for name, marker in MODELS.items():
     rows = [row for row in layers if row["model"] == name]
@@ -212,7 +212,7 @@ axes[1].set(xlabel="tightness")
 axes[1].legend(fontsize=8)
 plt.show()
 
-# %% tags=["hide-input", "hide-output"]
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show how far it misses"}
 of_model = {name: [row for row in layers if row["model"] == name] for name in MODELS}
 rank = spearmanr([row["predicted"] for row in layers], [row["advantage"] for row in layers])
 inside = [phase.agreement(rows) for rows in of_model.values()]
@@ -270,6 +270,7 @@ for title, record in tests.items():
     energy = record.difference("pitome@0.9", "pitome-shuffled@0.9", "correct")
     rows.append([title, str(gate), str(energy), str(against_tome(record, "energy-sorted"))])
     assert gate.side <= 0 and energy.side == 1
+    assert title != "digits" or round(-100 * gate.mean) == 10  # the table at the end has this number
 header = ["test, keep 0.9, keys", "the gate: 2k, not all", "energy behind the gate: real, not shuffled", "no gate: energy-sorted minus ToMe"]
 display(Markdown(markdown(header, rows)))
 
@@ -283,7 +284,7 @@ display(Markdown(markdown(header, rows)))
 # The protocol's rule: a setting with energy in it that beats, on dev and with intervals, both ToMe in the same setting and itself with
 # shuffled energies becomes a preset.
 
-# %% tags=["hide-input", "hide-output"] mystnb={"figure": {"caption": "AUC of the saliency map on test at keep 0.9, PiToMe and energy-sorted matching by metric, with proportional attention on and off: minus ToMe in the same setting (left) and, for PiToMe, minus itself with shuffled energies (right). 95 % intervals over objects and photographs. *Recorded.*", "name": "fig-law-settings"}, "image": {"alt": "Two forest plots. Left: all intervals contain zero but that of PiToMe on keys with attention off, which ends just below. Right: all of PiToMe's intervals lie above zero."}}
+# %% tags=["hide-cell", "hide-input"] mystnb={"code_prompt_show": "Show the figure: every setting scored at keep 0.9", "figure": {"caption": "AUC of the saliency map on test at keep 0.9, PiToMe and energy-sorted matching by metric, with proportional attention on and off: minus ToMe in the same setting (left) and, for PiToMe, minus itself with shuffled energies (right). 95 % intervals over objects and photographs. *Recorded.*", "name": "fig-law-settings"}, "image": {"alt": "Two forest plots. Left: all intervals contain zero but that of PiToMe on keys with attention off, which ends just below. Right: all of PiToMe's intervals lie above zero."}}
 rows = [row for row in settings_compared.compared(test, "auc") if "shuffled" not in row.key and "@0.9" in row.key]
 figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2))
 labels = {row.key: LABELS[Cell.of(test.about(row.key)).arm] + (", att. off" if row.key.endswith("/off") else "") for row in rows}
@@ -294,7 +295,7 @@ axes[1].set(title="minus itself, energies shuffled", xlabel="AUC")
 plt.show()
 assert all(row.to_tome.side <= 0 for row in rows) and all(row.to_shuffled.side == 1 for row in rows if row.to_shuffled)
 
-# %% tags=["hide-input", "hide-output"]
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show what was tried on dev"}
 tried = {"scenes": settings_compared.compared(dev, "auc"), "digits": settings_compared.compared(digits, "correct"),
          "emoji": settings_compared.compared(emoji, "correct")}
 tried = {name: [row for row in rows if "shuffled" not in row.key] for name, rows in tried.items()}

@@ -8,9 +8,10 @@ from .live import SHARP, energy_figure, forest_figure, one_merge, points_figure,
 from .maps import heat_map, picture, token_map
 from .records import against_cost, beside, forest
 from .sliders import SpectrumSliders
-from .style import ARMS, COLOURS, HEAT, SIDES, use_style
+from .style import ARMS, COLOURS, HEAT, SIDES, photographs, use_style
 
 __all__ = [
     "ARMS", "COLOURS", "HEAT", "SHARP", "SIDES", "SpectrumSliders", "against_cost", "beside", "energy_figure", "forest",
-    "forest_figure", "heat_map", "one_merge", "picture", "points_figure", "six_tokens", "token_map", "use_style",
+    "forest_figure", "heat_map", "one_merge", "photographs", "picture", "points_figure", "six_tokens", "token_map",
+    "use_style",
 ]  # fmt: skip

@@ -266,12 +266,14 @@ def forest_figure(data: Mapping[str, Any], group: str, rival: str) -> LiveFigure
 def points_figure(
     figure: Figure, points: Sequence[tuple[Sequence[tuple[Axes, float, float]], str, str]], what: str, start: int = 0
 ) -> LiveFigure:
-    """A figure as a picture whose points say in words what they are.
+    """A figure as a picture whose points say in words what they are; ValueError where there are none.
 
     A point is its places (an axes and the values on its two axes, for every panel that it stands in), its name and the
     rest of the sentence. The picture has to show the points itself: the page adds a ring round the one that is chosen.
     `figure` is closed. `what` says what the figure shows, and is the alt text.
     """
+    if not 0 <= start < len(points):
+        raise ValueError(f"no point {start} among {len(points)}: pass at least one point, and start at one of them")
     figure.canvas.draw()  # places are known when the layout is
     width, height = figure.get_size_inches() * figure.dpi
 

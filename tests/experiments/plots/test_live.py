@@ -252,6 +252,8 @@ def test_points_stand_where_the_axes_have_them():
     assert np.allclose(places, 100 * np.array(expected), atol=0.02)
     near = "given.map(([x, y]) => m.nearest([{places: [[10, 10], [60, 10]]}, {places: [[40, 80]]}], x, y, 200, 100))"
     assert in_node(near, [[11, 12], [58, 20], [41, 70], [36, 45]], "points.js") == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match="no point 0 among 0"):
+        plots.points_figure(plt.figure(), [], "nothing")
 
 
 def figures() -> list[live.LiveFigure]:
