@@ -11,8 +11,8 @@
 #
 # With a third to six tenths of the work saved, no difference was found between PiToMe, as the paper {cite}`tran2024pitome` writes it, and
 # ToMe {cite}`bolya2023tome` on drawn objects, film reviews, pictures and texts, and questions about pictures. On digits under a linear head it
-# has eleven in a hundred fewer right. Forms of it on hidden states and the preset released for CLIP gain three on digits, and only where attention
-# does not count tokens by size; counting sizes is worth four to eight points to every method there. So on a backbone like this: ToMe with
+# has eleven in a hundred fewer right. On hidden states, and as released for CLIP, it gains three on digits, but only where attention
+# does not count tokens by size; counting sizes is worth four to eight points there, whatever the method. So on a backbone like this: ToMe with
 # sizes counted.
 
 # %% tags=["remove-cell"]
@@ -81,8 +81,8 @@ assert all(task.against(ours(task), "whole").side < 1 for task in every.values()
 # %% [markdown]
 # ## Find a drawn object
 #
-# An emoji is pasted on a photograph; the model's saliency map should find it (AUC against the exact mask). Finding needs no fine grid: no
-# method loses much, and neither does a smaller picture.
+# An emoji is pasted on a photograph; the model's saliency map should find it (AUC against the exact mask). Finding needs no fine grid: in the figure
+# no method loses two points, and a smaller picture loses nothing.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Drawn objects, keep 0.9. Left: minus the counterpart; 95 % intervals over objects and photographs, marks as above. Right: minus the whole model, the counterpart as a diamond, and the work saved. *Recorded.*", "name": "fig-quality-objects"}, "image": {"alt": "Two forest plots over methods. Minus ToMe: all intervals contain zero but PiToMe on keys without counted sizes, which ends just below it. Minus the whole model: all means within two points of AUC of zero. Every method saves 42 to 46 percent of the work."}}
 def chart(task):
@@ -170,7 +170,7 @@ assert round(-100 * reviews.against("tome@0.8", "whole").mean) == 5 and round(-1
 assert f"{to_shuffled(reviews, bert).mean:.3f}" == "0.014"
 
 # %% [markdown]
-# All methods lose five or six answers in a hundred. PiToMe as the paper writes it against ToMe: -0.009 [-0.020, +0.001], no difference found
+# The methods in the figure lose five or six answers in a hundred. PiToMe as the paper writes it against ToMe: -0.009 [-0.020, +0.001], no difference found
 # (0.015 would have been); the **released** form for BERT: none found. With **shuffled energies** the released form loses 0.014 more; for the paper's form
 # and for the order alone nothing was found. Merging at random loses 2.5 more than ToMe: what helps here is merging tokens that are alike. Hidden states were
 # not run. On longer documents and other sources single intervals put PiToMe below ToMe ([the record](record_text.ipynb)).
@@ -191,7 +191,7 @@ assert pairs.difference("lower-resolution@168px", "tome@0.9").side == 0
 
 # %% [markdown]
 # Of 129 points ToMe loses 7 and PiToMe as the paper writes it 20; the difference, -12 [-27, +2], is none found, and only one of 20 would have
-# been. **Presets, hidden states, order**: none found either. With **shuffled energies** PiToMe on hidden states loses 26 more; on keys and in the presets nothing was found. A smaller
+# been. **Presets, hidden states, order**: none found either. With **shuffled energies** PiToMe on hidden states loses 26 more; on keys and in the presets nothing was found, though only a large difference could have been. A smaller
 # picture of equal cost cannot be told from ToMe. On a white ground, and with fewer tokens, PiToMe is below ToMe after correction
 # ([the record](record_retrieval.ipynb)).
 #
@@ -241,7 +241,7 @@ assert rows["reviews", "pitome"].side == -1 and all(one.side == 0 for (name, _),
 # of equality; the size that would have been found stands beside it.
 #
 # Two differences of each task but digits were named in the [protocol](../book/protocol.md) before its test set was first scored: minus ToMe and
-# minus the whole model. The more than a hundred others are secondary, and some exclude zero by chance; [the claims](../book/claims.md) corrects
+# minus the whole model. Later versions repeat a test, and say what was known by then. The more than a hundred others are secondary, and some exclude zero by chance; [the claims](../book/claims.md) corrects
 # for their number. Other strengths, rivals, sets and retrained heads are in the records of [vision](record_vision.ipynb), [text](record_text.ipynb) and
 # [retrieval](record_retrieval.ipynb); why a gate costs where it does is in [When energy helps](09_when_energy_helps.ipynb).
 #
