@@ -2,7 +2,7 @@
    Bars are in percent of the whole model's result, because tasks have units of their own. */
 (function () {
   "use strict";
-  const EDGES = [1, 2, 5, 10, 20, 50, 100, 200]; // percent: where an axis may end
+  const EDGES = [1, 2, 5, 10, 15, 25, 50, 75, 100, 200]; // percent: where an axis may end
 
   /** 1: the interval lies above zero, -1: below, 0: it contains zero. */
   function side(row) {

@@ -211,7 +211,7 @@ def test_the_forest_filters_and_its_axis_holds_every_interval():
     assert in_node("m.chosen(given, 'digits', 'theirs', 'whole')", FOREST, "forest.js") == []
     asked = "[m.edge(given, given.rows), m.edge(given, [given.rows[1]]), m.edge(given, [])]"
     edges = in_node(asked, FOREST, "forest.js")
-    assert edges == [20, 2, 1]  # 18.75, 1.25 and nothing
+    assert edges == [25, 2, 1]  # 18.75, 1.25 and nothing
 
 
 def test_the_numbers_of_the_forest_are_those_of_the_records():
