@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from pitome_core.experiments.data.clusters import ORDERS, clusters, wrong_merges
 from pitome_core.experiments.data.pictures import preprocess, to_display
 
 from .maps import heat_map, token_map
-from .style import COLOURS, HEAT, png_text
+from .style import COLOURS, HEAT, SIDES, png_text
 
 # Arms of the token map: name, colour in live.css, method and options of `pc.apply`.
 ARMS = (
@@ -392,3 +393,55 @@ def clustered(
         others = torch.tensor([p for p in range(len(label)) if p not in even])
         places = torch.cat([even, others]).argsort().expand_as(places)
     return tokens.gather(1, places[..., None].expand_as(tokens)), label.expand_as(places).gather(1, places)
+
+
+def forest_figure(data: Mapping[str, Any], group: str, rival: str) -> LiveFigure:
+    """Differences with their intervals, filtered by task, methods and rival; a row that is chosen is said in words.
+
+    `data` is what `runs.quality.figure_data` gives. Bars are in percent of the whole model's result of their task. The
+    figure, and its still picture, start with all tasks and the given group and rival.
+    """
+    data = {**data, "start": {"group": data["groups"].index(group), "rival": list(data["rivals"]).index(rival)}}
+    tasks = {task["name"]: task for task in data["tasks"]}
+
+    def still() -> Figure:
+        rows = [row for row in data["rows"] if (row["group"], row["rival"]) == (group, rival)]
+        figure, ax = plt.subplots(figsize=(7, 0.3 * len(rows) + 0.7))
+        for y, row in enumerate(rows):
+            low, mean, high = (100 * row[name] / tasks[row["task"]]["whole"] for name in ("low", "mean", "high"))
+            colour = SIDES[int(low > 0) - int(high < 0)]
+            ax.plot([low, high], [y, y], color=colour, linewidth=2)
+            ax.plot(mean, y, "o", color=colour, markersize=4.5)
+        ax.axvline(0, color="0.6", linewidth=1, zorder=0)
+        ax.set(yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
+        ax.set_yticklabels([f"{row['task']}: {row['label']}" for row in rows])
+        ax.set_xlabel(f"minus {data['rivals'][rival]}, % of the whole model's result")
+        return figure
+
+    label = f"Differences between methods and {data['rivals'][rival]} on {len(tasks)} tasks, with 95 % intervals"
+    return LiveFigure("forest", data, label, still)
+
+
+def points_figure(
+    figure: Figure, points: Sequence[tuple[Sequence[tuple[Axes, float, float]], str, str]], what: str, start: int = 0
+) -> LiveFigure:
+    """A figure as a picture whose points say in words what they are; ValueError where there are none.
+
+    A point is its places (an axes and the values on its two axes, for every panel that it stands in), its name and the
+    rest of the sentence. The picture has to show the points itself: the page adds a ring round the one that is chosen.
+    `figure` is closed. `what` says what the figure shows, and is the alt text.
+    """
+    if not 0 <= start < len(points):
+        raise ValueError(f"no point {start} among {len(points)}: pass at least one point, and start at one of them")
+    figure.canvas.draw()  # places are known when the layout is
+    width, height = figure.get_size_inches() * figure.dpi
+
+    def place(ax: Axes, x: float, y: float) -> list[float]:
+        left, bottom = ax.transData.transform((x, y))
+        return [round(100 * left / width, 2), round(100 - 100 * bottom / height, 2)]
+
+    data = {"what": what, "start": start, "points": [
+        {"places": [place(*one) for one in places], "says": [name, words]} for places, name, words in points
+    ]}  # fmt: skip
+    plt.close(figure)
+    return LiveFigure("points", data, what, lambda: figure)

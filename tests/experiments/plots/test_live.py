@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from pitome_core.energy import cosine_graph
 from pitome_core.experiments import plots
 from pitome_core.experiments.data.clusters import ORDERS, clusters, wrong_merges
 from pitome_core.experiments.plots import live
+from pitome_core.experiments.runs import quality
 from pitome_core.spectral import coarsen, inside_shares, lift, spectrum, token_graph
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -32,13 +34,13 @@ def draws(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def in_node(expression: str, given: object) -> object:
-    """The value of a JavaScript expression of `m` (methods.js) and `given`."""
+def in_node(expression: str, given: object, script: str = "methods.js") -> object:
+    """The value of a JavaScript expression of `m` (what the script exports) and `given`."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed: what the figures compute cannot be compared")
     program = (
-        f"const m = require({json.dumps(str(SCRIPTS / 'methods.js'))});"
+        f"const m = require({json.dumps(str(SCRIPTS / script))});"
         "const given = JSON.parse(require('fs').readFileSync(0));"
         f"console.log(JSON.stringify({expression}));"
     )
@@ -226,6 +228,73 @@ def sizes_at_start(data: dict, plans: list[str]) -> tuple[int, int]:
     return int((sizes == 1).sum()), int(sizes.max())
 
 
+ROW = {"task": "digits", "group": "ours", "label": "PiToMe", "rival": "tome", "detectable": 0.02}
+FOREST = {
+    "tasks": [{"name": "digits", "asked": "read a digit", "unit": "accuracy", "digits": 3, "keep": 0.9, "whole": 0.8}],
+    "groups": ["ours", "theirs"], "rivals": {"tome": "ToMe", "whole": "the whole model"},
+    "rows": [ROW | {"mean": -0.1, "low": -0.13, "high": -0.09}, ROW | {"mean": -0.0001, "low": -0.01, "high": 0.01},
+             ROW | {"mean": 0.1, "low": 0.05, "high": 0.15, "group": "theirs"}],
+}  # fmt: skip
+
+
+def test_a_row_of_the_forest_says_its_numbers_and_its_side():
+    found = in_node("given.rows.map(r => m.said(given, r).flat().join(''))", FOREST, "forest.js")
+    assert "PiToMe minus ToMe: below, −0.100 [−0.130, −0.090] in accuracy. In percent" in found[0]
+    assert "result: −12.5 [−16.3, −11.3]." in found[0] and "four cases" not in found[0]
+    assert "no difference found, +0.000 [−0.010, +0.010] in accuracy; a true one of 0.020 would have been" in found[1]
+    assert "above, +0.100 [+0.050, +0.150]" in found[2]
+
+
+def test_the_forest_filters_and_its_axis_holds_every_interval():
+    assert len(in_node("m.chosen(given, null, 'ours', 'tome')", FOREST, "forest.js")) == 2
+    assert in_node("m.chosen(given, 'digits', 'theirs', 'whole')", FOREST, "forest.js") == []
+    asked = "[m.edge(given, given.rows), m.edge(given, [given.rows[1]]), m.edge(given, [])]"
+    edges = in_node(asked, FOREST, "forest.js")
+    assert edges == [25, 2, 1]  # 18.75, 1.25 and nothing
+
+
+def test_the_numbers_of_the_forest_are_those_of_the_records():
+    """Every row of the chapter on quality, computed again from the outcomes, and all counterparts are there."""
+    every = quality.tasks()
+    data = quality.figure_data(every)
+    assert list(every) == ["objects", "digits", "reviews", "pairs", "questions"] == [t["name"] for t in data["tasks"]]
+    assert len({(row["task"], row["key"], row["rival"]) for row in data["rows"]}) == len(data["rows"]) > 100
+    for row in data["rows"]:
+        task = every[row["task"]]
+        other = "whole" if row["rival"] == "whole" else task.record.rival_of(row["key"], row["rival"])
+        one = task.difference(row["key"], other)
+        assert all(abs(row[name] - getattr(one, name)) < 1e-5 for name in ("mean", "low", "high", "detectable")), row
+        assert row["group"] == quality.group_of(row["key"].partition("@")[0]) in data["groups"]
+    for name, task in every.items():
+        ours = [row["rival"] for row in data["rows"] if (row["task"], row["key"]) == (name, f"pitome@{task.keep:g}")]
+        assert {"tome", "whole"} <= set(ours)
+
+
+def test_arms_stand_in_the_group_that_says_most_of_them():
+    assert quality.group_of("pitome") == "PiToMe (paper)" and quality.group_of("pitome-released-clip") == "released"
+    assert quality.group_of("pitome-hidden") == "hidden states" and quality.group_of("tome-hidden") == "controls"
+    assert quality.group_of("mctf") is None
+
+
+def with_points() -> tuple[live.LiveFigure, plt.Axes]:
+    figure, axes = plt.subplots(1, 2, figsize=(4, 2))
+    axes[1].set(xlim=(0, 1), ylim=(0, 1))
+    points = [([(axes[1], 0.0, 1.0)], "corner:", " upper left"), ([(axes[1], 1.0, 0.0)], "corner:", " lower right")]
+    return plots.points_figure(figure, points, "two corners"), axes[1]
+
+
+def test_points_stand_where_the_axes_have_them():
+    figure, ax = with_points()
+    box = ax.get_position()
+    expected = [[box.x0, 1 - box.y1], [box.x1, 1 - box.y0]]
+    places = [point["places"][0] for point in figure.data["points"]]
+    assert np.allclose(places, 100 * np.array(expected), atol=0.02)
+    near = "given.map(([x, y]) => m.nearest([{places: [[10, 10], [60, 10]]}, {places: [[40, 80]]}], x, y, 200, 100))"
+    assert in_node(near, [[11, 12], [58, 20], [41, 70], [36, 45]], "points.js") == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match="no point 0 among 0"):
+        plots.points_figure(plt.figure(), [], "nothing")
+
+
 def figures() -> list[live.LiveFigure]:
     picture = np.full((56, 56, 3), 90, np.uint8)
     return [
@@ -233,6 +302,8 @@ def figures() -> list[live.LiveFigure]:
         plots.one_merge(draws(0, 16, 3).sigmoid(), 4, 0.9),
         plots.six_tokens(draws(0, 6, 2), 0.5),
         plots.cluster_figure([(3, 3, 3, 3), (5, 3, 2, 2)], [0.9, 0.0], [0.3, 0.1], remove=3, margin=0.5),
+        plots.forest_figure(FOREST, "ours", "tome"),
+        with_points()[0],
     ]
 
 
