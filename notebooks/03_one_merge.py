@@ -314,11 +314,9 @@ display(Markdown(
 ))
 
 # %% [markdown]
-# Whether sparing isolated tokens is worth that is a question about the model's answers, not about cosines.
-# [Gate or edges](04_gate_or_edges.ipynb) asks it of objects with known masks, [Quality](08_quality.ipynb) of tasks.
-#
-# PiToMe is ToMe with two changes, the gate and the order. Means by size, proportional attention and the place between attention and
-# MLP are shared. At equal token counts the two cost the same, up to the matrix of cosines.
+# Whether that is a good exchange is a question about answers, not about cosines: [Gate or edges](04_gate_or_edges.ipynb) asks it of
+# objects with known masks, [Quality](08_quality.ipynb) of tasks. All else is shared with ToMe, and at equal token counts the two cost
+# the same, up to the matrix of cosines.
 #
 # | | |
 # |---|---|
