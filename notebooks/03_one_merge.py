@@ -206,7 +206,7 @@ print(f"sizes counted: equal: {torch.allclose(counted, expected, atol=1e-6)}")
 # $k = \lfloor N - Nr \rfloor$ of its $N$ tokens, so the count falls like a staircase, and the multiply-accumulates
 # (MACs) with it. `pc.flops` counts them from the shapes, the merging itself included.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: tokens entering each layer at keep ratios 0.95, 0.9 and 0.85. Right: MACs of each layer at 0.9 against the whole model. The blue sliver on top is the price of PiToMe's merging itself, mostly the matrix of cosines. *Live.*", "name": "fig-step-staircase"}, "image": {"alt": "Left: three descending staircases from 257 tokens. Right: stacked bars per layer for attention, MLP and a thin slice for merging, shrinking from layer to layer, below a flat line for the whole model."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: tokens entering each layer at keep ratios 0.95, 0.9 and 0.85. Right: MACs of each layer at 0.9 against the whole model. PiToMe's merging itself, mostly the matrix of cosines, is too thin to see here; its number stands below. *Live.*", "name": "fig-step-staircase"}, "image": {"alt": "Left: three descending staircases from 257 tokens. Right: stacked bars per layer for attention and MLP, shrinking from layer to layer, below a flat line for the whole model."}}
 with pc.patched(model, "pitome", keep=0.9):
     counts = pc.flops(model, input_size=(3, 224, 224))
 whole = pc.flops(model, input_size=(3, 224, 224))
@@ -314,11 +314,9 @@ display(Markdown(
 ))
 
 # %% [markdown]
-# Whether sparing isolated tokens is worth that is a question about the model's answers, not about cosines.
-# [Gate or edges](04_gate_or_edges.ipynb) asks it of objects with known masks, [Quality](08_quality.ipynb) of tasks.
-#
-# PiToMe is ToMe with two changes, the gate and the order. Means by size, proportional attention and the place between attention and
-# MLP are shared. At equal token counts the two cost the same, up to the matrix of cosines.
+# Whether that is a good exchange is a question about answers, not about cosines: [Gate or edges](04_gate_or_edges.ipynb) asks it of
+# objects with known masks, [Quality](08_quality.ipynb) of tasks. All else is shared with ToMe, and at equal token counts the two cost
+# the same, up to the matrix of cosines.
 #
 # | | |
 # |---|---|
