@@ -12,7 +12,7 @@
 # The paper {cite}`tran2024pitome` proves that PiToMe's spectral distance goes to 0 when tokens form tight clusters. **It does, under conditions that can be
 # checked:** two clusters or more, no single tokens, and energies that do not overlap. The distance then falls with the square of the noise. **The limit does not
 # rank methods.** Whoever merges inside clusters has it, ToMe {cite}`bolya2023tome` in two of the three orders below included. It stays at a constant in an order chosen
-# against it. Three steps of the paper's proof need other conditions than stated; a corrected proof is in the [appendix](../book/theorem.md).
+# against it. Several steps of the paper's proof need other conditions than stated; a corrected proof is in the [appendix](../book/theorem.md).
 
 # %% tags=["remove-cell"]
 import sys

@@ -43,7 +43,7 @@
     const arcs = found.a.map(function (i, n) {
       const from = middle(i),
         to = middle(found.partner[n]),
-        high = Math.min(14 + Math.abs(from - to) * 0.42, UP - 20);
+        high = Math.min(14 + Math.abs(from - to) * 0.42, UP - 26);
       return svg("path", {
         d: `M${from.toFixed(1)} ${floor}C${from.toFixed(1)} ${floor - high * 1.3} ${to.toFixed(1)} ${floor - high * 1.3} ${to.toFixed(1)} ${floor}`,
         class: found.wrong[n] ? "live-arc live-wrong" : "live-arc",
