@@ -48,7 +48,7 @@ def to_tome(task, key):
 def to_shuffled(task, key):
     return task.against(key, "shuffled")
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Differences on five tasks, in percent of the whole model's result, with 95 % intervals: choose a task, a group of methods, and what they are compared with. Minus ToMe and minus shuffled energies hold attention, metric, place and tokens equal. Blue lies above zero, vermilion below, grey contains it; the ticks beside a grey interval are the sizes that would have been found in four cases of five. Chance is not zero in all tasks: compare methods, not tasks. *Recorded; point at a row, or choose it with the arrow keys.*", "name": "fig-quality-forest"}, "image": {"alt": "A forest plot of PiToMe as the paper writes it minus ToMe on five tasks, with attention that counts sizes and without: on digits both intervals lie below zero, on objects that without counted sizes ends just below zero, all others contain zero. Buttons choose other tasks, methods and rivals."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Differences on five tasks, in percent of the whole model's result, with 95 % intervals. Minus ToMe and minus shuffled energies hold attention, metric, place and tokens equal. Blue lies above zero, vermilion below, grey contains it; the ticks beside a grey interval are the sizes that would have been found in four cases of five. Chance is not zero in all tasks: compare methods, not tasks. *Recorded; point at a row, or choose it with the arrow keys.*", "name": "fig-quality-forest"}, "image": {"alt": "A forest plot of PiToMe as the paper writes it minus ToMe on five tasks, with attention that counts sizes and without: on digits both intervals lie below zero, on objects that without counted sizes ends just below zero, all others contain zero. Buttons choose other tasks, methods and rivals."}}
 data = quality.figure_data(every)
 assert len(data["rows"]) > 100
 display(plots.forest_figure(data, "PiToMe (paper)", "tome"))
@@ -128,8 +128,7 @@ assert all(abs(one.mean) < 0.02 for one in object_losses.values())
 #
 # ## Read a digit
 #
-# A linear head, fitted on the whole model, reads class tokens and patches of handwritten digits {cite}`lecun1998mnist`. Here the grid
-# matters.
+# A linear head, fitted on the whole model, reads handwritten digits {cite}`lecun1998mnist`. Here the grid matters.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Digits, keep 0.9, off the shelf; 95 % intervals over digits. Marks as in the figure above. *Recorded.*", "name": "fig-quality-digits"}, "image": {"alt": "Two forest plots. Minus ToMe: PiToMe on keys is eight to eleven points below, the preset for MAE three below, energy-sorted matching one below; PiToMe on hidden states without counted sizes and the preset for CLIP three above. Minus the whole model: methods whose attention counts sizes are near zero but for PiToMe on keys; the others lose four to fifteen points; the smaller picture loses fourteen."}}
 digit_gains, digit_losses = chart(digits)
@@ -197,8 +196,8 @@ assert pairs.difference("lower-resolution@168px", "tome@0.9").side == 0
 #
 # ## Answer a question
 #
-# A small LLaVA {cite}`liu2023llava` reads what merging leaves of a picture, and loses with either method; between PiToMe and ToMe no difference was found (the last row
-# of the first figure). [Questions about pictures](10_llava.ipynb) has the rest: the order of the tokens matters more than who merged them.
+# A small LLaVA {cite}`liu2023llava` reads what merging leaves of a picture, and loses with either method; no difference between them was found (last row of the first figure). The order of the tokens
+# matters more: [Questions about pictures](10_llava.ipynb).
 #
 # ## Attention that counts sizes
 #
@@ -231,8 +230,8 @@ assert rows["reviews", "pitome"].side == -1 and all(one.side == 0 for (name, _),
 # %% [markdown]
 # On digits it is worth four to eight points, whatever the method. No form of PiToMe gains as much over its counterpart (three at most); only
 # the paper's gate on keys costs more (eleven). On drawn objects it adds one point of AUC to PiToMe as the paper writes it, and takes up to one from the
-# others; on reviews PiToMe has 0.7 fewer right with it, by a single interval. On pictures and texts nothing was found, with wide intervals. So a comparison across
-# this line says more about attention than about merging.
+# others; on reviews PiToMe has 0.7 fewer right with it, by a single interval. On pictures and texts nothing was found, with wide intervals. A comparison across
+# this line compares attention.
 #
 # ## What an interval means here
 #
@@ -254,8 +253,7 @@ print(f"{by_hand.items} sentences, paired: {by_hand}")
 # %% [markdown]
 # ## What was not run
 #
-# The paper's tables: ImageNet, Flickr30k, VQAv2, SST-2 and IMDb, on its own models. The commands are in
-# [How to run it](../book/how_to_run.md).
+# The paper's tables, on its own data and models ([the commands](../book/how_to_run.md)).
 #
 # | The paper claims | We saw | What could overturn this |
 # |---|---|---|

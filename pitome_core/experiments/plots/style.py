@@ -65,7 +65,7 @@ def use_style() -> None:
 
 @contextmanager
 def photographs() -> Iterator[None]:
-    """Figures that are shown inside are JPEG: as PNG a figure full of photographs weighs four times as much."""
+    """Figures that are shown inside are JPEG: as PNG a figure full of photographs weighs three times as much."""
     from matplotlib_inline.backend_inline import set_matplotlib_formats
 
     set_matplotlib_formats("jpeg", dpi=150, pil_kwargs={"quality": 82})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.util
 import io
 import json
@@ -15,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import pitome_core as pc
@@ -293,6 +295,19 @@ def test_points_stand_where_the_axes_have_them():
     assert in_node(near, [[11, 12], [58, 20], [41, 70], [36, 45]], "points.js") == [0, 0, 1, 1]
     with pytest.raises(ValueError, match="no point 0 among 0"):
         plots.points_figure(plt.figure(), [], "nothing")
+
+
+def test_photographs_are_jpeg_inside_and_png_afterwards():
+    pytest.importorskip("IPython")
+    from IPython.core.interactiveshell import InteractiveShell
+
+    formatters = InteractiveShell.instance().display_formatter.formatters
+    drawn = {}
+    for name, inside in (("inside", plots.photographs()), ("after", contextlib.nullcontext())):
+        with inside:
+            drawn[name] = {kind: Figure in formatters[kind].type_printers for kind in ("image/jpeg", "image/png")}
+    assert drawn["inside"] == {"image/jpeg": True, "image/png": False}
+    assert drawn["after"] == {"image/jpeg": False, "image/png": True}
 
 
 def figures() -> list[live.LiveFigure]:
