@@ -275,7 +275,14 @@ def test_live_figures_answer_to_the_keyboard(browser, site):
             before = what_is_shown(box)
             group.find_element("css selector", "input:checked").send_keys(KEYS["right"])
             assert what_is_shown(box) != before, (name, kind, group.text)
-    assert kinds == {"token-map", "energy", "one-merge", "six-tokens"}
+        for control in box.find_elements("css selector", "select"):
+            if len(control.find_elements("css selector", "option:enabled")) > 1:
+                before = what_is_shown(box)
+                at_end = control.find_elements("css selector", "option:enabled")[-1].is_selected()
+                control.send_keys(KEYS["up" if at_end else "down"])
+                after = what_is_shown(box)
+                assert after[0] != before[0] and after[1] != before[1], (name, kind, control.text)
+    assert kinds == {"token-map", "energy", "one-merge", "six-tokens", "speed"}
 
 
 def test_live_figures_show_what_the_data_say(browser, site):
@@ -305,6 +312,25 @@ def test_live_figures_show_what_the_data_say(browser, site):
             words = what_is_shown(box)[0].split("spectral distance ")[1].split(", the shares")[0]
             distance, shares = words.split(" = ")
             assert abs(float(distance) - sum(float(s.split(" (")[0]) for s in shares.split(" + "))) < 0.002, words
+
+
+def test_claims_are_filtered_by_keyboard_and_counted(browser, site):
+    open_page(browser, f"{site}/book/paper_and_code.html")
+    rows = browser.find_elements("css selector", ".claims-table tbody tr")
+    reading = browser.find_element("css selector", ".claims-shown")
+    assert reading.get_attribute("role") == "status" and reading.text == f"{len(rows)} of {len(rows)} claims shown"
+    for button in browser.find_elements("css selector", ".claims-filter button"):
+        value, count = button.text[:-1].rsplit(" (", 1)
+        group = button.find_element("xpath", "..").get_attribute("aria-label")
+        button.send_keys(KEYS["space"])
+        shown = [row for row in rows if row.is_displayed()]
+        assert button.get_attribute("aria-pressed") == "true" and len(shown) == int(count) > 0
+        assert value == "all" or {row.get_attribute(f"data-{group}") for row in shown} == {value}
+        assert reading.text.startswith(f"{len(shown)} of ")
+        button.find_element("xpath", "../button").send_keys(KEYS["space"])
+    browser.find_element("css selector", "#claims-words").send_keys("digits clip")
+    shown = [row for row in rows if row.is_displayed()]
+    assert 0 < len(shown) < len(rows) and reading.text.startswith(f"{len(shown)} of ")
 
 
 @pytest.mark.parametrize(("size", "theme"), [(WIDE, "dark"), (PHONE, "light")])

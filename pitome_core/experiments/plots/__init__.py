@@ -1,9 +1,11 @@
 """Figures that several notebooks share.
 
 `style` sets colours and fonts, `maps` draws values and tokens over photographs, `live` makes interactive figures,
-`sliders` makes one whose states were computed beforehand, and `records` draws recorded outcomes.
+`estimate` makes one of recorded times, `sliders` makes one whose states were computed beforehand, and `records` draws
+recorded outcomes.
 """
 
+from .estimate import speed
 from .live import SHARP, energy_figure, one_merge, six_tokens
 from .maps import heat_map, picture, token_map
 from .records import against_cost, beside, forest
@@ -12,5 +14,5 @@ from .style import ARMS, COLOURS, HEAT, SIDES, use_style
 
 __all__ = [
     "ARMS", "COLOURS", "HEAT", "SHARP", "SIDES", "SpectrumSliders", "against_cost", "beside", "energy_figure", "forest",
-    "heat_map", "one_merge", "picture", "six_tokens", "token_map", "use_style",
+    "heat_map", "one_merge", "picture", "six_tokens", "speed", "token_map", "use_style",
 ]  # fmt: skip
