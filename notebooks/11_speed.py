@@ -142,10 +142,12 @@ plots.speed({"CPU, 2 threads": recorded, "GPU, one H100, an earlier merge step":
 # %% [markdown]
 # ## Merge or not
 #
-# A rule from the cells, smallest and largest speed-up of PiToMe at keep 0.9. Quality is another question: [Use it](12_use_it.ipynb)
-# begins with it.
+# More tokens, larger batches and larger models gain more: attention is then a larger part of the work, and the price of a step a smaller
+# one. Prefill of a language model behind a merged tower gets most of what the counts imply; decoding does not get shorter by it.
+# The fold has the rule for each device and length, with the smallest, median and largest speed-up of PiToMe at keep 0.9. Quality is
+# another question: [Use it](12_use_it.ipynb) begins with it.
 
-# %% tags=["hide-input"]
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the rule for each device and length"}
 def typical(cells, method="pitome"):
     """Least, median and largest speed-up, and how many cells that is."""
     values = [cell["variants"][method]["speedup"][1] for cell in cells if "speedup" in cell["variants"].get(method, {})]
@@ -276,9 +278,10 @@ print(f"merge steps: {percent(steps / after.total, 2)} of the merged model, "
 # %% [markdown]
 # On paper the merge is next to free. A clock counts what the multiply-accumulates leave out: memory that is read and written, exponentials,
 # sorting, and the start of some forty small operators, and of as many views, in every layer. A measurement lets the variants take turns in
-# one process, so that whatever drifts drifts for all of them:
+# one process, so that whatever drifts drifts for all of them. The one in the fold is *live*, on whatever machine built this page, with
+# other work beside it: look at the order, not at the digits. For your own cell: `python -m pitome_core.experiments cost --models ...`.
 
-# %%
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show a live measurement, the variants taking turns"}
 workshop = Workshop(torch.device("cpu"))
 batch, size = (1, 112) if quick else (4, 224)
 setup = Setup("vit_tiny_patch16_224", batch, "float32", 0.9, size=size)
@@ -291,9 +294,6 @@ implied = {variant: told.get("implied") for variant, told in live["variants"].it
 assert implied["pitome"] < implied["tome"] < implied["free"]
 
 # %% [markdown]
-# *Live*, on whatever machine built this page, with other work beside it: look at the order, not at the digits. For your own cell:
-# `python -m pitome_core.experiments cost --models ...`.
-#
 # ## The merge step
 #
 # A step compares all tokens with each other, so its arithmetic grows with $N^2$. Up to 197 tokens its price is mostly fixed; with more
