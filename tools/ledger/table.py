@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import re
 
@@ -9,6 +10,7 @@ from ledger import evidence
 from ledger.judge import Judged
 
 PAGE = "claims.html"  # beside the page that includes the table
+escaped = functools.partial(html.escape, quote=False)  # for text between tags
 HEAD = ("claim", "kind", "of the abstract", "verdict", "what was seen")
 
 
@@ -28,9 +30,9 @@ def claims_table(claims: list[tuple[dict, Judged]]) -> str:
 
 
 def _row(claim: dict, judged: Judged) -> str:
-    title = f'<a href="{PAGE}#claim-{claim["id"]}">{html.escape(claim["title"])}</a>'
+    title = f'<a href="{PAGE}#claim-{claim["id"]}">{escaped(claim["title"])}</a>'
     covers = ", ".join(item.replace("-", " ") for item in claim["covers"]) or "–"
-    cells = [claim["kind"], html.escape(covers), f"{judged.shown}{_counts(judged)}", _reading(claim)]
+    cells = [claim["kind"], escaped(covers), f"{judged.shown}{_counts(judged)}", _reading(claim)]
     return (f'<tr role="row" data-verdict="{evidence.VERDICTS[judged.verdict]} {judged.verdict}" '
             f'data-kind="{claim["kind"]}"><th scope="row" role="rowheader">{title}</th>'
             + "".join(f'<td role="cell">{cell}</td>' for cell in cells) + "</tr>")
@@ -48,8 +50,8 @@ def _reading(claim: dict) -> str:
     """The first sentence of the reading, and the rest in a fold; what a run needs where nothing was seen."""
     if "reading" not in claim:
         scope = claim["scope"]
-        return html.escape(f"Needs {', '.join(scope['model'])} and {', '.join(scope['data'])}.")
+        return escaped(f"Needs {', '.join(scope['model'])} and {', '.join(scope['data'])}.")
     first, *rest = re.split(r"(?<=\.) (?=[A-Z])", " ".join(claim["reading"].split()), maxsplit=1)
     if not rest:
-        return html.escape(first)
-    return f"{html.escape(first)} <details><summary>more</summary>{html.escape(rest[0])}</details>"
+        return escaped(first)
+    return f"{escaped(first)} <details><summary>more</summary>{escaped(rest[0])}</details>"

@@ -1,9 +1,10 @@
 """Figures that several notebooks share.
 
-`style` sets colours and fonts, `maps` draws values and tokens over photographs, `live` makes interactive figures, and
-`records` draws recorded outcomes.
+`style` sets colours and fonts, `maps` draws values and tokens over photographs, `live` makes interactive figures,
+`reading_orders` and `estimate` one each, and `records` draws recorded outcomes.
 """
 
+from .estimate import speed
 from .live import (
     SHARP,
     cluster_figure,
@@ -23,5 +24,5 @@ from .style import ARMS, COLOURS, HEAT, SIDES, photographs, use_style
 __all__ = [
     "ARMS", "COLOURS", "HEAT", "SHARP", "SIDES", "against_cost", "beside", "cluster_figure", "energy_figure",
     "forest", "forest_figure", "heat_map", "one_merge", "photographs", "picture", "points_figure", "reading",
-    "six_tokens", "switches_figure", "token_map", "token_map_figure", "use_style",
+    "six_tokens", "speed", "switches_figure", "token_map", "token_map_figure", "use_style",
 ]  # fmt: skip

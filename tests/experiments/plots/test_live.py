@@ -24,7 +24,7 @@ from pitome_core.energy import cosine_graph
 from pitome_core.experiments import plots
 from pitome_core.experiments.data.clusters import ORDERS, clusters, wrong_merges
 from pitome_core.experiments.plots import live
-from pitome_core.experiments.runs import quality
+from pitome_core.experiments.runs import quality, timings
 from pitome_core.spectral import coarsen, inside_shares, lift, spectrum, token_graph
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -310,6 +310,34 @@ def test_photographs_are_jpeg_inside_and_png_afterwards():
     assert drawn["after"] == {"image/jpeg": False, "image/png": True}
 
 
+DEVICE, START = "CPU", ("CPU", "ViT-S, 224 px, fp32", 4)
+
+
+def cost_cells(tier: str) -> list[dict]:
+    return list(timings.load(ROOT / "results" / tier / "cost.json", "cost").values())
+
+
+def test_the_estimate_says_what_is_on_record():
+    """Each cell of the page is one of the record, and each usual one of the record is there, once."""
+    devices = {"CPU": cost_cells("embedded"), "GPU": cost_cells("gpu")}
+    data = plots.speed(devices, 0.9, START).data
+    usual = [(device, cell) for device, cells in devices.items() for cell in cells
+             if cell["keep"] == 0.9 and cell["mode"] in ("eager", "graph") and cell["proportional"] == "preset"
+             and cell.get("every", 1) == cell.get("multiple", 1) == 1 and "autocast" not in cell["dtype"]
+             and {"pitome", "tome", "whole"} <= set(cell.get("variants") or {})]
+    assert len(data["cells"]) == len(usual) > 20
+    assert len({(cell["device"], cell["model"], cell["batch"]) for cell in data["cells"]}) == len(usual)
+    for shown, (device, cell) in zip(data["cells"], usual, strict=True):
+        variants = cell["variants"]
+        assert (shown["device"], shown["batch"]) == (device, cell["batch"]) and f"{cell['size']} px" in shown["model"]
+        assert shown["whole"] == pytest.approx(1e3 * variants["whole"]["seconds"][1], rel=1e-3)
+        for i, method in enumerate(("pitome", "tome")):
+            told = variants[method]
+            assert shown["times"][i] == pytest.approx(1e3 * told["seconds"][1], rel=1e-3)
+            assert shown["faster"][i] == told["speedup"]
+            assert shown["flops"][i] == pytest.approx(1 / told["implied"], rel=1e-3)
+
+
 def figures() -> list[live.LiveFigure]:
     picture = np.full((56, 56, 3), 90, np.uint8)
     return [
@@ -319,6 +347,7 @@ def figures() -> list[live.LiveFigure]:
         plots.cluster_figure([(3, 3, 3, 3), (5, 3, 2, 2)], [0.9, 0.0], [0.3, 0.1], remove=3, margin=0.5),
         plots.forest_figure(FOREST, "ours", "tome"),
         with_points()[0],
+        plots.speed({DEVICE: cost_cells("embedded")}, 0.9, START),
     ]
 
 
