@@ -166,7 +166,7 @@ plt.show()
 # - What protects an object from its background? [Three switches](04_gate_or_edges.ipynb) tell PiToMe from ToMe.
 # - Is there a theory? The tokens form a graph, and a merge [changes its spectrum](05_spectral_distance.ipynb); there is
 #   [a theorem](06_theorem.ipynb), and there are [the tokens of a real model](07_real_tokens.ipynb).
-# - Does it help? [Quality on four tasks](08_quality.ipynb), [when energy helps](09_when_energy_helps.ipynb),
+# - Does it help? [Quality](08_quality.ipynb), [when energy helps](09_when_energy_helps.ipynb),
 #   [questions about pictures](10_llava.ipynb), [speed](11_speed.ipynb).
 # - How do I [use it](12_use_it.ipynb), and where do [the paper and its code](../book/paper_and_code.md) differ?
 

@@ -324,7 +324,7 @@ plt.show()
 # %% [markdown]
 # No, in the sense tested: with this backbone ToMe hardly ever mixes object and background, and PiToMe does
 # so more often. Hundreds of test scenes on other photographs say the same, and ask whether mixing costs anything on a task
-# ([Vision](record_vision.ipynb)).
+# ([The record: vision](record_vision.ipynb)).
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show what six methods leave of one scene", "code_prompt_hide": "Hide it", "figure": {"caption": "A scene and what six methods leave of its 256 tokens after twelve layers. Emoji: OpenMoji, CC BY-SA 4.0, as this figure ([credits](../book/credits.md)). *Live.*", "name": "fig-bsm-six"}, "image": {"alt": "A drawn object pasted on a photograph, and the token maps of PiToMe, ToMe, energy-sorted matching, CrossGET, ATC and random merging. ATC and ToMe follow regions; random merging scatters everywhere."}}
 item = 2

@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Quality: four tasks
+# # Quality
 #
 # With a third to six tenths of the work saved, no difference was found between PiToMe, as the paper {cite}`tran2024pitome` writes it, and
 # ToMe {cite}`bolya2023tome` on drawn objects, film reviews, pictures and texts, and questions about pictures. On digits under a linear head it
@@ -197,7 +197,7 @@ assert pairs.difference("lower-resolution@168px", "tome@0.9").side == 0
 # ## Answer a question
 #
 # A small LLaVA {cite}`liu2023llava` reads what merging leaves of a picture, and loses with either method; no difference between them was found (last row of the first figure). The order of the tokens
-# matters more: [Questions about pictures](10_llava.ipynb).
+# matters more: [In which order does a language model read?](10_llava.ipynb).
 #
 # ## Attention that counts sizes
 #

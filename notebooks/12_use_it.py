@@ -148,7 +148,7 @@ plt.show()
 
 # %% [markdown]
 # Begin with keep 0.95 if you are unsure, and go down as long as your task stands it. For a text model, merge in the first layers; for a LLaVA
-# see [Questions about pictures](10_llava.ipynb). Why the method depends on attention: [When energy helps](09_when_energy_helps.ipynb).
+# see [In which order does a language model read?](10_llava.ipynb). Why the method depends on attention: [When energy helps](09_when_energy_helps.ipynb).
 # What costs time: [Speed](11_speed.ipynb). Another model is another question: try both methods on your own pictures.
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the speed-ups by device and size"}

@@ -17,7 +17,7 @@ from pitome_core.experiments.records.statistics import Difference
 from pitome_core.experiments.retrieval import recall
 from pitome_core.experiments.vqa import tasks as vqa
 
-QUESTIONS = "vqa-headline"  # the record of questions about pictures
+QUESTIONS = "vqa-2-headline"  # the record of questions about pictures
 RIVALS = {"tome": "ToMe", "whole": "the whole model", "shuffled": "shuffled energies"}
 # Which arms a figure shows together: what they are called, and how their names begin; the first that fits counts.
 GROUPS = {
