@@ -79,23 +79,6 @@ def brief(cell):
     model = MODELS.get(cell["model"], cell["model"]).removeprefix("ViT-").partition("/")[0]
     return f"{model}/{cell.get('size', '')}, b{cell['batch']}, {TYPES[cell['dtype']]}".replace(" ", "\u00a0")
 
-
-def stack(ax, y, values, tints, names):
-    """A bar of parts, one after the other; what noise makes negative is drawn as none. The first bar names them."""
-    left = 0.0
-    for value, tint, label in zip(values, tints, names, strict=True):
-        ax.barh(y, max(value, 0), left=left, color=tint, label=None if y else label)
-        left += max(value, 0)
-
-
-def finish(figure, ax, names, xlabel, ncols=4):
-    """The rows' names, first one on top, and a legend below; nothing to explain where there are no rows."""
-    ax.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel)
-    ax.invert_yaxis()
-    if names:
-        figure.legend(fontsize=8, loc="outside lower center", ncols=ncols)
-    plt.show()
-
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Speed-up of PiToMe at keep 0.9 over the whole model, by tokens and batch (ViT-S in float32; 1,370 tokens: DINOv2's ViT-S/14 at 518 px). The bold line is break-even: below 1 merging does not pay. Empty: not measured. *Recorded on a CPU.*", "name": "fig-cost-crossover"}, "image": {"alt": "A grid of numbers over tokens and batch size, light for speed-ups near one and dark for higher ones, with a bold line around the cells below one, if there are any."}}
 ground = [cell for cell in pick(plain, keep=0.9, dtype="float32") if "small" in cell["model"]]
 tokens, batches = (sorted({value(cell) for cell in ground}) for value in (lambda c: c["tokens"][0], lambda c: c["batch"]))
@@ -176,7 +159,7 @@ rules = [
 display(Markdown(markdown(["if you have", "expect", "measured speed-up, keep 0.9"], rules)))
 
 # %% [markdown]
-# ## Why a clock says less than the counts
+# ## Counts and the clock
 #
 # The *counts* are exact: `pc.flops` adds up every matrix product, those of the merge included. The *free merge* drops as many tokens in each
 # layer by a slice and decides nothing; no method can be faster than that beyond noise. The *method* is PiToMe or ToMe. The free merge
@@ -185,6 +168,23 @@ display(Markdown(markdown(["if you have", "expect", "measured speed-up, keep 0.9
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Time of the model with PiToMe at keep 0.9, as a share of the whole model's: what the counts imply, what the free merge takes beyond that, the merge steps, and the rest. A bar that passes 1 is a merge that does not pay. Float32. *Recorded on a CPU.*", "name": "fig-cost-waterfall"}, "image": {"alt": "Stacked horizontal bars, in four parts; the first part is the largest, the merge steps are a small part except in small models and small batches."}}
 shown = sorted(pick(plain, keep=0.9), key=lambda cell: (cell["dtype"] != "float32", cell["model"], cell["tokens"][0], cell["batch"]))
+
+
+def stack(ax, y, values, tints, names):
+    """A bar of parts, one after the other; what noise makes negative is drawn as none. The first bar names them."""
+    left = 0.0
+    for value, tint, label in zip(values, tints, names, strict=True):
+        ax.barh(y, max(value, 0), left=left, color=tint, label=None if y else label)
+        left += max(value, 0)
+
+
+def finish(figure, ax, names, xlabel, ncols=4):
+    """The rows' names, first one on top, and a legend below; nothing to explain where there are no rows."""
+    ax.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel)
+    ax.invert_yaxis()
+    if names:
+        figure.legend(fontsize=9, loc="outside lower center", ncols=ncols)
+    plt.show()
 
 
 def parts(cell, method="pitome"):
@@ -276,12 +276,11 @@ print(f"merge steps: {percent(steps / after.total, 2)} of the merged model, "
       f"and {after.other_ops / 1e6:.1f} million exponentials and the like")
 
 # %% [markdown]
-# On paper the merge is next to free. A clock counts what the multiply-accumulates leave out: memory that is read and written, exponentials,
-# sorting, and the start of some forty small operators, and of as many views, in every layer. A measurement lets the variants take turns in
-# one process, so that whatever drifts drifts for all of them. The one in the fold is *live*, on whatever machine built this page, with
-# other work beside it: look at the order, not at the digits. For your own cell: `python -m pitome_core.experiments cost --models ...`.
+# On paper the merge is next to free. A clock counts what the multiply-accumulates leave out: memory that is read and written,
+# exponentials, sorting, and the start of some forty small operators in every layer. In a measurement the variants take turns, so that
+# whatever drifts drifts for all of them. For your own cell: `python -m pitome_core.experiments cost --models ...`.
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show a live measurement, the variants taking turns"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show a measurement on the machine that built this page"}
 workshop = Workshop(torch.device("cpu"))
 batch, size = (1, 112) if quick else (4, 224)
 setup = Setup("vit_tiny_patch16_224", batch, "float32", 0.9, size=size)
@@ -487,7 +486,7 @@ display(Markdown(markdown(["cell", "instead", "free merge", "ToMe", "PiToMe: usu
                  + "\n\nSpeed-ups over the whole model of the same cell, the free merge with the changed token counts. *Recorded on a CPU.* "
                  + ("" if any(c["mode"] == "compile" for c in towers) else "The whole model through the compiler: **not run**.") if pairs else "**Not run.**"))
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show what raises the ceiling: types, token counts, attention without sizes"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show what raises the ceiling: types, counts, no sizes"}
 def against(changed, **fields):
     """Rows that compare a changed cell with the plain one of the same shape: seconds of whole, free and PiToMe."""
     rows = []
@@ -555,8 +554,7 @@ display(Markdown(
 # ## Larger models, on paper
 #
 # What was not measured can be counted: ViT-H/14 {cite}`dosovitskiy2021vit` at 518 px, and LLaVA-1.5 {cite}`liu2024llava15`, whose tower
-# hands 576 tokens to a language model of 7 billion weights. *Computed, not measured*, in the fold: with more tokens and layers the same ratio
-# saves more.
+# hands 576 tokens to a language model of 7 billion weights. With more tokens and layers the same ratio saves more. *Computed.*
 
 # %% tags=["hide-cell", "nbval-check-output"] mystnb={"code_prompt_show": "Show the counts of ViT-H/14 and LLaVA-1.5"}
 with torch.device("meta"):

@@ -166,8 +166,9 @@ display(Markdown("\n".join(lines)))
 # %%
 made = pictures_of.scenes(6 if quick else 36, split="dev")
 backbone = vit.saliency_model(224).backbone
-diagnosis = pc.diagnose(backbone, made.images, keeps=(0.9,) if quick else (0.95, 0.9, 0.8), seconds=0 if quick else 5)
-print(diagnosis.reason)
+keeps, seconds = ((0.9,), 0) if quick else ((0.95, 0.9, 0.8), 5)
+diagnosis = pc.diagnose(backbone, made.images, keeps=keeps, seconds=seconds)
+display(Markdown(diagnosis.reason))
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the whole diagnosis: every setting and every layer"}
 diagnosis
@@ -262,7 +263,8 @@ pc.apply(encoder, "tome", keep=0.9)
 with torch.no_grad():
     tokens = encoder.forward_features(images)[:, encoder.num_prefix_tokens :]  # (2, 36, 192), on all patches
     grid = segment(tokens.transpose(1, 2).unflatten(2, (6, 6)))
-print("a class for every patch:", tuple(grid.shape))
+    maps = nn.functional.interpolate(grid, size=images.shape[2:], mode="bilinear")
+print("a class for every pixel:", tuple(maps.shape))
 
 # %% [markdown]
 # ### A LLaVA: fewer tokens into the language model

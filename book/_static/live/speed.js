@@ -50,7 +50,7 @@
         draw();
       }),
     ];
-    const drawing = svg("svg", { viewBox: `0 0 ${WIDE} ${3 * ROW + 8}`, role: "img" });
+    const drawing = svg("svg", { viewBox: `0 0 ${WIDE} ${3 * ROW + 8}`, role: "img", style: "max-width:30rem" });
     const reading = Live.reading();
 
     function bar(row, label, colour, time, whole, most, share) {
