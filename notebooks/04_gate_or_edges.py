@@ -256,10 +256,12 @@ display(Markdown(
 # background.
 
 # %% tags=["hide-input"]
+clear = [words for words, (_, low, high) in zip(switches, auc_effects, strict=True) if low > 0 or high < 0]
+told = "; ".join(f"{words} {interval(change)}" for words, change in zip(switches, auc_effects, strict=True))
+verdict = f"Clear of zero: {len(clear)} of three" if clear else "None of the three is clear of zero"
 display(Markdown(
-    "What a switch does to the judge's AUC: " + "; ".join(
-        words.replace("\n", " ") + " " + interval(change) for words, change in zip(switches, auc_effects, strict=True)
-    ) + f". On so few photographs a change below about {reach:.3f} cannot be told from none."
+    f"What a switch does to the judge's AUC: {told}. ".replace("\n", " ") + f"{verdict}; on so few photographs "
+    f"a change has to be as large as {reach:.3f} to be seen whichever switch makes it."
 ))
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the eight settings with the judge's AUC", "code_prompt_hide": "Hide it"}
