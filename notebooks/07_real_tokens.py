@@ -158,7 +158,7 @@ assert all(2.9 < ratio[source] < 3.4 and plain[source].side == 0 for source in o
 assert 1.4 < ratio["sentences"] < 1.6 and plain["sentences"].side == -1
 assert 0.045 < detected.pop("collection") < 0.055 and all(0.25 < size < 0.3 for size in detected.values())
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the combinatorial distance on the other sets and of other methods"}
+# %% tags=["hide-cell", "nbval-check-output"] mystnb={"code_prompt_show": "Show the combinatorial distance on the other sets and of other methods"}
 other = {name: compared(record, name, "sd_combinatorial", 1)[1] for name in ("energy-sorted", "ATC")}
 print("PiToMe against ToMe")
 for source, gap in plain.items():
