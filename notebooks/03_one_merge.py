@@ -7,14 +7,12 @@
 # ---
 
 # %% [markdown]
-# # PiToMe, step by step
+# # One merge
 #
-# The [energy score](02_energy_score.ipynb) says which tokens can be spared. This chapter does the rest: sort, protect,
-# split, match, merge, and then tell attention that some tokens now stand for many. We build it slowly on sixteen
-# coloured squares, check it against `pitome_core`, and then watch it work through the twelve layers of a real model,
-# beside the method it wants to improve on, bipartite soft matching (ToMe {cite}`bolya2023tome`).
-#
-# *Reading time: 20 minutes. Everything here is computed live with a real pretrained model; a CPU is enough.*
+# PiToMe {cite}`tran2024pitome` merges in three steps. The **gate**: the $2k$ tokens of highest [energy](02_energy_score.ipynb) may merge,
+# all others are protected. The **order**: these are dealt by turns into A and B, highest energy first. The **match**: every token of
+# A joins the most similar token of B. ToMe {cite}`bolya2023tome` has neither gate nor order: it splits by place, and merges the $k$ most
+# similar pairs. So PiToMe merges the same tokens wherever they stand, ToMe merges the more similar ones.
 
 # %% tags=["remove-cell"]
 import sys
@@ -25,7 +23,7 @@ if "google.colab" in sys.modules:  # beside Colab's own torch and numpy, which s
     package = "pitome-core[experiments] @ git+https://github.com/OWNER/pitome-companion@v0.1.0"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
-# %%
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "Show the imports, the model and the sixteen squares", "code_prompt_hide": "Hide it", "figure": {"caption": "One merge of the sixteen squares, step by step. Go to the last step and shuffle: PiToMe merges the same groups, because its split follows the energies; ToMe merges others, because its split follows the places. *Live; press the buttons.*", "name": "fig-step-live"}, "image": {"alt": "Sixteen coloured squares before the merge and the twelve tokens after it, with buttons to go step by step, to shuffle, and to choose PiToMe or ToMe."}}
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -43,13 +41,6 @@ from pitome_core.experiments.settings import profile
 
 plots.use_style()
 
-# %% [markdown]
-# ## First, what it does
-#
-# One line puts merging into a model; a second records what happened. Both methods keep 90 % of the patch tokens in each
-# layer, so they have the same number of tokens everywhere.
-
-# %%
 model = vit.vit_small(img_size=224)
 device = next(model.parameters()).device
 names = ["rocket", "astronaut"]
@@ -71,35 +62,9 @@ def run(method, keep=0.9, **options):
 
 traces = {method: run(method)[1] for method in ("pitome", "tome")}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Where the 256 patches of a photograph went. Each patch has the mean colour of the token it ended in, lines separate different tokens. PiToMe merges sky first and keeps rocket and lights in small tokens; so does ToMe here, with neater regions: horizontal neighbours start on different sides of its odd/even split. *Live.*", "name": "fig-step-first"}, "image": {"alt": "Two rows of four token maps of a rocket at dusk, after 3, 6, 9 and 12 layers, PiToMe above and ToMe below. The sky fuses into larger regions, fewer and neater ones with ToMe; the rocket stays in smaller ones."}}
-def token_maps(item, methods=("pitome", "tome"), after=(3, 6, 9, 12)):
-    figure, axes = plt.subplots(len(methods), 1 + len(after), figsize=(11, 2.3 * len(methods)))
-    for row, method in zip(axes, methods, strict=True):
-        plots.picture(row[0], shown[item], {"pitome": "PiToMe", "tome": "ToMe"}.get(method, method))
-        for ax, layers in zip(row[1:], after, strict=True):
-            plan = traces[method].plan(layers)
-            plots.token_map(ax, shown[item], plan.assignment[item].view(grid).cpu().numpy(),
-                            f"after {layers} layers: {plan.num_tokens}")
-    plt.show()
-
-
-token_maps(0)
-
-# %% [markdown]
-# On a busier photograph the two part ways, and it is not obvious that PiToMe's choice is the better one.
-
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The same on a busier photograph. ToMe's tokens follow the regions of the picture; PiToMe keeps many small tokens on the dark helmet and merges scattered patches, of the face too, into one token. *Live.*", "name": "fig-step-astronaut"}, "image": {"alt": "Token maps of an astronaut's portrait after 3, 6, 9 and 12 layers. With PiToMe a reddish average colour appears in scattered places; with ToMe face, suit and background become separate regions."}}
-token_maps(1)
-
-# %% [markdown]
-# ## Sixteen tokens
-#
-# To see why, we follow one merge by hand. Our picture has sixteen patches: seven of sky, a sun, six of meadow and a
-# house of two. A token's key is simply its colour, measured from middle grey, so that the cosine compares hues.
-
-# %%
 sky, sun = (0.42, 0.68, 0.95), (1.0, 0.85, 0.2)
 meadow, house = (0.35, 0.72, 0.28), (0.8, 0.22, 0.2)
+# Sixteen patches: seven of sky, a sun, six of meadow, a house of two.
 layout = [sky, sky, sky, sun,
           sky, sky, sky, sky,
           meadow, meadow, house, meadow,
@@ -107,14 +72,30 @@ layout = [sky, sky, sky, sun,
 draw = torch.Generator().manual_seed(3)
 wobble = 0.035 * torch.randn(16, 3, generator=draw, dtype=torch.float64)
 colours = (torch.tensor(layout, dtype=torch.float64) + wobble).clamp(0, 1)  # (16, 3)
-keys = colours - 0.5  # (16, 3)
+keys = colours - 0.5  # (16, 3): a colour measured from middle grey, so that the cosine compares hues
 margin, k = 0.9, 4  # 4 of the 16 tokens are to go
 
+display(plots.one_merge(colours, k, margin))
+
+# %% [markdown]
+# Press *Next* to the end. Then shuffle, and read which groups merged. Then choose ToMe, and shuffle again.
+#
+# ## The three steps in code
+#
+# The picture has seven patches of sky, a sun, six patches of meadow and a house of two. A token's key is its colour, measured from
+# middle grey, so that the cosine compares hues. Four of the sixteen tokens are to go. First, the energy:
+
+# %%
 unit = keys / keys.norm(dim=-1, keepdim=True)
 cos = unit @ unit.T  # (16, 16)
 energy = torch.where(cos >= margin, cos, torch.exp(cos - margin) - 1).mean(dim=1)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Sixteen tokens and their energies. The seven patches of sky form the largest cluster and have the highest energies, then the meadow; sun and house come last. *Live.*", "name": "fig-step-toy"}, "image": {"alt": "Left: a four by four grid of coloured squares, blue sky with a yellow sun above, green meadow with a red house below, numbered 0 to 15. Right: bars of the energies in the same colours, highest for sky, lowest for the house."}}
+# %% [markdown]
+# Sky, the largest cluster, has the highest energies, then the meadow. But the house, a cluster of two, comes *after*
+# the lone sun: its red is opposite to the blue of the sky, and opposite hues count strongly against. Energy is not the
+# size of a cluster; it is size seen through all the cosines.
+
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the sixteen tokens and their energies", "code_prompt_hide": "Hide it", "figure": {"caption": "Sixteen tokens and their energies. The seven patches of sky form the largest cluster and have the highest energies, then the meadow; sun and house come last. *Live.*", "name": "fig-step-toy"}, "image": {"alt": "Left: a four by four grid of coloured squares, blue sky with a yellow sun above, green meadow with a red house below, numbered 0 to 15. Right: bars of the energies in the same colours, highest for sky, lowest for the house."}}
 def swatch(ax, x, y, colour, label, width=0.9, edge="0.3", lines=1.0):
     ax.add_patch(plt.Rectangle((x, y), width, 0.9, facecolor=np.clip(colour, 0, 1), edgecolor=edge, linewidth=lines))
     ax.text(x + width / 2, y + 0.45, label, ha="center", va="center", fontsize=8,
@@ -132,34 +113,20 @@ right.set(xticks=range(16), xlabel="token", ylabel="energy")
 plt.show()
 
 # %% [markdown]
-# Sky before meadow: the larger cluster has the higher energy, as it should. But the house, a cluster of two, comes *after*
-# the lone sun: its red is opposite to the blue of the sky, and opposite hues count strongly against. Energy is not the
-# size of a cluster; it is size seen through all the cosines.
-#
-# **Sort and protect.** Highest energy first; where energies tie, the earlier token first, so that the result never
-# depends on a sorting routine's mood. The first $2k$ tokens may merge, all others are protected.
+# **Gate and order.** Where energies tie, the earlier token comes first, so that the result does not depend on a sorting routine. Even
+# ranks go to A, odd ranks to B. Tokens of one cluster tend to have neighbouring ranks, so the largest cluster lands on both sides
+# and its tokens find partners of their own kind; clusters of similar energy interleave, and then partners may be strangers.
 
 # %%
 order = energy.argsort(descending=True, stable=True)  # (16,)
 mergeable, protected = order[: 2 * k], order[2 * k :]
-
-# %% [markdown]
-# **Split.** The mergeable tokens are dealt out in turn: even ranks to A, odd ranks to B. Tokens of one cluster tend to
-# have neighbouring ranks, so the largest cluster lands on both sides and its tokens find partners of their own kind;
-# clusters of similar energy interleave, and then partners may be strangers. This *ordered* split is what the paper sets
-# against the odd/even split by position in ToMe.
-
-# %%
 A, B = mergeable[0::2], mergeable[1::2]  # k tokens each
 
 # %% [markdown]
-# **Match.** Every token of A joins the token of B with the highest cosine. All $k$ of them merge; nobody asks whether
-# the partner is any good. Several may choose the same partner.
-
-# %%
-partner = B[cos[A][:, B].argmax(dim=1)]  # (k,)
+# **Match.** All $k$ tokens of A merge; nobody asks whether the partner is any good. Several may choose the same partner.
 
 # %% tags=["nbval-check-output"]
+partner = B[cos[A][:, B].argmax(dim=1)]  # (k,)
 print("sorted by energy:", order.tolist())
 print("A:", A.tolist(), " B:", B.tolist())
 pairs = zip(A.tolist(), partner.tolist(), strict=True)
@@ -180,7 +147,7 @@ kept = [i for i in range(16) if joined[i] == i]
 merged = torch.stack([colours[joined == i].mean(dim=0) for i in kept])  # (12, 3)
 sizes = torch.tensor([int((joined == i).sum()) for i in kept])
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "One merge. Above: the sixteen tokens by energy, the cut after 2k = 8, and for every token of A the token of B that it joins. Below: the twelve tokens that leave the layer, in the order of the picture, with their sizes. One patch of meadow is a candidate, because 2k is eight and there are seven of sky; nothing chooses it. *Live.*", "name": "fig-step-merge"}, "image": {"alt": "A row of sixteen coloured squares sorted by energy with letters A and B in turn above the first eight, arrows from A to B, and a dashed line after the eighth. Below, twelve squares with sizes."}}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show this merge as one picture", "code_prompt_hide": "Hide it", "figure": {"caption": "One merge. Above: the sixteen tokens by energy, the cut after 2k = 8, and for every token of A the token of B that it joins. Below: the twelve tokens that leave the layer, in the order of the picture, with their sizes. One patch of meadow is a candidate, because 2k is eight and there are seven of sky; nothing chooses it. *Live.*", "name": "fig-step-merge"}, "image": {"alt": "A row of sixteen coloured squares sorted by energy with letters A and B in turn above the first eight, arrows from A to B, and a dashed line after the eighth. Below, twelve squares with sizes."}}
 figure, ax = plt.subplots(figsize=(9.5, 3))
 place = {int(token): rank for rank, token in enumerate(order)}
 for token, rank in place.items():
@@ -200,8 +167,8 @@ ax.set_axis_off()
 plt.show()
 
 # %% [markdown]
-# That is all of the method. `pc.plan` does the same for a batch; what it returns is a `MergePlan`, which says for every
-# token where it went, and from which merging, un-merging and the averaging matrix follow.
+# That is all of the method. `pc.plan` does the same for a batch. It returns a `MergePlan`, which says for every
+# token where it went; merging, un-merging and the averaging matrix follow from it.
 
 # %%
 plan = pc.plan(keys[None], remove=k, margin=margin)  # one picture
@@ -209,13 +176,6 @@ x, size = plan.merge(colours[None])  # (1, 12, 3), (1, 12)
 assert torch.equal(size[0].long(), sizes) and torch.allclose(x[0], merged)
 assert torch.equal(plan.anchor[0], torch.tensor(kept))
 assert torch.allclose(plan.matrix()[0].double() @ colours, merged)
-print("equal to the steps above; tokens left:", plan.num_tokens)
-
-# %% [markdown]
-# The same merge to step through. Then shuffle the tokens, or take ToMe:
-
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "One merge of the sixteen squares, step by step. Go to the last step and shuffle: PiToMe merges the same groups, because its split follows the energies; ToMe merges others, because its split follows the places. *Live; press the buttons.*", "name": "fig-step-live"}, "image": {"alt": "Sixteen coloured squares before the merge and the twelve tokens after it, with buttons to go step by step, to shuffle, and to choose PiToMe or ToMe."}}
-display(plots.one_merge(colours, k, margin))
 
 # %% [markdown]
 # ## Attention must know
@@ -241,11 +201,12 @@ print(f"sizes counted: equal: {torch.allclose(counted, expected, atol=1e-6)}")
 # %% [markdown]
 # ## Twelve layers
 #
-# In a model the merge sits between attention and MLP, in every layer. With keep ratio $r$ each layer removes
-# $k = \lfloor N - Nr \rfloor$ of the $N$ tokens it has, so the count falls like a staircase, and the multiply-accumulates
-# (MACs) with it. `pc.flops` counts them exactly, from the shapes, with the merging itself included.
+# In a model the merge sits between attention and MLP, in every layer. One line puts it there, `pc.patched(model, "pitome", keep=0.9)`;
+# another records it, `pc.record(model)`. With keep ratio $r$ each layer removes
+# $k = \lfloor N - Nr \rfloor$ of its $N$ tokens, so the count falls like a staircase, and the multiply-accumulates
+# (MACs) with it. `pc.flops` counts them from the shapes, the merging itself included.
 
-# %%
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: tokens entering each layer at keep ratios 0.95, 0.9 and 0.85. Right: MACs of each layer at 0.9 against the whole model. PiToMe's merging itself, mostly the matrix of cosines, is too thin to see here; its number stands below. *Live.*", "name": "fig-step-staircase"}, "image": {"alt": "Left: three descending staircases from 257 tokens. Right: stacked bars per layer for attention and MLP, shrinking from layer to layer, below a flat line for the whole model."}}
 with pc.patched(model, "pitome", keep=0.9):
     counts = pc.flops(model, input_size=(3, 224, 224))
 whole = pc.flops(model, input_size=(3, 224, 224))
@@ -254,35 +215,31 @@ for trace in traces.values():  # + 1: the class token
     left = [layer.plan.num_tokens + 1 for layer in trace.layers]
     assert left == list(counts.tokens[1:])
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: tokens entering each layer at keep ratios 0.95, 0.9 and 0.85. Right: MACs of each layer at 0.9 against the whole model. The sliver on top is the price of PiToMe's merging itself, mostly the matrix of cosines. *Live.*", "name": "fig-step-staircase"}, "image": {"alt": "Left: three descending staircases from 257 tokens. Right: stacked bars per layer for attention, MLP and a thin slice for merging, shrinking from layer to layer, below a flat line for the whole model."}}
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
+figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.8))
 for keep, style in [(0.95, ":"), (0.9, "-"), (0.85, "--")]:
     steps = pc.schedule(model, keep=keep).tokens
     left.step(range(depth + 1), steps, style, where="post", color=plots.COLOURS["pitome"], label=f"keep {keep}")
-left.set(xlabel="layer", ylabel="tokens", ylim=(0, 270))
+left.set(xlabel="layer", ylabel="tokens", ylim=(0, 270), xticks=range(0, depth + 1, 2))
 left.legend()
 bottom = np.zeros(depth)
-parts = [("attention", plots.COLOURS["pitome"], ""), ("mlp", plots.COLOURS["tome"], "//"), ("merge", "black", "")]
+parts = [("attention", "0.5", ""), ("mlp", "0.8", "//"), ("merge", plots.COLOURS["pitome"], "")]
 for part, colour, hatch in parts:
     height = np.array([getattr(layer, part) for layer in counts.layers]) / 1e6
     right.bar(range(depth), height, bottom=bottom, color=colour, hatch=hatch, label=part if part != "mlp" else "MLP")
     bottom += height
 right.step(np.arange(depth + 1) - 0.5, [layer.total / 1e6 for layer in whole.layers] + [whole.layers[-1].total / 1e6],
-           where="post", color="0.5", label="whole model")
-right.set(xlabel="layer", ylabel="million MACs", ylim=(0, 620))
-right.legend(ncols=2, fontsize=8)
+           where="post", color="black", label="whole model")
+right.set(xlabel="layer", ylabel="million MACs", ylim=(0, 760), xticks=range(0, depth, 2))
+right.legend(ncols=2, fontsize=9, loc="upper center")
 plt.show()
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "hide-input"]
 merging = sum(layer.merge for layer in counts.layers)
 print("tokens:", *counts.tokens)
 print(f"whole model: {whole.total / 1e9:.3f} GMACs")
 print(f"keep 0.9:    {counts.total / 1e9:.3f} GMACs, of which merging {merging / 1e9:.3f}")
 
-# %% [markdown]
-# A patch that is asked to keep everything must not change the model at all:
-
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "hide-cell"] mystnb={"code_prompt_show": "Show that keep=1 changes nothing", "code_prompt_hide": "Hide it"}
 with torch.no_grad():
     before = model.forward_features(photos)
     with pc.patched(model, "pitome", keep=1.0):
@@ -291,13 +248,37 @@ with torch.no_grad():
 print("keep=1 equals the whole model:", bool((unchanged - before).abs().max() < 1e-6))
 print("taken out again, bit for bit:", torch.equal(after, before))
 
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "What is left of two photographs after seven layers, 125 tokens each. Each patch has the mean colour of its token. On the rocket both spare the object, ToMe with neater regions. On the busier photograph PiToMe keeps many small tokens on the dark helmet and merges scattered patches, of the face too, into one token. *Live.*", "name": "fig-step-first"}, "image": {"alt": "Two rows of three panels: a rocket and an astronaut, each with the token maps of PiToMe and ToMe. On the rocket the sky fuses in both. On the astronaut ToMe's tokens follow face, suit and background; PiToMe's larger tokens are scattered."}}
+figure, axes = plt.subplots(2, 3, figsize=(7.2, 4.9))
+for item, row in enumerate(axes):
+    plots.picture(row[0], shown[item], names[item])
+    for ax, (method, label) in zip(row[1:], {"pitome": "PiToMe", "tome": "ToMe"}.items(), strict=True):
+        plan_after = traces[method].plan(7)
+        assert plan_after.num_tokens == 125
+        plots.token_map(ax, shown[item], plan_after.assignment[item].view(grid).cpu().numpy(), label)
+plt.show()
+
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the busier photograph after 3, 6, 9 and 12 layers", "code_prompt_hide": "Hide it", "figure": {"caption": "The busier photograph after 3, 6, 9 and 12 layers. *Live.*", "name": "fig-step-astronaut"}, "image": {"alt": "Token maps of an astronaut's portrait after 3, 6, 9 and 12 layers. With PiToMe a reddish average colour appears in scattered places; with ToMe face, suit and background become separate regions."}}
+def token_maps(item, methods=("pitome", "tome"), after=(3, 6, 9, 12)):
+    figure, axes = plt.subplots(len(methods), 1 + len(after), figsize=(7.2, 1.55 * len(methods)))
+    for row, method in zip(axes, methods, strict=True):
+        plots.picture(row[0], shown[item], {"pitome": "PiToMe", "tome": "ToMe"}.get(method, method))
+        for ax, layers in zip(row[1:], after, strict=True):
+            plan = traces[method].plan(layers)
+            plots.token_map(ax, shown[item], plan.assignment[item].view(grid).cpu().numpy(),
+                            f"after {layers}")
+    plt.show()
+
+
+token_maps(1)
+
 # %% [markdown]
 # ## How alike are the tokens that merge?
 #
 # In ToMe every token of A names its best partner, and the $k$ most similar of these pairs merge. PiToMe first decides
-# *who* may merge and then takes all $k$ pairs. So it should merge less similar pairs, in exchange for sparing the isolated tokens. By how much?
+# *who* may merge and then takes all $k$ pairs. So it should merge less similar pairs, in exchange for sparing the isolated tokens.
 
-# %%
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean cosine between the two tokens of a merging pair, by layer, each method on its own tokens, keep 0.9. Lines: mean over photographs; bands: smallest to largest. *Live.*", "name": "fig-step-pairs"}, "image": {"alt": "Three lines against the layer. ToMe is highest in every layer, PiToMe second, random merging lowest; the distance is largest in the middle layers."}}
 def pair_cosines(method):
     """Mean cosine of a merging token to the one it joins: (layers, photographs)."""
     rows = []
@@ -314,8 +295,7 @@ def pair_cosines(method):
 
 alike = {method: pair_cosines(method) for method in ("pitome", "tome", "random_merge")}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean cosine between the two tokens of a merging pair, by layer, each method on its own tokens, keep 0.9. Lines: mean over photographs; bands: smallest to largest. *Live.*", "name": "fig-step-pairs"}, "image": {"alt": "Three lines against the layer. ToMe is highest in every layer, PiToMe second, random merging lowest; the distance is largest in the middle layers."}}
-figure, ax = plt.subplots(figsize=(6.2, 3.1))
+figure, ax = plt.subplots(figsize=(6.2, 2.7))
 looks = {"pitome": ("PiToMe", "pitome", "-"), "tome": ("ToMe", "tome", "--"), "random_merge": ("random", "random", ":")}
 for method, (label, colour, style) in looks.items():
     values = alike[method]
@@ -325,7 +305,7 @@ ax.set(xlabel="layer", ylabel="cosine of a pair", ylim=(0, 1.02))
 ax.legend(loc="lower right")
 plt.show()
 
-# %%
+# %% tags=["hide-input"]
 ours, tome, chance = (alike[name] for name in ("pitome", "tome", "random_merge"))
 display(Markdown(
     f"ToMe's pairs are the more similar ones in {(tome > ours).sum()} of {ours.size} "
@@ -334,12 +314,9 @@ display(Markdown(
 ))
 
 # %% [markdown]
-# Whether sparing isolated tokens is worth that is a question about the model's answers, not about cosines. It cannot be
-# settled by looking at a few photographs; the [protocol](../book/protocol.md) says how this book will settle it.
-#
-# > **Takeaway.** PiToMe is ToMe with two changes: tokens compete by *energy* for being merged, and the split into A and
-# > B follows the energy order instead of the position. Everything else (means by size, proportional attention, the
-# > place between attention and MLP) is shared. At equal token counts the two cost the same, up to the matrix of cosines.
+# Whether that is a good exchange is a question about answers, not about cosines: [Gate or edges](04_gate_or_edges.ipynb) asks it of
+# objects with known masks, [Quality](08_quality.ipynb) of tasks. All else is shared with ToMe, and at equal token counts the two cost
+# the same, up to the matrix of cosines.
 #
 # | | |
 # |---|---|

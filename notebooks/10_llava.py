@@ -12,7 +12,8 @@
 # **Found.** A small LLaVA {cite}`liu2023llava` reads a picture as a row of tokens. Merge them, and what matters most is the *order* and the
 # *positions* in which the remaining ones are read: as the released code leaves them, the same tokens lose another 10 answers in a
 # hundred with PiToMe {cite}`tran2024pitome`, and 11 with ToMe {cite}`bolya2023tome`. Between the two methods no difference was found over all
-# questions; one of 1.8 answers in a hundred would have been.
+# questions; one of 1.7 answers in a hundred would have been. (In one of nine types of question, the number of all objects, PiToMe is
+# above.)
 
 # %% tags=["remove-cell"]
 import sys
@@ -182,7 +183,7 @@ display(Markdown(
     + "; ".join(f"{equal.about(key)['label']} against it {one.in_words()}" for key, one in dealt.items())
     + f". The preset of the released code for CLIP beside the ToMe of the same repository: {published.in_words()}."
 ))
-assert to_tome.side == 0 and to_whole.side == -1 and f"{100 * to_tome.detectable:.1f}" == "1.8"
+assert to_tome.side == 0 and to_whole.side == -1 and f"{100 * to_tome.detectable:.1f}" == "1.7"
 
 # %% [markdown]
 # The energies are shuffled among the tokens of a picture. What else was compared, at other strengths and with other methods, is folded below,
@@ -279,22 +280,28 @@ def miscounted(record, key):
     return np.mean([a - b for a, b in pairs_])
 
 
-alone = [kind for kind, one in by.items() if one.side == -1]
-survive = "; ".join(f"*{kind}* {by[kind].in_words()}" for kind, p in corrected.items() if p <= 0.05) or "in no type"
-cells = {"whole model": ["whole"], "PiToMe": [ours], "ToMe": [rival], "a picture of 98 pixels": ["lower-resolution@98px"],
-         "random merging": [f"random-merge@0.9/seed{i}" for i in (0, 1)], "PiToMe at keep 0.85": ["pitome@0.85"]}
-counts = ", ".join(f"{label} {signed(np.mean([miscounted(full, key) for key in keys_]), 2)}" for label, keys_ in cells.items())
+others = [kind for kind, one in by.items() if one.side and corrected[kind] > 0.05]
+survive = "; ".join(f"*{kind}* {by[kind].in_words()}" for kind, p in corrected.items() if p <= 0.05)
 ours_by = tasks.by_type(main, ours)
 share_lost = {kind: (whole_types[kind] - ours_by[kind]) / (whole_types[kind] - prior[kind]) for kind in questions.TYPES}
 ranked = ", ".join(f"{kind} {percent(share_lost[kind])}" for kind in sorted(share_lost, key=lambda k: -share_lost[k]))
 display(Markdown(
-    f"Of what lay above the blind prior PiToMe loses: {ranked}.\n\nThe level overall hides opposite differences between PiToMe and ToMe. "
-    f"Corrected for nine types, a difference is left: {survive}. By single intervals PiToMe is below ToMe in {', '.join(alone)}.\n\nIn *total*, the number of objects, the errors have a direction, and not the "
-    f"same everywhere. Answer minus truth on average, first 2,000 questions: {counts}. At keep 0.9 PiToMe and ToMe count too many, and so does "
-    f"the model on a smaller picture, where nothing is merged; random merging counts too few, and PiToMe at keep 0.85 does as well. Merging by "
-    f"itself is therefore no explanation; none was tested."
+    f"Of what lay above the blind prior PiToMe loses: {ranked}.\n\nCorrected for nine types, one difference between PiToMe and ToMe is left: {survive}. "
+    f"It is the number of all objects in a picture. {'In ' + ', '.join(others) + ' a single interval' if others else 'In no other type even a single interval'} "
+    "excludes zero."
 ))
-assert [kind for kind, p in corrected.items() if p <= 0.05] == ["total"] and by["total"].side == 1 and len(alone) == 5
+assert [kind for kind, p in corrected.items() if p <= 0.05] == ["total"] and by["total"].side == 1
+assert min(share_lost[kind] for kind in ("list", "total", "count")) > max(share_lost[kind] for kind in ("exist", "single"))
+
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show in which direction totals are wrong"}
+cells = {"whole model": ["whole"], "PiToMe": [ours], "ToMe": [rival], "a picture of 98 pixels": ["lower-resolution@98px"],
+         "random merging": [f"random-merge@0.9/seed{i}" for i in (0, 1)], "PiToMe at keep 0.85": ["pitome@0.85"]}
+counts = ", ".join(f"{label} {signed(np.mean([miscounted(full, key) for key in keys_]), 2)}" for label, keys_ in cells.items())
+display(Markdown(
+    f"In *total* the errors have a direction, and not the same everywhere. Answer minus truth on average, first 2,000 questions: {counts}. "
+    "At keep 0.9 PiToMe and ToMe count too many, and so does the model on a smaller picture, where nothing is merged; random merging counts too few, "
+    "and PiToMe at keep 0.85 does as well. Merging by itself is therefore no explanation; none was tested."
+))
 
 # %% [markdown]
 # ## A smaller picture instead

@@ -7,9 +7,12 @@
 # ---
 
 # %% [markdown]
-# # Retrieval, off the shelf and retrained
+# # The record: retrieval
 #
-# **What this chapter found.** PiToMe as the paper writes it costs this dual encoder recall. On drawings on twenty photographs at
+# *The record of finding the text of a picture, and back, off the shelf and retrained: all figures and tables. The short version is in
+# [Quality](08_quality.ipynb).*
+#
+# **Found.** PiToMe as the paper writes it costs this dual encoder recall. On drawings on twenty photographs at
 # keep 0.9, which count first, no difference to ToMe was found: the interval reaches far below zero and hardly above it. On a white
 # ground, and with fewer tokens, PiToMe is below ToMe by more than a correction for the number of comparisons takes away
 # ([the ledger](../book/claims.md)). The released presets cannot be told from ToMe with the same attention. For CLIP that holds beside two
@@ -23,10 +26,10 @@
 # class to hide behind: a rank moves as soon as any rival comes closer. It is also where the abstract {cite}`tran2024pitome` is boldest. CLIP {cite}`radford2021clip`, retrained
 # with merging, is said to lose 0.3 on Flickr30k {cite}`young2014flickr30k`, and 4.5 with ToMe (Table 2; points of the sum of three text recalls, of 300).
 # Neither CLIP nor Flickr30k can be had here. What can: a dual encoder that open_clip {cite}`ilharco2021openclip` builds, loads and runs like any other, from
-# real towers (the ViT-S/14 of [Vision](record_vision.ipynb), all-MiniLM-L6-v2 {cite}`wang2020minilm,reimers2019sbert`), with an MLP on each side that was trained here with CLIP's
+# real towers (the ViT-S/14 of [the record of vision](record_vision.ipynb), all-MiniLM-L6-v2 {cite}`wang2020minilm,reimers2019sbert`), with an MLP on each side that was trained here with CLIP's
 # loss on 985 OpenMoji drawings with their names and keywords. Recall is far from CLIP's. The question is what merging does to it.
 #
-# *Reading time: 15 minutes. Figures marked* recorded *come from `make results`; cells marked* live *compute on a CPU. What was
+# *Figures marked* recorded *come from `make results`; cells marked* live *compute on a CPU. What was
 # to be run was written down before ([protocol](../book/protocol.md)). The first half rests on its second version, `retrieval-2`;
 # what that version left out rests on the first one, and a heading says where that begins.*
 
@@ -128,7 +131,8 @@ for row, background in zip(axes, ("white", "photographs"), strict=True):
 for ax, captions in zip(axes[0], test.captions, strict=False):
     said = [test.texts[i] for i in captions]
     ax.set_title("\n".join(text if len(text) < 38 else text[:36] + " ..." for text in said), fontsize=8.5)
-plt.show()
+with plots.photographs():
+    plt.show()
 
 # %% [markdown]
 # A query's outcome is the *rank* of its best right answer, and a tie counts against it. R@1, R@5 and R@10 say how many queries
@@ -283,7 +287,7 @@ display(Markdown(
     "**How firm is a plan?** A noise of a two-thousandth of a grey level is far below what a picture of 8 bits can hold. It changes the rank, with one "
     f"pair of heads or another, of these shares of the pictures: {', '.join(f'{label(key)} {percent(moved)}' for key, (moved, _) in shaken.items())}. "
     f"rsum moves by a standard deviation of {', '.join(f'{spread:.1f}' for _, spread in shaken.values())}. Plans that rest on energy "
-    f"are the unsteady ones. Keys of this tower are nearly parallel in the first layers (*Vision, off the shelf* shows it); then all tokens have almost the same energy, and "
+    f"are the unsteady ones. Keys of this tower are nearly parallel in the first layers (*The record: vision* shows it); then all tokens have almost the same energy, and "
     "who stands first in its order hangs on little. That is a guess at the cause; the counts are not."
 ))
 
@@ -442,7 +446,8 @@ for y, item in enumerate([*change[:2], change[-1]]):
             said = said if len(said) < 21 else said[:19] + " ..."
             ax.text(0, 0.9 - 0.19 * line, f"{'✓' if good else ' '} {said}", fontsize=8, weight="bold" if good else "normal",
                     transform=ax.transAxes, clip_on=False)
-plt.show()
+with plots.photographs():
+    plt.show()
 
 # %% [markdown]
 # ## What was tried, and what counts
@@ -485,7 +490,7 @@ display(Markdown(
 # |---|---|
 # | The paper claims | CLIP on Flickr30k, retrained with merging at r = 0.925: the sum of text recalls falls by 0.3 with PiToMe and by 4.5 with ToMe, that of image recalls by 4.6 and 5.0 (Table 2; [the ledger](../book/claims.md)). BLIP {cite}`li2022blip` off the shelf falls by 3 at r = 0.95 (Table 1). |
 # | We saw | On a dual encoder with a DINOv2-style image tower, off the shelf: no difference between PiToMe and ToMe found on twenty photographs at keep 0.9, by intervals over photographs and draws; PiToMe below ToMe on white at keep 0.9 and 0.8, and on the photographs at 0.8. No difference found between released presets and ToMe with the same attention. With retrained heads PiToMe is below ToMe on two photographs and on white, and above it nowhere. |
-# | What could overturn this | CLIP on Flickr30k: **not run**; the command is in [How to run it](../book/how_to_run.md). BLIP and ALBEF {cite}`li2021albef` stay outside this suite: a cross-encoder reranks their results. An image tower whose keys are not as parallel as this one's ([Vision](record_vision.ipynb)). Towers retrained with merging; more than three trainings. |
+# | What could overturn this | CLIP on Flickr30k: **not run**; the command is in [How to run it](../book/how_to_run.md). BLIP and ALBEF {cite}`li2021albef` stay outside this suite: a cross-encoder reranks their results. An image tower whose keys are not as parallel as this one's ([the record of vision](record_vision.ipynb)). Towers retrained with merging; more than three trainings. |
 
 # %% [markdown]
 # ## Exercises

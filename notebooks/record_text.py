@@ -7,7 +7,10 @@
 # ---
 
 # %% [markdown]
-# # Text, off the shelf and retrained
+# # The record: text
+#
+# *The record of judging the mood of texts, off the shelf, retrained and frozen: all figures and tables. The short version is in
+# [Quality](08_quality.ipynb).*
 #
 # **Found.** Merged by a fifth in each of its first three layers, a small BERT loses some answers in a hundred with any method.
 # Between PiToMe and ToMe with the same attention no difference was found at that ratio, on sentences or on documents, for the
@@ -22,7 +25,7 @@
 # BERT is all-MiniLM-L6-v2 {cite}`wang2020minilm,reimers2019sbert`, a sentence encoder of six layers, 384 wide, fine-tuned through low-rank updates {cite}`hu2022lora`; three layers are
 # half of it. The sentences were rated for Hutto and Gilbert {cite}`hutto2014vader`; those with a mean rating within 0.5 of zero are left out.
 #
-# *Reading time: 15 minutes. Figures marked* recorded *come from `make results`; cells marked* live *compute on a CPU. What was
+# *Figures marked* recorded *come from `make results`; cells marked* live *compute on a CPU. What was
 # to be run was written down before ([protocol](../book/protocol.md)); records are of its version `text-2` unless a caption says
 # `text-1`.*
 

@@ -7,7 +7,10 @@
 # ---
 
 # %% [markdown]
-# # Vision, off the shelf
+# # The record: vision
+#
+# *The record of finding drawn objects and of reading labels through a linear head: all figures and tables. The short version is in
+# [Quality](08_quality.ipynb).*
 #
 # **Found.** With nine tokens in ten kept in each layer, no difference between PiToMe, as the paper {cite}`tran2024pitome` writes it, and
 # ToMe {cite}`bolya2023tome` was found in how well drawn objects are found (AUC +0.002 [-0.014, +0.019]). PiToMe's maps are less like the
@@ -23,7 +26,7 @@
 # the whole model's (*likeness*), does it still find a pasted object (*AUC* against the exact mask), do the features still serve a
 # linear head? *Keep 0.9* means that every layer keeps nine tenths of its tokens.
 #
-# *Reading time: 10 minutes. Figures marked* recorded *come from `make results`; what was to be run, and which difference counts, was
+# *Figures marked* recorded *come from `make results`; what was to be run, and which difference counts, was
 # written down before ([protocol](../book/protocol.md), second version). Cells marked* live *compute on a CPU.*
 
 # %% tags=["remove-cell"]

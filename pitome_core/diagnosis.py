@@ -436,7 +436,7 @@ def _recommend(
         return None, (f"No setting reaches the target of {target:g}: the lower end of the {what} is at most "
                       f"{most.score:.3f} ({most.method} at keep {most.keep:g}). {_law(layers)}")
     chosen = settings[best]
-    words = f"{chosen.method} at keep {chosen.keep:g}: {1 - chosen.flops:.0%} fewer FLOPs"
+    words = f"{chosen.method} at keep {chosen.keep:g}: {100 * (1 - chosen.flops):.0f} % fewer FLOPs"
     if chosen.faster is not None:
         words += f", {chosen.faster[1]:.2f} times as fast here ({timed} at a time)"
     words += f"; {_stays(chosen, count)}."

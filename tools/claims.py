@@ -1,6 +1,7 @@
-"""Check the ledger of claims, results/claims.yml, and write book/claims.md and the front page's chart from it.
+"""Check the ledger of claims, results/claims.yml, and write what the book shows of it.
 
-`python tools/claims.py` does all; tests/book hold page and chart to the ledger. A claim has
+`python tools/claims.py` writes book/claims.md, the front page's chart and the table of all claims; tests/book hold them
+to the ledger. A claim has
 
 - `id`; `kind`: `mechanism` (what some part of the method does, on any model) or `table` (a result on the paper's own
   models and data); `covers`: the items of the abstract that it stands for;
@@ -40,9 +41,10 @@ import yaml
 from ledger import evidence
 from ledger.chart import primary_chart
 from ledger.evidence import RIVALS
-from ledger.judge import judge
+from ledger.judge import Judged, judge
 from ledger.links import page_file, read_page
 from ledger.page import SPLITS, page
+from ledger.table import claims_table
 
 from pitome_core.experiments.records.cells import ARMS, Cell
 from pitome_core.experiments.records.results import RecordError
@@ -50,6 +52,7 @@ from pitome_core.experiments.records.statistics import RESAMPLES
 
 ROOT = Path(__file__).resolve().parents[1]
 LEDGER, PAGE, CHART = "results/claims.yml", "book/claims.md", "book/primary_chart.html"
+TABLE = "book/claims_table.html"
 SAYS = ("for", "against", "open")
 
 
@@ -264,11 +267,19 @@ def load(root: Path = ROOT) -> dict:
     return yaml.safe_load((root / LEDGER).read_text())
 
 
+def judged(ledger: dict, root: Path = ROOT) -> list[tuple[dict, Judged]]:
+    """Every claim with what it is judged to be."""
+    return [(claim, judge(claim, root, ledger.get("uncommitted", []))) for claim in resolved(ledger)]
+
+
 def written(ledger: dict, root: Path = ROOT) -> str:
     """The page for a ledger without problems."""
-    uncommitted = ledger.get("uncommitted", [])
-    judged = [(claim, judge(claim, root, uncommitted)) for claim in resolved(ledger)]
-    return page(ledger, judged, evidence.primaries(uncommitted, root), root)
+    return page(ledger, judged(ledger, root), evidence.primaries(ledger.get("uncommitted", []), root), root)
+
+
+def table(ledger: dict, root: Path = ROOT) -> str:
+    """The table of all claims."""
+    return claims_table(judged(ledger, root))
 
 
 def chart(ledger: dict, root: Path = ROOT) -> str:
@@ -283,7 +294,8 @@ def main() -> int:
         return 1
     (ROOT / PAGE).write_text(written(ledger))
     (ROOT / CHART).write_text(chart(ledger))
-    print(f"{len(ledger['claims'])} claims; written to {PAGE} and {CHART}")
+    (ROOT / TABLE).write_text(table(ledger))
+    print(f"{len(ledger['claims'])} claims; written to {PAGE}, {CHART} and {TABLE}")
     return 0
 
 

@@ -115,7 +115,7 @@ def _flops(given: argparse.Namespace) -> None:
     share = merged.total / whole.total
     places = f", in one of {given.every} layers" if given.every > 1 else ""
     print(f"{given.model}, {given.method} at keep {given.keep:g}{places}: {merged.total / 1e9:.3f} of "
-          f"{whole.total / 1e9:.3f} GMACs for one picture, {share:.1%}")
+          f"{whole.total / 1e9:.3f} GMACs for one picture, {100 * share:.1f} %")
     print("tokens by layer: " + " ".join(map(str, merged.tokens)))
     if given.json is not None:
         numbers = {"model": given.model, "method": given.method, "keep": given.keep, "every": given.every,

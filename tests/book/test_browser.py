@@ -258,6 +258,13 @@ def test_live_figures_answer_to_the_keyboard(browser, site):
             before = what_is_shown(box)
             group.find_element("css selector", "input:checked").send_keys(KEYS["right"])
             assert what_is_shown(box) != before, (name, kind, group.text)
+        for control in box.find_elements("css selector", "select"):
+            if len(control.find_elements("css selector", "option:enabled")) > 1:
+                before = what_is_shown(box)
+                at_end = control.find_elements("css selector", "option:enabled")[-1].is_selected()
+                control.send_keys(KEYS["up" if at_end else "down"])
+                after = what_is_shown(box)
+                assert after[0] != before[0] and after[1] != before[1], (name, kind, control.text)
     scripts = (html_folder() / "_static" / "live").glob("*.js")
     assert kinds == {kind for script in scripts for kind in re.findall(r'Live\.figure\("([^"]+)"', script.read_text())}
 
@@ -306,6 +313,25 @@ def test_live_figures_show_what_the_data_say(browser, site):
             clean = sum(int(part.split()[0].strip(",")) for part in words.split("No wrong merge")[1].split(" in ")[1:])
             hollow = len(box.find_elements("css selector", ".live-hollow"))
             assert clean + hollow == len(box.find_elements("css selector", ".live-draw")), words
+
+
+def test_claims_are_filtered_by_keyboard_and_counted(browser, site):
+    open_page(browser, f"{site}/book/paper_and_code.html")
+    rows = browser.find_elements("css selector", ".claims-table tbody tr")
+    reading = browser.find_element("css selector", ".claims-shown")
+    assert reading.get_attribute("role") == "status" and reading.text == f"{len(rows)} of {len(rows)} claims shown"
+    for button in browser.find_elements("css selector", ".claims-filter button"):
+        value, count = button.text[:-1].rsplit(" (", 1)
+        group = button.find_element("xpath", "..").get_attribute("aria-label")
+        button.send_keys(KEYS["space"])
+        shown = [row for row in rows if row.is_displayed()]
+        assert button.get_attribute("aria-pressed") == "true" and len(shown) == int(count) > 0
+        assert value == "all" or {row.get_attribute(f"data-{group}") for row in shown} == {value}
+        assert reading.text.startswith(f"{len(shown)} of ")
+        button.find_element("xpath", "../button").send_keys(KEYS["space"])
+    browser.find_element("css selector", "#claims-words").send_keys("digits clip")
+    shown = [row for row in rows if row.is_displayed()]
+    assert 0 < len(shown) < len(rows) and reading.text.startswith(f"{len(shown)} of ")
 
 
 @pytest.mark.parametrize(("size", "theme"), [(WIDE, "dark"), (PHONE, "light")])

@@ -7,8 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from docutils import nodes
+from docutils.utils import new_document
+from PIL import Image
 from toy_clone import write_book, write_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,3 +118,18 @@ def test_the_repository_is_the_remote_or_the_placeholder(tmp_path, remote, url):
         if None not in command:
             subprocess.run(command, cwd=tmp_path, env=plain, check=True, capture_output=True)
     assert companion.repository_url(tmp_path) == url
+
+
+def test_plots_are_told_from_pictures_by_their_paper(tmp_path):
+    """Dark mode inverts plots: a photograph, or a map with a narrow frame, has to stay as it is."""
+    paper = np.full((60, 100, 3), 255, np.uint8)
+    plot, picture = paper.copy(), paper.copy()
+    plot[::12] = 40
+    picture[5:55, 5:95] = np.random.default_rng(0).integers(0, 255, (50, 90, 3))
+    doctree = new_document("page")
+    for name, pixels in (("plot", plot), ("picture", picture)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        doctree += nodes.image(uri=f"{name}.png")
+    doctree += nodes.image(uri="https://elsewhere/plot.png")
+    companion.mark_plots(SimpleNamespace(srcdir=tmp_path), doctree)
+    assert [node["classes"] for node in doctree.findall(nodes.image)] == [["plot"], [], []]

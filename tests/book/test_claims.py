@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,60 @@ def test_the_page_is_up_to_date():
     there = (claims.ROOT / claims.PAGE).read_text()
     assert there == claims.written(claims.load()), "book/claims.md is stale: run `python tools/claims.py`"
     assert (claims.ROOT / claims.CHART).read_text() == claims.chart(claims.load()), "the chart is stale, too"
+    assert (claims.ROOT / claims.TABLE).read_text() == claims.table(claims.load()), "the table is stale, too"
+
+
+def test_the_table_has_every_claim_with_its_verdict(judged):
+    """What the filter looks at is what stands in the row; the link leads to the claim's own entry."""
+    rows = re.findall(r'<tr role="row" data-verdict="(.+?)" data-kind="(.+?)"><th.+?#claim-(.+?)">(.+?)</a>(.+)</tr>',
+                      (claims.ROOT / claims.TABLE).read_text())
+    assert [row[2] for row in rows] == list(judged)
+    for verdict, kind, name, title, rest in rows:
+        claim, found = judged[name]
+        assert (kind, title) == (claim["kind"], claim["title"]) and f"{found.shown}<" in rest
+        assert found.shown.startswith(verdict) and ("<small>" in rest) == bool(found.done)
+        words = " ".join(html.unescape(re.sub(r"<[^>]+>", "", rest.replace("<summary>more</summary>", ""))).split())
+        assert " ".join(claim.get("reading", "Needs").split()) in words, name
+        assert "`" not in rest and "{" not in rest, "no Markdown: the table is HTML"
+
+
+def paper_and_code() -> str:
+    return " ".join((claims.ROOT / "book" / "paper_and_code.md").read_text().split())
+
+
+def test_the_page_on_paper_and_code_counts_verdicts(judged):
+    said = Counter((claim["kind"], found.verdict) for claim, found in judged.values())
+    number = {verdict: said["mechanism", verdict] for verdict in evidence.VERDICTS}
+    assert number["not run"] == 0 and said["table", "mixed here"] == 1
+    mechanisms, tables = (sum(n for (kind, _), n in said.items() if kind == of) for of in ("mechanism", "table"))
+    words = paper_and_code()
+    assert (f"Of {mechanisms} claims about mechanisms, tested on models at hand, {number['holds here']} hold here, "
+            f"{number['does not hold here']} do not, {number['mixed here']} are mixed, and for "
+            f"{number['no difference found']} no difference was found. Of {tables} results") in words
+    assert f"the FLOPs were counted and are mixed; {said['table', 'not run']} were **not run**" in words
+    verdicts_of = {name: found.verdict for name, (_, found) in judged.items()}
+    holding = [name for name, verdict in verdicts_of.items() if verdict == "holds here"]
+    assert holding == ["bsm-split", "merging-saves", "order-features", "spectrum-predicts"]
+    assert verdicts_of["pitome-over-tome"] == "does not hold here" and verdicts_of["table-flops"] == "mixed here"
+    order = judged["order-features"][1].done
+    assert sum(one.heard == "for" for one in order) == 1 and f"rests on one comparison of {len(order)}." in words
+
+
+def test_the_page_on_paper_and_code_says_what_is_on_record():
+    digits, movies = results.load("vision-2-digits"), results.load("text-2-movies")
+    preset = {name: f"pitome-released-{name}@0.9" for name in ("deit", "mae", "clip")}
+    pairs = [("pitome@0.9/off", "pitome@0.9"), ("tome@0.9/off", "tome@0.9"), ("pitome-hidden@0.9", "pitome@0.9"),
+             *((name, "pitome@0.9") for name in preset.values()),
+             *((preset["deit"], rival) for rival in ("tome@0.9", "tome@0.9/off", "tome-released-deit@0.9"))]
+    found = [digits.difference(first, second, "correct") for first, second in pairs]
+    found.append(movies.difference("pitome-released-bert@0.8", "pitome@0.8", "correct"))
+    words = paper_and_code()
+    assert re.findall(r"[+-]0\.\d+ \[[^]]*\]", words) == [str(one) for one in found]
+    quiet = [one for one in found if one.side == 0]
+    assert re.findall(r"(0\.\d+) would have been found", words) == [f"{one.detectable:.3f}" for one in quiet]
+    sizes = [round(100 * abs(one.mean)) for one in found[:3]]
+    assert f"moves accuracy on digits by {min(sizes)} to {max(sizes)} points" in words
+    assert f"on {len(digits)} digits" in words and f"on {len(movies):,} sentences" in words
 
 
 def test_chart_says_every_primary_difference_to_tome():

@@ -129,3 +129,18 @@ def test_figures_with_emoji_lead_to_the_credits(page):
         for cell in nbformat.read(file, as_version=4).cells:
             caption = cell.metadata.get("mystnb", {}).get("figure", {}).get("caption", "")
             assert "OpenMoji" not in caption or "](../book/credits.md)" in caption, caption[:60]
+
+
+def headings(page: str) -> list[str]:
+    found = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return [re.sub(r"[`*]|\{cite\}\S+", "", line).strip() for line in found]
+
+
+@each_page
+def test_a_link_that_reads_like_a_title_is_one(page):
+    """Chapters change their titles: a link's text that begins with a capital letter begins a heading of its page."""
+    wrong = []
+    for words, target in re.findall(r"\[([A-Z][^\]]+)\]\((?:\.\./)?(?:notebooks/)?([a-z0-9_]+)\.ipynb\)", prose(page)):
+        if not any(heading.startswith(words) for heading in headings(f"notebooks/{target}")):
+            wrong.append((words, target))
+    assert wrong == [] or page == "book/claims"  # whose links name tasks of records

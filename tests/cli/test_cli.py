@@ -135,7 +135,8 @@ def test_counts(timm_folder, tmp_path, capsys):
     assert numbers["whole"] == pc.flops(model).total
     assert numbers["merged"] == pc.flops(pc.apply(model, "tome", 0.75)).total
     assert numbers["tokens"] == list(pc.flops(model).tokens)
-    assert "17 13 10 8" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "17 13 10 8" in printed and f", {100 * numbers['share']:.1f} %\n" in printed
 
 
 def test_counts_of_fewer_steps(timm_folder, tmp_path, capsys):

@@ -286,6 +286,7 @@ def test_the_cheapest_that_reaches_the_target(vit, images):
     assert found.recommended == min(good, key=lambda i: found.settings[i].flops)
     chosen = found.settings[found.recommended]
     assert f"{chosen.method} at keep {chosen.keep:g}" in found.reason and f"{chosen.same} of 40" in found.reason
+    assert f": {100 * (1 - chosen.flops):.0f} % fewer FLOPs" in found.reason
     assert "margin" in found.reason  # what the phase diagram says of the keys
     few = pc.diagnose(vit, x[:34], **GRID)
     assert few.recommended is None and "at least 35" in few.reason

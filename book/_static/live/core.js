@@ -1,8 +1,8 @@
 /* What the interactive figures share: their start, controls, drawing, data.
 
    A figure stands in the page as <div class="live" data-live="KIND">: a still picture, and its data as JSON. The script
-   of its kind calls `Live.figure(KIND, draw)`; `draw(box, data)` fills the box, and the still picture goes. Where
-   scripts do not run the still picture stays. Nothing is fetched, so that a page works from file://. */
+   of its kind calls `Live.figure(KIND, draw)`; `draw(box, data, whole)` fills the box, and the still picture, which is in
+   `whole` until then, goes. Where scripts do not run the still picture stays. Nothing is fetched, so that a page works from file://. */
 (function () {
   "use strict";
 
@@ -182,7 +182,7 @@
   function figure(kind, draw) {
     for (const box of document.querySelectorAll(`.live[data-live="${kind}"]`)) {
       const drawn = html("div", { class: "live-body" });
-      draw(drawn, JSON.parse(box.querySelector('script[type="application/json"]').textContent));
+      draw(drawn, JSON.parse(box.querySelector('script[type="application/json"]').textContent), box);
       box.querySelectorAll("img, noscript").forEach((picture) => picture.remove());
       box.append(drawn);
       box.classList.add("live-on");

@@ -65,6 +65,12 @@
     return at;
   }
 
+  /** The patches of `inside` whose token holds a patch of `outside` too. */
+  function mixed(at, inside, outside) {
+    const touched = new Set(outside.map((patch) => at[patch]));
+    return inside.filter((patch) => touched.has(at[patch]));
+  }
+
   /** Weights of the token graph, 1 - cos, with a zero diagonal (eq. 3). */
   function tokenGraph(tokens) {
     return cosines(tokens).map((row, i) => row.map((x, j) => (i === j ? 0 : Math.max(1 - x, 0))));
@@ -165,6 +171,7 @@
     tome,
     assignment,
     compose,
+    mixed,
     tokenGraph,
     shares,
     spectral,

@@ -93,6 +93,8 @@
     };
   }
 
+  Live.tokens = { SIDE, cut, map }; // the switches draw with them too
+
   Live.figure("token-map", function (box, data) {
     const [rows, columns] = data.grid,
       count = rows * columns,

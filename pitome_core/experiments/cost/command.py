@@ -42,6 +42,7 @@ from pitome_core.experiments.cost.setups import (
 from pitome_core.experiments.cost.variants import METHODS, Workshop
 from pitome_core.experiments.records import locking, results
 from pitome_core.experiments.records.fingerprint import code_of
+from pitome_core.experiments.records.formats import percent
 from pitome_core.experiments.runs.clock import MIN_ROUNDS
 from pitome_core.experiments.runs.command_line import refusing
 from pitome_core.experiments.runs.timings import Timings
@@ -201,7 +202,7 @@ def lines(key: str, cell: Mapping[str, Any]) -> Iterator[str]:
         if "of_free" in variant:
             line += f", of free {variant['of_free']:.3f}"
         if "step_share" in variant:
-            line += f", steps {variant['step_share']:.1%}"
+            line += f", steps {percent(variant['step_share'], 1)}"
         if "bytes_peak" in variant:
             line += f", peak {variant['bytes_peak'] / 2**30:.2f} GiB"
         yield line

@@ -1,16 +1,28 @@
 """Figures that several notebooks share.
 
-`style` sets colours and fonts, `maps` draws values and tokens over photographs, `live` makes interactive figures, and
-`records` draws recorded outcomes.
+`style` sets colours and fonts, `maps` draws values and tokens over photographs, `live` makes interactive figures,
+`reading_orders` and `estimate` one each, and `records` draws recorded outcomes.
 """
 
-from .live import SHARP, cluster_figure, energy_figure, one_merge, six_tokens
+from .estimate import speed
+from .live import (
+    SHARP,
+    cluster_figure,
+    energy_figure,
+    forest_figure,
+    one_merge,
+    points_figure,
+    six_tokens,
+    switches_figure,
+    token_map_figure,
+)
 from .maps import heat_map, picture, token_map
 from .reading_orders import reading
 from .records import against_cost, beside, forest
-from .style import ARMS, COLOURS, HEAT, SIDES, use_style
+from .style import ARMS, COLOURS, HEAT, SIDES, photographs, use_style
 
 __all__ = [
-    "ARMS", "COLOURS", "HEAT", "SHARP", "SIDES", "against_cost", "beside", "cluster_figure", "energy_figure", "forest",
-    "heat_map", "one_merge", "picture", "reading", "six_tokens", "token_map", "use_style",
+    "ARMS", "COLOURS", "HEAT", "SHARP", "SIDES", "against_cost", "beside", "cluster_figure", "energy_figure",
+    "forest", "forest_figure", "heat_map", "one_merge", "photographs", "picture", "points_figure", "reading",
+    "six_tokens", "speed", "switches_figure", "token_map", "token_map_figure", "use_style",
 ]  # fmt: skip

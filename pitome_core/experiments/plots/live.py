@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
@@ -28,8 +30,8 @@ from pitome_core.energy import cosine_graph
 from pitome_core.experiments.data.clusters import ORDERS, clusters, wrong_merges
 from pitome_core.experiments.data.pictures import preprocess, to_display
 
-from .maps import heat_map
-from .style import COLOURS, HEAT, png_text
+from .maps import heat_map, token_map
+from .style import COLOURS, HEAT, SIDES, png_text
 
 # Arms of the token map: name, colour in live.css, method and options of `pc.apply`.
 ARMS = (
@@ -37,6 +39,13 @@ ARMS = (
     ("ToMe", "tome", "tome", {}),
     ("energy-sorted", "accent", "pitome", {"protection": False, "edges": "best"}),
 )
+# What sets PiToMe apart from ToMe: what a switch is called, its two positions in words, and as options of `pc.plan`.
+SWITCHES = (
+    ("order", ("by energy", "by position"), ({"split": "alternate"}, {"split": "position"})),
+    ("protection", ("on", "off"), ({"protection": True}, {"protection": False})),
+    ("edges", ("all", "the best"), ({"edges": "all"}, {"edges": "best"})),
+)
+CORNERS = {(0, 0, 0): "PiToMe", (0, 1, 1): "energy-sorted", (1, 1, 1): "ToMe"}  # by the position of each switch
 KEEP = (0.95, 0.9, 0.85, 0.8)
 SHARP = 336  # side in pixels of a photograph in a page; a model reads 224
 
@@ -99,12 +108,15 @@ def patch_means(image: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return np.rint(blocks.mean((1, 3))).astype(np.uint8).reshape(-1, 3)
 
 
-def token_maps(model: nn.Module, photographs: Mapping[str, np.ndarray], start: Mapping[str, int]) -> dict[str, Any]:
+def token_maps(
+    model: nn.Module, photographs: Mapping[str, np.ndarray], start: Mapping[str, int], arms: Sequence[tuple] = ARMS
+) -> dict[str, Any]:
     """Data of the token map: what merges in every layer, by photograph, method and keep ratio, and what it costs.
 
     The plans are computed in float64, because in float32 two nearly equal cosines can change places on another
     processor. `model` is a ViT of timm for 224 pixels; the call changes its weights to float64. `photographs` are
-    `(H, W, 3)` uint8 by name. `start` says where the sliders `keep` and `layer` begin.
+    `(H, W, 3)` uint8 by name. `start` says where the sliders `keep` and `layer` begin. `arms` are the maps side by
+    side, at most three, each as in `ARMS`.
     """
     model = model.double()
     images = preprocess(list(photographs.values())).double().to(next(model.parameters()).device)
@@ -113,7 +125,7 @@ def token_maps(model: nn.Module, photographs: Mapping[str, np.ndarray], start: M
     side = int((whole.tokens[0] - model.num_prefix_tokens) ** 0.5)
     plans: list[list[list[str]]] = [[] for _ in photographs]  # photograph, method, keep
     macs, tokens = [], []
-    for _, _, method, options in ARMS:
+    for _, _, method, options in arms:
         of_method, counts = [[] for _ in photographs], []
         for keep in KEEP:
             with pc.patched(model, method, keep, **options), pc.record(model) as trace, torch.no_grad():
@@ -128,13 +140,86 @@ def token_maps(model: nn.Module, photographs: Mapping[str, np.ndarray], start: M
         tokens = [[n - model.num_prefix_tokens for n in of.tokens] for of in counts]
     return {
         "grid": [side, side], "keep": list(KEEP), "start": dict(start), "tokens": tokens, "macs": macs,
-        "whole": _spent(whole), "methods": [{"label": label, "colour": colour} for label, colour, _, _ in ARMS],
+        "whole": _spent(whole), "methods": [{"label": label, "colour": colour} for label, colour, _, _ in arms],
         "pictures": [
             {"name": name, "photo": jpeg(large), "means": packed(patch_means(image, (side, side)).reshape(-1)),
              "plans": of_photo}
             for name, large, image, of_photo in zip(photographs, sharp, to_display(images), plans, strict=True)
         ],
     }  # fmt: skip
+
+
+def token_map_figure(
+    model: nn.Module, photographs: Mapping[str, np.ndarray], start: Mapping[str, int], arms: Sequence[tuple] = ARMS
+) -> LiveFigure:
+    """The token map of a chapter; the arguments are those of `token_maps`."""
+    data = token_maps(model, photographs, start, arms)
+
+    def still() -> Figure:
+        tokens, side = data["tokens"][start["keep"]], data["grid"][0]
+        sharp = to_display(preprocess(next(iter(photographs.values())), SHARP))[0]
+        figure, axes = plt.subplots(1, len(arms), figsize=(2.5 * len(arms), 2.8), squeeze=False)
+        for ax, (label, *_), plans in zip(axes[0], arms, data["pictures"][0]["plans"], strict=True):
+            at = _composed(plans[start["keep"]], tokens, start["layer"])
+            token_map(ax, sharp, at.reshape(side, side), f"{label}: {tokens[start['layer']]} tokens")
+        return figure
+
+    label = f"Which of {data['tokens'][0][0]} patches have merged, layer by layer: {', '.join(arm[0] for arm in arms)}"
+    return LiveFigure("token-map", data, label, still)
+
+
+def _composed(plans: str, tokens: Sequence[int], layers: int) -> np.ndarray:
+    """The token of every patch after the first layers, from the plans as they are stored."""
+    every = np.frombuffer(base64.b64decode(plans), np.uint8)
+    at = np.arange(tokens[0])
+    for plan in np.split(every, np.cumsum(tokens[:-1])[:-1])[:layers]:
+        at = plan[at]
+    return at
+
+
+def switches_figure(
+    model: nn.Module, images: Mapping[str, Tensor], masks: Mapping[str, Tensor], keep: float
+) -> LiveFigure:
+    """Three switches that redraw what merges in a scene, and which patches of its object merge with background.
+
+    `images` are `(3, 224, 224)` as a model reads them, by name; `masks (rows, columns)` hold the share of each patch
+    that the object covers. A patch is of the object where that is over half, and background where it is under 5 %. The
+    plans are computed in float64, as those of `token_maps`; the call changes the weights of `model` to float64.
+    """
+    model = model.double()
+    batch = torch.stack(list(images.values())).double().to(next(model.parameters()).device)
+    names = list(itertools.product(range(2), repeat=len(SWITCHES)))
+    arms: list[list[str]] = [[] for _ in images]
+    for at in names:
+        options = {k: v for (*_, choices), i in zip(SWITCHES, at, strict=True) for k, v in choices[i].items()}
+        with pc.patched(model, "pitome", keep, **options), pc.record(model) as trace, torch.no_grad():
+            model.forward_features(batch)
+        for item, of_scene in enumerate(arms):
+            of_scene.append(packed(np.concatenate([of.plan.assignment[item].cpu().numpy() for of in trace.layers])))
+    tokens = [n - model.num_prefix_tokens for n in pc.schedule(model, keep=keep).tokens]
+    side = int(tokens[0] ** 0.5)
+    shown = to_display(batch.cpu())
+    scenes = [
+        {"name": name, "photo": jpeg(image), "means": packed(patch_means(image, (side, side)).reshape(-1)),
+         "inside": torch.nonzero(masks[name].flatten() > 0.5).flatten().tolist(),
+         "outside": torch.nonzero(masks[name].flatten() < 0.05).flatten().tolist(), "plans": plans}
+        for name, image, plans in zip(images, shown, arms, strict=True)
+    ]  # fmt: skip
+    data = {
+        "grid": [side, side], "tokens": tokens, "keep": keep, "pictures": scenes,
+        "switches": [{"label": label, "words": list(words)} for label, words, _ in SWITCHES],
+        "corners": [CORNERS.get(at, "") for at in names],
+    }  # fmt: skip
+
+    def still() -> Figure:
+        figure, axes = plt.subplots(1, 3, figsize=(7.5, 2.8))
+        for ax, corner in zip(axes, ("PiToMe", "energy-sorted", "ToMe"), strict=True):
+            at = _composed(scenes[0]["plans"][data["corners"].index(corner)], tokens, len(tokens) - 1)
+            token_map(ax, shown[0], at.reshape(side, side), corner)
+        return figure
+
+    label = "What merges in a scene under three switches: order, protection, edges"
+    return LiveFigure("switches", data, label, still)
 
 
 def _spent(counts: pc.Counts) -> list[int]:
@@ -308,3 +393,55 @@ def clustered(
         others = torch.tensor([p for p in range(len(label)) if p not in even])
         places = torch.cat([even, others]).argsort().expand_as(places)
     return tokens.gather(1, places[..., None].expand_as(tokens)), label.expand_as(places).gather(1, places)
+
+
+def forest_figure(data: Mapping[str, Any], group: str, rival: str) -> LiveFigure:
+    """Differences with their intervals, filtered by task, methods and rival; a row that is chosen is said in words.
+
+    `data` is what `runs.quality.figure_data` gives. Bars are in percent of the whole model's result of their task. The
+    figure, and its still picture, start with all tasks and the given group and rival.
+    """
+    data = {**data, "start": {"group": data["groups"].index(group), "rival": list(data["rivals"]).index(rival)}}
+    tasks = {task["name"]: task for task in data["tasks"]}
+
+    def still() -> Figure:
+        rows = [row for row in data["rows"] if (row["group"], row["rival"]) == (group, rival)]
+        figure, ax = plt.subplots(figsize=(7, 0.3 * len(rows) + 0.7))
+        for y, row in enumerate(rows):
+            low, mean, high = (100 * row[name] / tasks[row["task"]]["whole"] for name in ("low", "mean", "high"))
+            colour = SIDES[int(low > 0) - int(high < 0)]
+            ax.plot([low, high], [y, y], color=colour, linewidth=2)
+            ax.plot(mean, y, "o", color=colour, markersize=4.5)
+        ax.axvline(0, color="0.6", linewidth=1, zorder=0)
+        ax.set(yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
+        ax.set_yticklabels([f"{row['task']}: {row['label']}" for row in rows])
+        ax.set_xlabel(f"minus {data['rivals'][rival]}, % of the whole model's result")
+        return figure
+
+    label = f"Differences between methods and {data['rivals'][rival]} on {len(tasks)} tasks, with 95 % intervals"
+    return LiveFigure("forest", data, label, still)
+
+
+def points_figure(
+    figure: Figure, points: Sequence[tuple[Sequence[tuple[Axes, float, float]], str, str]], what: str, start: int = 0
+) -> LiveFigure:
+    """A figure as a picture whose points say in words what they are; ValueError where there are none.
+
+    A point is its places (an axes and the values on its two axes, for every panel that it stands in), its name and the
+    rest of the sentence. The picture has to show the points itself: the page adds a ring round the one that is chosen.
+    `figure` is closed. `what` says what the figure shows, and is the alt text.
+    """
+    if not 0 <= start < len(points):
+        raise ValueError(f"no point {start} among {len(points)}: pass at least one point, and start at one of them")
+    figure.canvas.draw()  # places are known when the layout is
+    width, height = figure.get_size_inches() * figure.dpi
+
+    def place(ax: Axes, x: float, y: float) -> list[float]:
+        left, bottom = ax.transData.transform((x, y))
+        return [round(100 * left / width, 2), round(100 - 100 * bottom / height, 2)]
+
+    data = {"what": what, "start": start, "points": [
+        {"places": [place(*one) for one in places], "says": [name, words]} for places, name, words in points
+    ]}  # fmt: skip
+    plt.close(figure)
+    return LiveFigure("points", data, what, lambda: figure)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
 import seaborn as sns
@@ -59,6 +61,18 @@ def use_style() -> None:
         "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.titlelocation": "left",
         "axes.grid": False, "legend.frameon": False, "figure.constrained_layout.use": True,
     })
+
+
+@contextmanager
+def photographs() -> Iterator[None]:
+    """Figures that are shown inside are JPEG: as PNG a figure full of photographs weighs three times as much."""
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+    set_matplotlib_formats("jpeg", dpi=150, pil_kwargs={"quality": 82})
+    try:
+        yield
+    finally:
+        set_matplotlib_formats("retina")
 
 
 def png_text(figure: Figure) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.util
 import io
 import json
@@ -11,9 +12,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import pitome_core as pc
@@ -21,6 +24,7 @@ from pitome_core.energy import cosine_graph
 from pitome_core.experiments import plots
 from pitome_core.experiments.data.clusters import ORDERS, clusters, wrong_merges
 from pitome_core.experiments.plots import live
+from pitome_core.experiments.runs import quality, timings
 from pitome_core.spectral import coarsen, inside_shares, lift, spectrum, token_graph
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -32,13 +36,13 @@ def draws(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def in_node(expression: str, given: object) -> object:
-    """The value of a JavaScript expression of `m` (methods.js) and `given`."""
+def in_node(expression: str, given: object, script: str = "methods.js") -> object:
+    """The value of a JavaScript expression of `m` (what the script exports) and `given`."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed: what the figures compute cannot be compared")
     program = (
-        f"const m = require({json.dumps(str(SCRIPTS / 'methods.js'))});"
+        f"const m = require({json.dumps(str(SCRIPTS / script))});"
         "const given = JSON.parse(require('fs').readFileSync(0));"
         f"console.log(JSON.stringify({expression}));"
     )
@@ -226,6 +230,114 @@ def sizes_at_start(data: dict, plans: list[str]) -> tuple[int, int]:
     return int((sizes == 1).sum()), int(sizes.max())
 
 
+ROW = {"task": "digits", "group": "ours", "label": "PiToMe", "rival": "tome", "detectable": 0.02}
+FOREST = {
+    "tasks": [{"name": "digits", "asked": "read a digit", "unit": "accuracy", "digits": 3, "keep": 0.9, "whole": 0.8}],
+    "groups": ["ours", "theirs"], "rivals": {"tome": "ToMe", "whole": "the whole model"},
+    "rows": [ROW | {"mean": -0.1, "low": -0.13, "high": -0.09}, ROW | {"mean": -0.0001, "low": -0.01, "high": 0.01},
+             ROW | {"mean": 0.1, "low": 0.05, "high": 0.15, "group": "theirs"}],
+}  # fmt: skip
+
+
+def test_a_row_of_the_forest_says_its_numbers_and_its_side():
+    found = in_node("given.rows.map(r => m.said(given, r).flat().join(''))", FOREST, "forest.js")
+    assert "PiToMe minus ToMe: below, −0.100 [−0.130, −0.090] in accuracy. In percent" in found[0]
+    assert "result: −12.5 [−16.3, −11.3]." in found[0] and "four cases" not in found[0]
+    assert "no difference found, +0.000 [−0.010, +0.010] in accuracy; a true one of 0.020 would have been" in found[1]
+    assert "above, +0.100 [+0.050, +0.150]" in found[2]
+
+
+def test_the_forest_filters_and_its_axis_holds_every_interval():
+    assert len(in_node("m.chosen(given, null, 'ours', 'tome')", FOREST, "forest.js")) == 2
+    assert in_node("m.chosen(given, 'digits', 'theirs', 'whole')", FOREST, "forest.js") == []
+    asked = "[m.edge(given, given.rows), m.edge(given, [given.rows[1]]), m.edge(given, [])]"
+    edges = in_node(asked, FOREST, "forest.js")
+    assert edges == [25, 2, 1]  # 18.75, 1.25 and nothing
+
+
+def test_the_numbers_of_the_forest_are_those_of_the_records():
+    """Every row of the chapter on quality, computed again from the outcomes, and all counterparts are there."""
+    every = quality.tasks()
+    data = quality.figure_data(every)
+    assert list(every) == ["objects", "digits", "reviews", "pairs", "questions"] == [t["name"] for t in data["tasks"]]
+    assert len({(row["task"], row["key"], row["rival"]) for row in data["rows"]}) == len(data["rows"]) > 100
+    for row in data["rows"]:
+        task = every[row["task"]]
+        other = "whole" if row["rival"] == "whole" else task.record.rival_of(row["key"], row["rival"])
+        one = task.difference(row["key"], other)
+        assert all(abs(row[name] - getattr(one, name)) < 1e-5 for name in ("mean", "low", "high", "detectable")), row
+        assert row["group"] == quality.group_of(row["key"].partition("@")[0]) in data["groups"]
+    for name, task in every.items():
+        ours = [row["rival"] for row in data["rows"] if (row["task"], row["key"]) == (name, f"pitome@{task.keep:g}")]
+        assert {"tome", "whole"} <= set(ours)
+
+
+def test_arms_stand_in_the_group_that_says_most_of_them():
+    assert quality.group_of("pitome") == "PiToMe (paper)" and quality.group_of("pitome-released-clip") == "released"
+    assert quality.group_of("pitome-hidden") == "hidden states" and quality.group_of("tome-hidden") == "controls"
+    assert quality.group_of("mctf") is None
+
+
+def with_points() -> tuple[live.LiveFigure, plt.Axes]:
+    figure, axes = plt.subplots(1, 2, figsize=(4, 2))
+    axes[1].set(xlim=(0, 1), ylim=(0, 1))
+    points = [([(axes[1], 0.0, 1.0)], "corner:", " upper left"), ([(axes[1], 1.0, 0.0)], "corner:", " lower right")]
+    return plots.points_figure(figure, points, "two corners"), axes[1]
+
+
+def test_points_stand_where_the_axes_have_them():
+    figure, ax = with_points()
+    box = ax.get_position()
+    expected = [[box.x0, 1 - box.y1], [box.x1, 1 - box.y0]]
+    places = [point["places"][0] for point in figure.data["points"]]
+    assert np.allclose(places, 100 * np.array(expected), atol=0.02)
+    near = "given.map(([x, y]) => m.nearest([{places: [[10, 10], [60, 10]]}, {places: [[40, 80]]}], x, y, 200, 100))"
+    assert in_node(near, [[11, 12], [58, 20], [41, 70], [36, 45]], "points.js") == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match="no point 0 among 0"):
+        plots.points_figure(plt.figure(), [], "nothing")
+
+
+def test_photographs_are_jpeg_inside_and_png_afterwards():
+    pytest.importorskip("IPython")
+    from IPython.core.interactiveshell import InteractiveShell
+
+    formatters = InteractiveShell.instance().display_formatter.formatters
+    drawn = {}
+    for name, inside in (("inside", plots.photographs()), ("after", contextlib.nullcontext())):
+        with inside:
+            drawn[name] = {kind: Figure in formatters[kind].type_printers for kind in ("image/jpeg", "image/png")}
+    assert drawn["inside"] == {"image/jpeg": True, "image/png": False}
+    assert drawn["after"] == {"image/jpeg": False, "image/png": True}
+
+
+DEVICE, START = "CPU", ("CPU", "ViT-S, 224 px, fp32", 4)
+
+
+def cost_cells(tier: str) -> list[dict]:
+    return list(timings.load(ROOT / "results" / tier / "cost.json", "cost").values())
+
+
+def test_the_estimate_says_what_is_on_record():
+    """Each cell of the page is one of the record, and each usual one of the record is there, once."""
+    devices = {"CPU": cost_cells("embedded"), "GPU": cost_cells("gpu")}
+    data = plots.speed(devices, 0.9, START).data
+    usual = [(device, cell) for device, cells in devices.items() for cell in cells
+             if cell["keep"] == 0.9 and cell["mode"] in ("eager", "graph") and cell["proportional"] == "preset"
+             and cell.get("every", 1) == cell.get("multiple", 1) == 1 and "autocast" not in cell["dtype"]
+             and {"pitome", "tome", "whole"} <= set(cell.get("variants") or {})]
+    assert len(data["cells"]) == len(usual) > 20
+    assert len({(cell["device"], cell["model"], cell["batch"]) for cell in data["cells"]}) == len(usual)
+    for shown, (device, cell) in zip(data["cells"], usual, strict=True):
+        variants = cell["variants"]
+        assert (shown["device"], shown["batch"]) == (device, cell["batch"]) and f"{cell['size']} px" in shown["model"]
+        assert shown["whole"] == pytest.approx(1e3 * variants["whole"]["seconds"][1], rel=1e-3)
+        for i, method in enumerate(("pitome", "tome")):
+            told = variants[method]
+            assert shown["times"][i] == pytest.approx(1e3 * told["seconds"][1], rel=1e-3)
+            assert shown["faster"][i] == told["speedup"]
+            assert shown["flops"][i] == pytest.approx(1 / told["implied"], rel=1e-3)
+
+
 def figures() -> list[live.LiveFigure]:
     picture = np.full((56, 56, 3), 90, np.uint8)
     return [
@@ -233,11 +345,13 @@ def figures() -> list[live.LiveFigure]:
         plots.one_merge(draws(0, 16, 3).sigmoid(), 4, 0.9),
         plots.six_tokens(draws(0, 6, 2), 0.5),
         plots.cluster_figure([(3, 3, 3, 3), (5, 3, 2, 2)], [0.9, 0.0], [0.3, 0.1], remove=3, margin=0.5),
+        plots.forest_figure(FOREST, "ours", "tome"),
+        with_points()[0],
+        plots.speed({DEVICE: cost_cells("embedded")}, 0.9, START),
     ]
 
 
-@pytest.mark.parametrize("figure", figures(), ids=lambda figure: figure.kind)
-def test_a_figure_has_three_forms(figure):
+def check_forms(figure: live.LiveFigure) -> None:
     bundle = figure._repr_mimebundle_()
     assert set(bundle) == {"text/html", "image/png", "text/plain"}
     assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG") and figure.kind in bundle["text/plain"]
@@ -245,6 +359,49 @@ def test_a_figure_has_three_forms(figure):
     assert data_of(text) == json.loads(json.dumps(figure.data)) and "alt=" in text and len(text) < PAGE
     assert f'Live.figure("{figure.kind}"' in (SCRIPTS / f"{figure.kind.replace('-', '_')}.js").read_text()
     assert not re.search(r'(?:src|href)="(?!data:)', text)
+
+
+@pytest.mark.parametrize("figure", figures(), ids=lambda figure: figure.kind)
+def test_a_figure_has_three_forms(figure):
+    check_forms(figure)
+
+
+def test_a_chapter_chooses_the_methods_of_its_token_map(build_vit, images):
+    photograph = np.asarray(255 * images(1, 224)[0].sigmoid().movedim(0, -1)).astype(np.uint8)
+    arms = (live.ARMS[1], ("unsorted", "random", "pitome", {"split": "position"}))
+    figure = plots.token_map_figure(build_vit(img_size=224), {"one": photograph}, {"keep": 1, "layer": 2}, arms)
+    check_forms(figure)
+    assert [m["label"] for m in figure.data["methods"]] == ["ToMe", "unsorted"]
+    assert "unsorted" in figure.label and len(figure.data["pictures"][0]["plans"]) == len(figure.data["macs"]) == 2
+    colours = {arm[1] for arm in (*live.ARMS, *arms)}
+    assert all(f".live-dot.live-{colour}" in (SCRIPTS / "live.css").read_text() for colour in colours)
+
+
+def test_the_switches_replay_what_was_recorded(build_vit, images):
+    """Eight settings in the order of the script; the corners are the methods that they are called by."""
+    model, batch = build_vit(img_size=224), images(2, 224)
+    side = int((pc.flops(model).tokens[0] - model.num_prefix_tokens) ** 0.5)
+    masks = draws(2, 2, side, side).sigmoid() * (draws(3, 2, side, side) > 0)
+    scenes = [dict(zip(("one", "two"), of, strict=True)) for of in (batch, masks)]
+    figure = plots.switches_figure(model, *scenes, keep=0.9)
+    check_forms(figure)
+    data = figure.data
+    assert data["corners"] == ["PiToMe", "", "", "energy-sorted", "", "", "", "ToMe"]
+    assert len({tuple(plans) for plans in zip(*(p["plans"] for p in data["pictures"]), strict=True)}) == 8
+    for state, (method, options) in {0: ("pitome", {}), 3: ("pitome", live.ARMS[2][3]), 7: ("tome", {})}.items():
+        with pc.patched(model, method, 0.9, **options), pc.record(model) as trace, torch.no_grad():
+            model.forward_features(batch.double())
+        assert data["tokens"] == [side**2, *(layer.plan.num_tokens for layer in trace.last.layers)]
+        for item, picture in enumerate(data["pictures"]):
+            every = np.frombuffer(base64.b64decode(picture["plans"][state]), np.uint8)
+            layers = [part.tolist() for part in np.split(every, np.cumsum(data["tokens"][:-1])[:-1])]
+            given = {"layers": layers, "inside": picture["inside"], "outside": picture["outside"]}
+            at = f"m.compose(given.layers, {side**2}, {len(layers)})"
+            found = in_node(f"m.mixed({at}, given.inside, given.outside)", given)
+            at, cover = trace.assignment[item], masks[item].flatten()
+            same = at[:, None] == at[None, :]
+            expected = (cover > 0.5) & (same & (cover < 0.05)[None, :]).any(1)
+            assert found == torch.nonzero(expected).flatten().tolist() and picture["inside"] and picture["outside"]
 
 
 def test_bytes_hold_what_they_are_given():
@@ -257,7 +414,7 @@ def test_bytes_hold_what_they_are_given():
 
 def test_colours_of_the_page_are_those_of_the_plots():
     style = (SCRIPTS / "live.css").read_text().split("html[data-theme")[0]
-    for name in ("pitome", "tome", "accent"):
+    for name in ("pitome", "tome", "accent", "random"):
         assert f"--live-{name}: {plots.COLOURS[name].lower()};" in style
 
 

@@ -50,6 +50,11 @@ def test_notebooks_write_percent_and_intervals_by_these_functions(script):
     assert BY_HAND.findall(script.read_text()) == []
 
 
+def test_the_package_writes_percent_with_a_space():
+    files = [path for path in (ROOT / "pitome_core").rglob("*.py") if path.name != "formats.py"]
+    assert files and [path.name for path in files if re.search(r"\{[^{}]*:[^{}:]*%\}", path.read_text())] == []
+
+
 def test_the_search_finds_what_is_written_by_hand():
     assert BY_HAND.search('f"{one[\'a\']:.1%} of"') and BY_HAND.search('f"{m:+.3f} [{low:+.3f}, {high:+.3f}]"')
     assert not BY_HAND.search('f"{percent(share)} of {n:.2f}"')
