@@ -372,7 +372,7 @@ for noise in (0.1, 0.01, 0.001):
 # The **rate** is seen in the closed form: $\delta$ is of the order of the squared noise, so the distance falls by a
 # hundred where the noise falls by ten. On the combinatorial Laplacian it falls only in proportion to the noise ({prf:ref}`prop-combinatorial`).
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the measured distances and the bounds", "figure": {"caption": "Measured distances (markers) and the bounds of the corrected theorem (lines without), on both Laplacians. Both bounds have the right rate: the square of the noise for the normalized Laplacian, the noise itself for the combinatorial one. *Live.*", "name": "fig-theorem-rates"}, "image": {"alt": "Four lines on logarithmic axes: two with slope two, the measured one a little below its bound, and two with slope one, the measured one about thirty times below."}}
+# %% tags=["hide-cell", "hide-input"] mystnb={"code_prompt_show": "Show the measured distances and the bounds", "figure": {"caption": "Measured distances (markers) and the bounds of the corrected theorem (lines without), on both Laplacians. Both bounds have the right rate: the square of the noise for the normalized Laplacian, the noise itself for the combinatorial one. *Live.*", "name": "fig-theorem-rates"}, "image": {"alt": "Four lines on logarithmic axes: two with slope two, the measured one a little below its bound, and two with slope one, the measured one about thirty times below."}}
 rates = {name: [] for name in ("SD", "k delta / d_min", "SD_L", "bound on SD_L")}
 for noise in SWEEP:
     x, label = clusters(SIZES, noise, 50)
@@ -437,7 +437,7 @@ plt.show()
 # breaks wherever there are several tight clusters; on the second where all tokens are alike and degrees nearly vanish. A factor on all weights leaves the normalized distance as
 # it is and multiplies the combinatorial one, so a bound written with weights cannot fit both.
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show Lemma 1 for random partitions", "figure": {"caption": "Largest difference between the lifted eigenvalues and the coarse ones with ones added, for random partitions of 24 tokens into 6 groups, against how unequal the groups are. With sums it is rounding error (below 1e-12); with averages it is not, and it grows with the inequality. *Live.*", "name": "fig-theorem-lemma"}, "image": {"alt": "Orange dots between 0.01 and 0.5 rising with the ratio of the largest to the smallest group; blue dots at 1e-15."}}
+# %% tags=["hide-cell", "hide-input"] mystnb={"code_prompt_show": "Show Lemma 1 for random partitions", "figure": {"caption": "Largest difference between the lifted eigenvalues and the coarse ones with ones added, for random partitions of 24 tokens into 6 groups, against how unequal the groups are. With sums it is rounding error (below 1e-12); with averages it is not, and it grows with the inequality. *Live.*", "name": "fig-theorem-lemma"}, "image": {"alt": "Orange dots between 0.01 and 0.5 rising with the ratio of the largest to the smallest group; blue dots at 1e-15."}}
 draw = torch.Generator().manual_seed(0)
 spread, gaps = [], {"mean": [], "sum": []}
 for _ in range(TRIALS):
@@ -486,7 +486,7 @@ for theta in (1.0, 0.1, 0.01):
     assert row <= epsilon**0.5 + 1e-12
     print(f"{theta:<5g} {row:13.5f} {epsilon:10.5f} {epsilon**0.5:12.5f}")
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show Proposition 3 on both Laplacians", "figure": {"caption": "Distance divided by the bound of Proposition 3; above the line the bound is broken. Left: five clusters. On the combinatorial Laplacian it breaks as clusters tighten, ten times for each tenth of the noise; with measured row differences it holds. Right: a single cluster. Here the normalized distance breaks both, because it does not see the scale of W. *Live.*", "name": "fig-theorem-bound"}, "image": {"alt": "Two panels on logarithmic axes. Left: the combinatorial ratio with the written epsilon rises through 1 at noise 0.01; three other lines stay below. Right: both normalized ratios rise steeply above 1, both combinatorial ones stay near 0.03."}}
+# %% tags=["hide-cell", "hide-input"] mystnb={"code_prompt_show": "Show Proposition 3 on both Laplacians", "figure": {"caption": "Distance divided by the bound of Proposition 3; above the line the bound is broken. Left: five clusters. On the combinatorial Laplacian it breaks as clusters tighten, ten times for each tenth of the noise; with measured row differences it holds. Right: a single cluster. Here the normalized distance breaks both, because it does not see the scale of W. *Live.*", "name": "fig-theorem-bound"}, "image": {"alt": "Two panels on logarithmic axes. Left: the combinatorial ratio with the written epsilon rises through 1 at noise 0.01; three other lines stay below. Right: both normalized ratios rise steeply above 1, both combinatorial ones stay near 0.03."}}
 def ratios(sizes, noise, trials=50, k=K):
     """Median of distance / bound: {(Laplacian, epsilon): value}."""
     x, _ = clusters(sizes, noise, trials)
@@ -565,7 +565,7 @@ assert alone[-1]["normalized", "2 (1 - cos)"] > 1
 # - **The margin**: for tight clusters almost any will do, except one that runs through the cosines across, where the jump of equation 4 turns noise into energy.
 # - **Many into one**: at equal degrees a group of many costs at most twice what its pairs would cost one by one. This doubles a constant of the theorem.
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show single tokens", "figure": {"caption": "Wrong merges against k, with sizes 16, 8 and eight single tokens. PiToMe has none up to k = 12, in any order of the tokens, and then one for every further merge. ToMe's depend on the order. Lines: mean over draws; bands: the middle 90 %. *Live.*", "name": "fig-bending-singles"}, "image": {"alt": "PiToMe is zero up to 12 and rises by one for each k from there. ToMe in shuffled order rises gently from about 10; in adversarial order every merge is wrong from the first."}}
+# %% tags=["hide-cell", "hide-input"] mystnb={"code_prompt_show": "Show single tokens", "figure": {"caption": "Wrong merges against k, with sizes 16, 8 and eight single tokens. PiToMe has none up to k = 12, in any order of the tokens, and then one for every further merge. ToMe's depend on the order. Lines: mean over draws; bands: the middle 90 %. *Live.*", "name": "fig-bending-singles"}, "image": {"alt": "PiToMe is zero up to 12 and rises by one for each k from there. ToMe in shuffled order rises gently from about 10; in adversarial order every merge is wrong from the first."}}
 lone = (16, 8, *[1] * 8)
 singles = {}
 for order in ("shuffled", "adversarial"):
@@ -603,7 +603,7 @@ ax.set(xlabel="k", ylabel="wrong merges", xticks=range(2, 17, 2))
 ax.legend()
 plt.show()
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show sizes and closeness", "figure": {"caption": "Share of draws in which all six merges are inside a cluster, by cosine of the centres and sizes. PiToMe needs clusters that are apart and differ in size, and a margin (0.5 here) away from the cosines across: look at the row 0.5. ToMe, in random order, needs the first only. *Live.*", "name": "fig-bending-chart"}, "image": {"alt": "Two heat maps. PiToMe's is darker in the left columns (equal sizes), in the top rows (clusters alike) and in the row 0.5, bright elsewhere; ToMe's is bright everywhere but in the top row."}}
+# %% tags=["hide-cell", "hide-input"] mystnb={"code_prompt_show": "Show sizes and closeness", "figure": {"caption": "Share of draws in which all six merges are inside a cluster, by cosine of the centres and sizes. PiToMe needs clusters that are apart and differ in size, and a margin (0.5 here) away from the cosines across: look at the row 0.5. ToMe, in random order, needs the first only. *Live.*", "name": "fig-bending-chart"}, "image": {"alt": "Two heat maps. PiToMe's is darker in the left columns (equal sizes), in the top rows (clusters alike) and in the row 0.5, bright elsewhere; ToMe's is bright everywhere but in the top row."}}
 chart = {name: np.zeros((len(COSINES), len(PARTS))) for name in ("pitome", "tome")}
 for i, cosine in enumerate(COSINES):
     for j, sizes in enumerate(PARTS):
@@ -641,7 +641,7 @@ axes[0].set_ylabel("cosine of centres")
 figure.colorbar(shown, ax=axes, shrink=0.8, label="no wrong merge")
 plt.show()
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the margin", "figure": {"caption": "Share of draws with no wrong merge (thick) and with all energies in the order of cluster sizes (thin), by margin. Grey: margins between the cosines across (0.6) and inside. For tight clusters almost any margin will do, except one that runs through the cosines across, where the jump of equation 4 turns noise into energy. *Live.*", "name": "fig-bending-margin"}, "image": {"alt": "Two panels, noise 0.2 and 0.03. With noise 0.2 equation 4 has no wrong merge between 0.7 and 0.95 and a dip at 0.6, ELU stays a little below 1. With noise 0.03 both are at 1 except for the dip of equation 4 at 0.6."}}
+# %% tags=["hide-cell", "hide-input"] mystnb={"code_prompt_show": "Show the margin", "figure": {"caption": "Share of draws with no wrong merge (thick) and with all energies in the order of cluster sizes (thin), by margin. Grey: margins between the cosines across (0.6) and inside. For tight clusters almost any margin will do, except one that runs through the cosines across, where the jump of equation 4 turns noise into energy. *Live.*", "name": "fig-bending-margin"}, "image": {"alt": "Two panels, noise 0.2 and 0.03. With noise 0.2 equation 4 has no wrong merge between 0.7 and 0.95 and a dip at 0.6, ELU stays a little below 1. With noise 0.03 both are at 1 except for the dip of equation 4 at 0.6."}}
 MARGINS = [round(0.05 * i, 2) for i in range(20)]
 KERNELS = {"paper": "equation 4", "elu": "ELU(cos - m)"}
 
