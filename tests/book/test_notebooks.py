@@ -60,7 +60,7 @@ def test_figures_have_caption_name_and_alt(path):
             assert mystnb.get("figure", {}).get("caption"), f"{where} has no caption"
             assert mystnb["figure"].get("name"), f"{where} has no name"
             assert mystnb.get("image", {}).get("alt"), f"{where} has no alt text"
-            assert "hide-input" in tags(cell), f"{where}: plot code is folded"
+            assert {"hide-input", "hide-cell"} & set(tags(cell)), f"{where}: plot code is folded"
             names.append(mystnb["figure"]["name"])
     assert names and len(set(names)) == len(names)
 
