@@ -38,7 +38,7 @@ from pitome_core.experiments import plots
 from pitome_core.experiments.cost.measure import measure
 from pitome_core.experiments.cost.setups import EVEN, STEPS, PrefillShape, Setup
 from pitome_core.experiments.cost.variants import Workshop, twin
-from pitome_core.experiments.plots.estimate import MODELS, TYPES
+from pitome_core.experiments.plots.live.speed import MODELS, TYPES
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.fingerprint import code_of
 from pitome_core.experiments.records.formats import percent

@@ -1,10 +1,9 @@
 """Figures that several notebooks share.
 
-`style` sets colours and fonts, `maps` draws values and tokens over photographs, `live` makes interactive figures,
-`reading_orders` and `estimate` one each, and `records` draws recorded outcomes.
+`style` sets colours and fonts, `maps` draws values and tokens over photographs, `live` makes interactive figures, and
+`records` draws recorded outcomes.
 """
 
-from .estimate import speed
 from .live import (
     SHARP,
     cluster_figure,
@@ -12,12 +11,13 @@ from .live import (
     forest_figure,
     one_merge,
     points_figure,
+    reading,
     six_tokens,
+    speed,
     switches_figure,
     token_map_figure,
 )
 from .maps import heat_map, picture, token_map
-from .reading_orders import reading
 from .records import against_cost, beside, forest
 from .style import ARMS, COLOURS, HEAT, SIDES, photographs, use_style
 

@@ -9,8 +9,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from .live import LiveFigure, jpeg, packed, patch_means
-from .maps import token_map
+from pitome_core.experiments.plots.maps import token_map
+
+from .figure import LiveFigure, jpeg, packed, patch_means
 
 
 def reading(

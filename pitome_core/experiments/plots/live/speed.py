@@ -8,8 +8,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from .live import LiveFigure
-from .style import COLOURS
+from pitome_core.experiments.plots.style import COLOURS
+
+from .figure import LiveFigure
 
 MODELS = {
     "vit_small_patch16_224": "ViT-S", "vit_base_patch16_224": "ViT-B", "vit_tiny_patch16_224": "ViT-Ti",
