@@ -169,7 +169,7 @@ for name, gap in other.items():
     print(f"  {name}: {gap.in_words(2)}")
 
 # %% [markdown]
-# The closed form explains it. [The distance is a sum of in-group shares](05_spectral_distance.ipynb), which asks for pairs with a small $2W_{uv}/(d_u + d_v)$. Methods that choose the
+# The closed form explains it. The distance is a sum of in-group shares ([Spectral distance](05_spectral_distance.ipynb)), and asks for pairs with a small $2W_{uv}/(d_u + d_v)$. Methods that choose the
 # best edges look for just that. PiToMe chooses tokens, and merges all of $A$. In a layer without tight clusters nothing keeps its pairs close. The
 # theorem is no contradiction: it says what happens in a limit that these keys are far from.
 #
