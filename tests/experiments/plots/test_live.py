@@ -23,6 +23,7 @@ import pitome_core as pc
 from pitome_core.energy import cosine_graph
 from pitome_core.experiments import plots
 from pitome_core.experiments.data.clusters import ORDERS, clusters, wrong_merges
+from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.plots import live
 from pitome_core.experiments.runs import quality, timings
 from pitome_core.spectral import coarsen, inside_shares, lift, spectrum, token_graph
@@ -178,7 +179,7 @@ def test_the_token_map_replays_what_was_recorded(build_vit, images):
     model = build_vit(img_size=224)
     photographs = {"one": np.asarray(255 * images(1, 224)[0].sigmoid().movedim(0, -1)).astype(np.uint8)}
     data = live.token_maps(model, photographs, {"keep": 0, "layer": 0})
-    batch = live.preprocess(list(photographs.values())).double()
+    batch = preprocess(list(photographs.values())).double()
     assert model.pos_embed.dtype == torch.float64  # near-ties are then the same on every processor
     for arm, (_, _, method, options) in enumerate(live.ARMS):
         for k, keep in enumerate(live.KEEP):
