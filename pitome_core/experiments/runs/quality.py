@@ -17,7 +17,7 @@ from pitome_core.experiments.records.statistics import Difference
 from pitome_core.experiments.retrieval import recall
 from pitome_core.experiments.vqa import tasks as vqa
 
-QUESTIONS = "vqa-2-headline"  # the record of questions about pictures
+QUESTIONS = ("vqa-2-headline", "vqa-2-grid")  # the primary pair on all questions about pictures; all cells on the first
 RIVALS = {"tome": "ToMe", "whole": "the whole model", "shuffled": "shuffled energies"}
 # Which arms a figure shows together: what they are called, and how their names begin; the first that fits counts.
 GROUPS = {
@@ -81,8 +81,8 @@ class Task:
 def tasks() -> dict[str, Task]:
     """The five tasks, by name."""
     scenes = results.joined(results.load("law-scenes"), results.load("vision-2-scenes"))
-    digits, movies, pairs, asked = map(
-        results.load, ("vision-2-digits", "text-2-movies", "retrieval-2-collection", QUESTIONS)
+    digits, movies, pairs, headline, asked = map(
+        results.load, ("vision-2-digits", "text-2-movies", "retrieval-2-collection", *QUESTIONS)
     )
 
     def mean(record: results.Record, outcome: str) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def tasks() -> dict[str, Task]:
         Task("pairs", "find the text of a picture, and back", "rsum", 1, 0.9, pairs, partial(recall.difference, pairs),
              float(recall.rsum(pairs, WHOLE)[0])),
         Task("questions", "answer a question about a picture", "accuracy", 3, 0.9, asked,
-             partial(vqa.difference, asked), vqa.accuracy(asked, WHOLE)["micro"]),
+             partial(_asked, headline, asked), vqa.accuracy(asked, WHOLE)["micro"]),
     )  # fmt: skip
     return {task.name: task for task in listed}
 
@@ -112,6 +112,11 @@ def figure_data(every: dict[str, Task]) -> dict[str, Any]:
 
 def _difference(record: results.Record, outcome: str, first: str, second: str) -> Difference:
     return record.difference(first, second, outcome)
+
+
+def _asked(headline: results.Record, grid: results.Record, first: str, second: str) -> Difference:
+    """On all questions where both cells answered all of them."""
+    return vqa.difference(headline if first in headline and second in headline else grid, first, second)
 
 
 def group_of(arm: str) -> str | None:
