@@ -257,7 +257,7 @@ assert sheet["headline"] == list(questions.TYPES) == main.header["headline"]
 # ## What is lost?
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "By type of question at keep 0.9, 5,000 questions, with 95 % intervals, scenes resampled. Left: accuracy minus the whole model's. Right: PiToMe minus ToMe; filled: the difference survives Holm's correction over the nine types. *Recorded.*", "name": "fig-vqa-types"}, "image": {"alt": "Left: nine rows of two intervals each, for PiToMe and ToMe; with PiToMe and ToMe lists and totals lose most, existence, relation and single objects least. Right: nine intervals around zero; the one for totals lies above it, most others a little below."}}
-figure, (ax, right_) = plt.subplots(1, 2, figsize=(8.5, 4.2), sharey=True)
+figure, (ax, right_) = plt.subplots(1, 2, figsize=(8.5, 3.4), sharey=True)
 for shift, key in zip((-0.15, 0.15), (ours, rival), strict=True):
     colour, _, marker = plots.ARMS[main.about(key)["arm"]]
     for y, kind in enumerate(questions.TYPES):
@@ -426,6 +426,8 @@ for row, (title, item) in zip(axes, cards.items(), strict=True):
     row[0].set_title(f"{title}: {question.text}\nwhole model, rightly: {question.answer}", fontsize=9, loc="left")
 with plots.photographs():
     plt.show()
+
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show how often each case occurs"}
 often = ", ".join(f"{title} {int((rule & fits).sum())}" for title, rule in rules.items())
 display(Markdown(f"Of {int((good['whole'] & fits).sum())} such questions that the whole model gets right: {often}."))
 
