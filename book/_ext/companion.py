@@ -124,17 +124,22 @@ def make_audible(app: Sphinx, pagename, templatename, context, doctree) -> None:
         context["body"] = context.get("body", "").replace(before, after)
 
 
-PAPER = 0.75  # a figure of which a larger share is white is a plot: photographs and maps of tokens fill theirs
+# A figure is a plot if most of it is white: photographs and maps of tokens fill their frames. So do bars, in few colours.
+PAPER, PAPER_OF_BARS, FEW = 0.75, 0.6, 300
+
+
+def is_plot(file: Path) -> bool:
+    with Image.open(file) as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    white = (pixels == 255).all(axis=1).mean()
+    return white > PAPER or (white > PAPER_OF_BARS and len(np.unique(pixels[::7], axis=0)) < FEW)
 
 
 def mark_plots(app: Sphinx, doctree) -> None:
     for node in doctree.findall(nodes.image):
         file = Path(app.srcdir, node["uri"].lstrip("/"))
-        if file.suffix == ".png" and file.is_file():
-            with Image.open(file) as picture:
-                white = (np.asarray(picture.convert("RGB")) == 255).all(axis=-1).mean()
-            if white > PAPER:
-                node["classes"].append("plot")
+        if file.suffix == ".png" and file.is_file() and is_plot(file):
+            node["classes"].append("plot")
 
 
 def write_redirect(app: Sphinx, exception: Exception | None) -> None:

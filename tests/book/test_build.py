@@ -123,13 +123,14 @@ def test_the_repository_is_the_remote_or_the_placeholder(tmp_path, remote, url):
 def test_plots_are_told_from_pictures_by_their_paper(tmp_path):
     """Dark mode inverts plots: a photograph, or a map with a narrow frame, has to stay as it is."""
     paper = np.full((60, 100, 3), 255, np.uint8)
-    plot, picture = paper.copy(), paper.copy()
+    plot, bars, picture = paper.copy(), paper.copy(), paper.copy()
     plot[::12] = 40
+    bars[10:50, :55] = (0, 114, 178)
     picture[5:55, 5:95] = np.random.default_rng(0).integers(0, 255, (50, 90, 3))
     doctree = new_document("page")
-    for name, pixels in (("plot", plot), ("picture", picture)):
+    for name, pixels in (("plot", plot), ("bars", bars), ("picture", picture)):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
         doctree += nodes.image(uri=f"{name}.png")
     doctree += nodes.image(uri="https://elsewhere/plot.png")
     companion.mark_plots(SimpleNamespace(srcdir=tmp_path), doctree)
-    assert [node["classes"] for node in doctree.findall(nodes.image)] == [["plot"], [], []]
+    assert [node["classes"] for node in doctree.findall(nodes.image)] == [["plot"], ["plot"], [], []]
