@@ -36,6 +36,7 @@ from pitome_core.experiments.data import photos
 from pitome_core.experiments.data.pictures import preprocess, to_display
 from pitome_core.experiments.models import vit
 from pitome_core.experiments.models.layer_keys import layer_keys
+from pitome_core.experiments.records.formats import percent
 
 plots.use_style()
 pixels = photos.photographs(["coffee", "flower"])  # {name: (height, width, 3) uint8}
@@ -89,7 +90,7 @@ block = whole.layers[0].total
 assert block == 12 * N * C**2 + 2 * N**2 * C
 print(f"whole model: {whole.total / 1e9:.2f} GMACs for {whole.tokens[0]} tokens")
 pairs, rest = 2 * N**2 * C / block, 12 * N * C**2 / block
-print(f"pairs: {pairs:.0%} of a block, projections and MLP: {rest:.0%}")
+print(f"pairs: {percent(pairs)} of a block, projections and MLP: {percent(rest)}")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Work of one block of this model by the number of tokens. At 224 pixels a tenth of it is pairs; pairs take over at $N = 6C$, a picture of 672 pixels. *Live, exact counts.*", "name": "fig-why-work"}, "image": {"alt": "Two stacked areas against the number of tokens: projections and MLP grow along a straight line, pairs bend upwards. Lines mark 224, 448 and 672 pixels; at 672 pixels both areas are equally high."}}
 tokens = np.arange(1, 2601)
@@ -115,7 +116,7 @@ for keep in (0.95, 0.9, 0.85, 0.8):
     with pc.patched(model, "tome", keep=keep):
         merged = pc.flops(model)
     saved = 1 - merged.total / whole.total
-    print(f"keep {keep:.2f}: {merged.tokens[-1] - 1:3d} patches leave, {saved:.0%} saved")
+    print(f"keep {keep:.2f}: {merged.tokens[-1] - 1:3d} patches leave, {percent(saved)} saved")
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the check of the numbers on this page"}
 with pc.patched(model, "pitome", keep=0.9):
@@ -215,7 +216,7 @@ for width in (384, 1024):
 for at in (0, 6, 11):
     plan = pc.schedule(model, remove=[128 if i == at else 0 for i in range(depth)])
     with pc.patched(model, "tome", keep=plan):
-        print(f"all in layer {at:2d}: {1 - pc.flops(model).total / whole.total:.0%} saved")
+        print(f"all in layer {at:2d}: {percent(1 - pc.flops(model).total / whole.total)} saved")
 
 # %% [markdown]
 # The first layer saves half, the last next to nothing: its own MLP. But in the first layer the tokens know little about the

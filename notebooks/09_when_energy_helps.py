@@ -71,7 +71,7 @@ plt.show()
 
 # %% [markdown]
 # PiToMe lets the $2k$ tokens of highest energy merge (its *gate*) and protects the rest; ToMe lets all tokens stand and takes the $k$ most
-# similar pairs. [Quality](08_quality.ipynb) found PiToMe level with ToMe or below. *Why*, and is there a model for which it would be
+# similar pairs. [Quality](08_quality.ipynb) found PiToMe on keys level with ToMe or below. *Why*, and is there a model for which it would be
 # otherwise?
 #
 # ## The law: does low energy know the object?

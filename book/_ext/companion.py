@@ -124,7 +124,7 @@ def make_audible(app: Sphinx, pagename, templatename, context, doctree) -> None:
         context["body"] = context.get("body", "").replace(before, after)
 
 
-# A figure is a plot if most of it is white: photographs and maps of tokens fill their frames. So do bars, in few colours.
+# A figure is a plot if most of it is white: photographs and token maps fill their frames. So do bars, in few colours.
 PAPER, PAPER_OF_BARS, FEW = 0.75, 0.6, 300
 
 
