@@ -29,7 +29,7 @@ STAGE := @tools/stage.sh
 HTML := _build/html
 TEST_HTML := _build/test/_build/html
 
-.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval budgets pdf test-all fuzz results text-weights retrieval-weights vqa-weights bench gpu lock clean
+.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval test-all budgets pdf fuzz results text-weights retrieval-weights vqa-weights bench gpu lock clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [VENV=path | PYTHON=interpreter]'
