@@ -15,7 +15,7 @@
 #
 # $$SD(\mathcal G, \mathcal G_c) = \sum_i \frac{W(V_i, V_i)}{\mathrm{vol}(V_i)},$$
 #
-# and each term is the *in-group share*: how much of the distances of a group's tokens lies inside the group. In the figure: a frame's squares, against
+# where $W(V, V)$ sums all weights between tokens of $V$ and $\mathrm{vol}(V)$ the degrees of its tokens. Each term is the *in-group share*: how much of the distances of a group's tokens lies inside the group. In the figure: a frame's squares, against
 # the whole rows. Drag token 3 away from its group, and watch its frame fill with dark squares.
 
 # %% tags=["remove-cell"]

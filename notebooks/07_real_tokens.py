@@ -11,8 +11,8 @@
 #
 # By the paper's own measure, the spectral distance on the normalized Laplacian, **PiToMe's merge changes the spectrum of a real model's keys more than ToMe's, not
 # less**: three times as much in a ViT, one and a half times in a sentence encoder. The distance matters: among methods, who merges at a larger one
-# moves the model's output more. On the combinatorial Laplacian PiToMe's distance is the smaller one on sentences, and no difference was found on images; one of a twentieth of
-# ToMe's would have been found on 103 photographs, one of a quarter or more on the two small sets. PiToMe is the one that the paper writes {cite}`tran2024pitome`.
+# moves the model's output more. On the combinatorial Laplacian ($D - W$, not normalized) PiToMe's distance is the smaller one on sentences. On images no difference was found: 103
+# photographs would have shown one of 5 % of ToMe's distance, the two small sets one of a quarter or more. PiToMe is the one that the paper writes {cite}`tran2024pitome`.
 
 # %% tags=["remove-cell"]
 import sys

@@ -9,11 +9,11 @@
 # %% [markdown]
 # # When energy helps
 #
-# **The law.** PiToMe {cite}`tran2024pitome` gains on ToMe {cite}`bolya2023tome` in finding a drawn object as low energy singles the object out: a line
+# **The law.** The better low energy singles out a drawn object, the more PiToMe {cite}`tran2024pitome` gains on ToMe {cite}`bolya2023tome` in finding it: a line
 # fitted on 61 photographs rises again on 42 others. It passes near zero, so on average nothing is gained. The reason is that the layers measured
 # here hold *tight* clusters of tokens: the most similar pair is nearly always a right one there, and a gate can only take choices
-# away. Energy knows more than a single cosine where clusters are loose. (Gains on average were found elsewhere, on hidden states:
-# [Quality](08_quality.ipynb).)
+# away. Energy knows more than a single cosine where clusters are loose. (On hidden states there are gains on
+# average: on digits, below, and on questions, in [Quality](08_quality.ipynb).)
 
 # %% tags=["remove-cell"]
 import sys

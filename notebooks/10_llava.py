@@ -179,7 +179,7 @@ on_keys = tasks.difference(equal, "pitome-hidden@0.9", rival)
 gated = [key for key in dealt if not key.startswith("energy-sorted")]
 display(Markdown(
     f"Two differences were named as primary, on {len(main):,} questions ({main.cells[ours]['image_tokens']} image tokens of "
-    f"{main.cells['whole']['image_tokens']}, {percent(share)} of the work). PiToMe, as the paper writes it, against ToMe: {to_tome.in_words()}. Against "
+    f"{main.cells['whole']['image_tokens']}, {percent(1 - share)} of the work saved). PiToMe, as the paper writes it, against ToMe: {to_tome.in_words()}. Against "
     f"the whole model: {to_whole.in_words()}; ToMe loses {100 * lost_tome:.1f} in a hundred.\n\n"
     f"On *hidden states* PiToMe is above ToMe, {on_hidden}, and the preset for CLIP above ToMe with its attention, {preset}, and "
     f"above the ToMe of the same repository, {published}. Against ToMe on keys, another comparison, PiToMe on hidden states has "

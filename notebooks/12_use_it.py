@@ -136,7 +136,7 @@ branch(kind, tome, "yes")
 branch(kind, gate, "no")
 box(device, "Where does it run?", ask)
 box(size, "Batch 1, with 50 tokens\nor a tiny model?", ask)
-box(gpu_box, f"Measure first: {times(5)}\ntimes as fast on one H100,\nwith an earlier step.\nFused step: not run", no)
+box(gpu_box, f"Slower on one H100: {times(5)}\ntimes as fast, with an earlier step.\nMeasure. Fused step: not run", no)
 box(little, f"Do not merge in every\nlayer: {times(3)}\ntimes as fast", no)
 box(pays, f"Merge: {times(0, 1, 4, 6)}\ntimes as fast", yes)
 box(kind, "Can attention count sizes?", ask)
@@ -147,8 +147,8 @@ ax.set_axis_off()
 plt.show()
 
 # %% [markdown]
-# Begin with keep 0.95 if you are unsure, and go down as long as your task stands it. For a text model, merge in the first layers; for a LLaVA
-# see [In which order does a language model read?](10_llava.ipynb). Why the method depends on attention: [When energy helps](09_when_energy_helps.ipynb).
+# If you are unsure, start at keep 0.95 and lower it as long as your task stands it. For a text model, merge in the first layers; for a LLaVA
+# see [In which order does a language model read?](10_llava.ipynb). Why the choice of method depends on whether attention counts sizes: [When energy helps](09_when_energy_helps.ipynb).
 # What costs time: [Speed](11_speed.ipynb). Another model is another question: try both methods on your own pictures.
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the speed-ups by device and size"}

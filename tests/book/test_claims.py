@@ -23,6 +23,7 @@ from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import ARMS
 from pitome_core.experiments.records.results import FORMAT
 from pitome_core.experiments.records.statistics import mcnemar, paired_difference
+from pitome_core.experiments.vqa import tasks as vqa
 
 # What the abstract claims. Named here too, so that no item can leave the ledger unseen.
 ABSTRACT = {
@@ -743,11 +744,14 @@ def test_the_claim_on_flops_has_a_verdict(judged):
 def test_the_sentence_on_the_front_page_says_what_is_on_record():
     """Its numbers are computed here, so that a new record cannot leave it behind."""
     digits, scenes = results.load("law-digits"), results.load("law-scenes")
+    asked = results.load("vqa-2-grid")
     on = "gate-2-hidden@0.9"
     numbers = [
         digits.difference("pitome@0.9", "tome@0.9", "correct"),
         scenes.difference("pitome@0.9", "tome@0.9", "auc"),
         digits.difference(on, "tome-hidden@0.9", "correct"),
+        vqa.difference(asked, "pitome-hidden@0.9", "tome-hidden@0.9"),
+        vqa.difference(asked, "pitome-hidden@0.9", "tome@0.9"),
         digits.difference(f"{on}/off", "tome-hidden@0.9/off", "correct"),
     ]
     words = " ".join((claims.ROOT / "book" / "index.md").read_text().split())
