@@ -97,6 +97,8 @@ def test_the_page_on_paper_and_code_says_what_is_on_record():
              *((preset["deit"], rival) for rival in ("tome@0.9", "tome@0.9/off", "tome-released-deit@0.9"))]
     found = [digits.difference(first, second, "correct") for first, second in pairs]
     found.append(movies.difference("pitome-released-bert@0.8", "pitome@0.8", "correct"))
+    asked = results.load("vqa-2-grid")
+    found += [vqa.difference(asked, preset["clip"], rival) for rival in ("tome-hidden@0.9/off", "tome-released-clip@0.9")]
     words = paper_and_code()
     assert re.findall(r"[+-]0\.\d+ \[[^]]*\]", words) == [str(one) for one in found]
     quiet = [one for one in found if one.side == 0]
@@ -750,9 +752,9 @@ def test_the_sentence_on_the_front_page_says_what_is_on_record():
         digits.difference("pitome@0.9", "tome@0.9", "correct"),
         scenes.difference("pitome@0.9", "tome@0.9", "auc"),
         digits.difference(on, "tome-hidden@0.9", "correct"),
+        digits.difference(f"{on}/off", "tome-hidden@0.9/off", "correct"),
         vqa.difference(asked, "pitome-hidden@0.9", "tome-hidden@0.9"),
         vqa.difference(asked, "pitome-hidden@0.9", "tome@0.9"),
-        digits.difference(f"{on}/off", "tome-hidden@0.9/off", "correct"),
     ]
     words = " ".join((claims.ROOT / "book" / "index.md").read_text().split())
     sentence = words[words.index("**One sentence to act on.**") :].partition("*Why*")[0]
