@@ -98,7 +98,8 @@ def test_the_page_on_paper_and_code_says_what_is_on_record():
     found = [digits.difference(first, second, "correct") for first, second in pairs]
     found.append(movies.difference("pitome-released-bert@0.8", "pitome@0.8", "correct"))
     asked = results.load("vqa-2-grid")
-    found += [vqa.difference(asked, preset["clip"], rival) for rival in ("tome-hidden@0.9/off", "tome-released-clip@0.9")]
+    rivals = ("tome-hidden@0.9/off", "tome-released-clip@0.9")
+    found += [vqa.difference(asked, preset["clip"], rival) for rival in rivals]
     words = paper_and_code()
     assert re.findall(r"[+-]0\.\d+ \[[^]]*\]", words) == [str(one) for one in found]
     quiet = [one for one in found if one.side == 0]
