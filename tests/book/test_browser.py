@@ -10,10 +10,12 @@ import sys
 import threading
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from axe_core_python.selenium import Axe
 from book_pages import html_folder, missing, pages
+from selenium.webdriver.support.ui import WebDriverWait
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
@@ -216,6 +218,17 @@ def test_figures_keep_their_colours_and_proportions(browser, site, size, theme):
             assert abs(stretch - 1) < 0.02, (name, source, stretch)
             plots += plot
     assert plots > 20
+
+
+FINDS = {"encode_image": "12_use_it", "segmentation": "12_use_it", "energy score": "02_energy_score", "ONNX": "export"}
+
+
+@pytest.mark.parametrize(("words", "page"), FINDS.items())
+def test_the_search_finds(browser, site, words, page):
+    open_page(browser, f"{site}/search.html?q={quote(words)}")
+    results = "#search-results li a"
+    WebDriverWait(browser, 20).until(lambda b: any(
+        page in link.get_attribute("href") for link in b.find_elements("css selector", results)))
 
 
 READINGS = """

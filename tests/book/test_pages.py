@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -10,6 +11,10 @@ import pytest
 import yaml
 from book_pages import ROOT, html_folder, pages
 from bs4 import BeautifulSoup
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+from book_budgets import KILOBYTES, measure
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +127,9 @@ def test_the_preview_picture_exists(book):
     soup = next(iter(book.values()))
     url = soup.find("meta", attrs={"property": "og:image"})["content"]
     assert url.endswith("_static/social.png") and (html_folder() / "_static" / "social.png").is_file()
+
+
+def test_no_page_is_heavy(book):
+    """With its pictures, which a phone has to load."""
+    weights = {page.as_posix(): measure(html_folder(), page.with_suffix("").as_posix())["kB"] for page in book}
+    assert {page: weight for page, weight in weights.items() if weight > KILOBYTES} == {}
