@@ -30,13 +30,12 @@ if "google.colab" in sys.modules:  # beside Colab's own torch and numpy, which s
 import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
 
-from pitome_core.experiments import plots
+from pitome_core.experiments import plots, quality
 from pitome_core.experiments.records.cells import LOWER, Cell
 from pitome_core.experiments.records.formats import percent
 from pitome_core.experiments.records.statistics import paired_difference
 from pitome_core.experiments.records.strata import by_third
 from pitome_core.experiments.records.tables import markdown
-from pitome_core.experiments.runs import quality
 
 plots.use_style()
 every = quality.tasks()

@@ -21,11 +21,11 @@ from PIL import Image
 
 import pitome_core as pc
 from pitome_core.energy import cosine_graph
-from pitome_core.experiments import plots
+from pitome_core.experiments import plots, quality
 from pitome_core.experiments.data.clusters import ORDERS, clusters, wrong_merges
 from pitome_core.experiments.data.pictures import preprocess
 from pitome_core.experiments.plots import live
-from pitome_core.experiments.runs import quality, timings
+from pitome_core.experiments.runs import timings
 from pitome_core.spectral import coarsen, inside_shares, lift, spectrum, token_graph
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -16,7 +16,7 @@ from .figure import LiveFigure
 def forest_figure(data: Mapping[str, Any], group: str, rival: str) -> LiveFigure:
     """Differences with their intervals, filtered by task, methods and rival; a row that is chosen is said in words.
 
-    `data` is what `runs.quality.figure_data` gives. Bars are in percent of the whole model's result of their task. The
+    `data` is what `quality.figure_data` gives. Bars are in percent of the whole model's result of their task. The
     figure, and its still picture, start with all tasks and the given group and rival.
     """
     data = {**data, "start": {"group": data["groups"].index(group), "rival": list(data["rivals"]).index(rival)}}
