@@ -71,28 +71,26 @@ for order in ORDERS:
 
 
 STYLE = {
-    "PiToMe": ("#0072B2", "-", "o"),
-    "ToMe": ("#D55E00", "--", "D"),
-    "energy-sorted": ("#009E73", "-.", "s"),
-    "random": ("#999999", ":", "x"),
+    "PiToMe": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+    "ToMe": {"color": "#D55E00", "linestyle": "--", "marker": "D"},
+    "energy-sorted": {"color": "#009E73", "linestyle": "-.", "marker": "s"},
+    "random": {"color": "#999999", "linestyle": ":", "marker": "x"},
 }
 figure, axes = plt.subplots(1, 3, figsize=(7.6, 2.5), sharey=True)
 for ax, order in zip(axes, ORDERS, strict=True):
-    for name, (colour, line, marker) in STYLE.items():
+    for name, look in STYLE.items():
         values = measured[order, name]
         ax.plot(
             NOISES,
             np.median(values, axis=1),
-            linestyle=line,
-            marker=marker,
-            color=colour,
             label=name,
             markersize=4,
+            **look,
         )
         ax.fill_between(
             NOISES,
             *np.quantile(values, [0.05, 0.95], axis=1),
-            color=colour,
+            color=look["color"],
             alpha=0.15,
         )
     ax.set(xscale="log", yscale="log", xlabel="noise", title=order)
@@ -210,17 +208,9 @@ for title, sizes in FAMILIES.items():
 figure, axes = plt.subplots(1, 3, figsize=(7.6, 2.3), sharey=True)
 for ax, title in zip(axes, FAMILIES, strict=True):
     for name in ("energy-sorted", "ToMe", "PiToMe"):
-        colour, line, marker = STYLE[name]
         values = inside[title, name]
-        ax.plot(
-            range(1, len(values) + 1),
-            values,
-            linestyle=line,
-            marker=marker,
-            color=colour,
-            label=name,
-            markersize=4,
-        )
+        ks = range(1, len(values) + 1)
+        ax.plot(ks, values, label=name, markersize=4, **STYLE[name])
     ax.set(
         xlabel="k",
         title=title,

@@ -277,14 +277,6 @@ right_.set(xlabel="PiToMe minus ToMe")
 plt.show()
 
 # %% tags=["hide-input"]
-def miscounted(record, key):
-    """Mean of answer minus truth over the questions of type total that were answered with a number."""
-    given = tasks.said(record, key)
-    truth = [q.answer for q in questions.QuestionStream("test", len(record))]
-    pairs_ = [(int(a), int(b)) for a, b, kind in zip(given, truth, record.items["type"], strict=True) if kind == "total" and a.isdigit()]
-    return np.mean([a - b for a, b in pairs_])
-
-
 others = [kind for kind, one in by.items() if one.side and corrected[kind] > 0.05]
 survive = "; ".join(f"*{kind}* {by[kind].in_words()}" for kind, p in corrected.items() if p <= 0.05)
 ours_by = tasks.by_type(main, ours)
@@ -299,6 +291,14 @@ assert [kind for kind, p in corrected.items() if p <= 0.05] == ["total"] and by[
 assert min(share_lost[kind] for kind in ("list", "total", "count")) > max(share_lost[kind] for kind in ("exist", "single"))
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show in which direction totals are wrong"}
+def miscounted(record, key):
+    """Mean of answer minus truth over the questions of type total that were answered with a number."""
+    given = tasks.said(record, key)
+    truth = [q.answer for q in questions.QuestionStream("test", len(record))]
+    pairs_ = [(int(a), int(b)) for a, b, kind in zip(given, truth, record.items["type"], strict=True) if kind == "total" and a.isdigit()]
+    return np.mean([a - b for a, b in pairs_])
+
+
 cells = {"whole model": ["whole"], "PiToMe": [ours], "ToMe": [rival], "a picture of 98 pixels": ["lower-resolution@98px"],
          "random merging": [f"random-merge@0.9/seed{i}" for i in (0, 1)], "PiToMe at keep 0.85": ["pitome@0.85"]}
 counts = ", ".join(f"{label} {signed(np.mean([miscounted(full, key) for key in keys_]), 2)}" for label, keys_ in cells.items())

@@ -7,13 +7,12 @@ open, height in pixels in a window 1,280 wide, weight in kB with its pictures. W
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 from urllib.parse import unquote
 
-import yaml
 from bs4 import BeautifulSoup
-from chrome import open_page, start
+from chrome import open_page, running
+from contents import pages
 
 ROOT = Path(__file__).resolve().parents[1]
 # Words of the main text of each chapter; no chapter above `PIXELS`, no page above `KILOBYTES`.
@@ -50,25 +49,19 @@ def main() -> None:
     options.add_argument("html", nargs="?", type=Path, default=ROOT / "_build" / "html", help="folder of built pages")
     options.add_argument("--only", metavar="PAGE", help="one page, as _toc.yml names it")
     args = options.parse_args()
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    chapters = (chapter["file"] for part in toc["parts"] for chapter in part["chapters"])
-    every = [args.only] if args.only else [toc["root"], *chapters]
+    every = [args.only] if args.only else [page for _, page in pages()]
     print(f"{'page':32}{'words':>7}{'budget':>8}{'tables':>8}{'[..]':>6}{'cells':>7}{'pixels':>8}{'kB':>7}")
     total = 0
-    with tempfile.TemporaryDirectory() as profile:
-        browser = start(Path(profile))
-        try:
-            for page in every:
-                found = measure(args.html, page)
-                open_page(browser, (args.html / f"{page}.html").resolve().as_uri())
-                pixels = browser.execute_script("return document.querySelector('article').offsetHeight")
-                budget = WORDS.get(page)
-                total += found["words"] if budget else 0
-                over = budget and (found["words"] > budget or pixels > PIXELS) or found["kB"] > KILOBYTES
-                print(f"{page:32}{found['words']:7,}{budget or '':>8}{found['tables']:8}{found['intervals']:6}"
-                      f"{found['cells']:7}{round(pixels):8,}{found['kB']:7,}{'  above' if over else ''}")
-        finally:
-            browser.quit()
+    with running() as browser:
+        for page in every:
+            found = measure(args.html, page)
+            open_page(browser, (args.html / f"{page}.html").resolve().as_uri())
+            pixels = browser.execute_script("return document.querySelector('article').offsetHeight")
+            budget = WORDS.get(page)
+            total += found["words"] if budget else 0
+            over = budget and (found["words"] > budget or pixels > PIXELS) or found["kB"] > KILOBYTES
+            print(f"{page:32}{found['words']:7,}{budget or '':>8}{found['tables']:8}{found['intervals']:6}"
+                  f"{found['cells']:7}{round(pixels):8,}{found['kB']:7,}{'  above' if over else ''}")
     print(f"main text together: {total:,} words of {sum(WORDS.values()):,}; a chapter has at most {PIXELS:,} pixels")
 
 

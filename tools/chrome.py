@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
@@ -15,18 +17,24 @@ FLAGS = (
 ).split()
 
 
-def start(profile: Path, *flags: str) -> webdriver.Chrome:
-    """A browser that keeps what it stores in the folder ``profile``. `FileNotFoundError` where there is none."""
+@contextmanager
+def running(*flags: str) -> Iterator[webdriver.Chrome]:
+    """A browser, closed behind the block with all that it stored. `FileNotFoundError` where there is none."""
     binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     driver = shutil.which("chromedriver")
     if not binary or not driver:
         raise FileNotFoundError("chromium and chromedriver are not here: `make browser` says how to get them")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
-    for flag in (*FLAGS, f"user-data-dir={profile}", *flags):
-        options.add_argument("--" + flag)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        for flag in (*FLAGS, f"user-data-dir={profile}", *flags):
+            options.add_argument("--" + flag)
+        chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+        try:
+            yield chrome
+        finally:
+            chrome.quit()
 
 
 def open_page(browser: webdriver.Chrome, url: str, size: tuple[int, int] = WIDE, theme: str = "light") -> None:

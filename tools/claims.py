@@ -272,14 +272,9 @@ def judged(ledger: dict, root: Path = ROOT) -> list[tuple[dict, Judged]]:
     return [(claim, judge(claim, root, ledger.get("uncommitted", []))) for claim in resolved(ledger)]
 
 
-def written(ledger: dict, root: Path = ROOT) -> str:
-    """The page for a ledger without problems."""
-    return page(ledger, judged(ledger, root), evidence.primaries(ledger.get("uncommitted", []), root), root)
-
-
-def table(ledger: dict, root: Path = ROOT) -> str:
-    """The table of all claims."""
-    return claims_table(judged(ledger, root))
+def written(ledger: dict, root: Path = ROOT, verdicts: list[tuple[dict, Judged]] | None = None) -> str:
+    """The page for a ledger without problems. `verdicts` are what `judged` gave, if it was asked before."""
+    return page(ledger, verdicts or judged(ledger, root), evidence.primaries(ledger.get("uncommitted", []), root), root)
 
 
 def chart(ledger: dict, root: Path = ROOT) -> str:
@@ -292,9 +287,10 @@ def main() -> int:
     if found := problems(ledger):
         print("\n".join(found))
         return 1
-    (ROOT / PAGE).write_text(written(ledger))
+    verdicts = judged(ledger)  # takes seconds
+    (ROOT / PAGE).write_text(written(ledger, ROOT, verdicts))
     (ROOT / CHART).write_text(chart(ledger))
-    (ROOT / TABLE).write_text(table(ledger))
+    (ROOT / TABLE).write_text(claims_table(verdicts))
     print(f"{len(ledger['claims'])} claims; written to {PAGE}, {CHART} and {TABLE}")
     return 0
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import yaml
 from bs4 import BeautifulSoup
-from chrome import open_page, start
+from chrome import open_page, running
+from contents import pages
 from pypdf import PdfReader, PdfWriter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,29 +46,23 @@ def main() -> None:
     options.add_argument("html", nargs="?", type=Path, default=ROOT / "_build" / "html", help="folder of built pages")
     options.add_argument("--output", type=Path, default=ROOT / "_build" / "pitome-companion.pdf")
     args = options.parse_args()
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     title = yaml.safe_load((ROOT / "_config.yml").read_text())["title"]
-    pages = [("", toc["root"]), *((part["caption"], one["file"]) for part in toc["parts"] for one in part["chapters"])]
     parts: list[tuple[str, str, PdfReader]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        browser = start(Path(folder) / "profile")
-        try:
-            for caption, page in pages:
-                file = args.html / f"{page}.html"
-                heading = BeautifulSoup(file.read_text(), "html.parser").select_one("article h1")
-                heading.select_one(".headerlink").decompose()
-                open_page(browser, file.resolve().as_uri())
-                parts.append((caption, heading.get_text().strip(), PdfReader(io.BytesIO(printed(browser)))))
-            first, starts = 2, []
-            for caption, name, pdf in parts:
-                starts.append((caption, name, first))
-                first += len(pdf.pages)
-            front = Path(folder) / "contents.html"
-            front.write_text(contents(starts, title))
-            open_page(browser, front.as_uri())
-            front_page = PdfReader(io.BytesIO(printed(browser)))
-        finally:
-            browser.quit()
+    with running() as browser, tempfile.TemporaryDirectory() as folder:
+        for caption, page in pages():
+            file = args.html / f"{page}.html"
+            heading = BeautifulSoup(file.read_text(), "html.parser").select_one("article h1")
+            heading.select_one(".headerlink").decompose()
+            open_page(browser, file.resolve().as_uri())
+            parts.append((caption, heading.get_text().strip(), PdfReader(io.BytesIO(printed(browser)))))
+        first, starts = 2, []
+        for caption, name, pdf in parts:
+            starts.append((caption, name, first))
+            first += len(pdf.pages)
+        front = Path(folder) / "contents.html"
+        front.write_text(contents(starts, title))
+        open_page(browser, front.as_uri())
+        front_page = PdfReader(io.BytesIO(printed(browser)))
     if len(front_page.pages) != 1:
         raise SystemExit(f"the contents fill {len(front_page.pages)} pages, and the numbers count on one page")
     writer = PdfWriter()

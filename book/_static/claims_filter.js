@@ -4,20 +4,14 @@
 (function () {
   "use strict";
 
-  const ALL = "all";
-
-  function element(tag, attributes, ...children) {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children);
-    return made;
-  }
+  const { html } = Live, // of live/core.js, which comes before
+    ALL = "all";
 
   /** A row of buttons of which one is pressed; `change()` is called when that is another one. */
   function buttons(legend, values, counts, change) {
     let chosen = ALL;
     const made = [ALL, ...values].map(function (value) {
-      const button = element("button", { type: "button" }, `${value} (${counts(value)})`);
+      const button = html("button", { type: "button" }, `${value} (${counts(value)})`);
       button.addEventListener("click", function () {
         chosen = value;
         show();
@@ -30,7 +24,7 @@
     }
     show();
     return {
-      row: element("div", { role: "group", "aria-label": legend }, element("span", {}, legend), ...made),
+      row: html("div", { role: "group", "aria-label": legend }, html("span", {}, legend), ...made),
       fits: (value) => chosen === ALL || chosen === value,
     };
   }
@@ -38,8 +32,8 @@
   function add(table) {
     const rows = Array.from(table.tBodies[0].rows);
     const texts = rows.map((row) => row.textContent.toLowerCase());
-    const reading = element("p", { role: "status", class: "claims-shown" });
-    const words = element("input", { type: "search", id: "claims-words", autocomplete: "off" });
+    const reading = html("p", { role: "status", class: "claims-shown" });
+    const words = html("input", { type: "search", id: "claims-words", autocomplete: "off" });
     const filters = ["verdict", "kind"].map(function (name) {
       const of = rows.map((row) => row.dataset[name]);
       const count = (value) => (value === ALL ? rows.length : of.filter((one) => one === value).length);
@@ -59,8 +53,8 @@
     }
     words.addEventListener("input", filter);
 
-    const field = element("div", {}, element("label", { for: words.id }, "words"), words);
-    table.before(element("div", { class: "claims-filter" }, ...filters.map((one) => one.buttons.row), field, reading));
+    const field = html("div", {}, html("label", { for: words.id }, "words"), words);
+    table.before(html("div", { class: "claims-filter" }, ...filters.map((one) => one.buttons.row), field, reading));
     filter();
   }
 

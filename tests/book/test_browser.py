@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import json
@@ -19,7 +20,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
-from chrome import PHONE, WIDE, open_page, start
+from chrome import PHONE, WIDE, open_page, running
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +37,13 @@ def site():
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    try:
-        chrome = start(tmp_path_factory.mktemp("profile"), "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
-    except FileNotFoundError as error:
-        missing(str(error))
-    yield chrome
-    chrome.quit()
+def browser():
+    with contextlib.ExitStack() as until_the_end:
+        try:
+            chrome = until_the_end.enter_context(running("host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"))
+        except FileNotFoundError as error:
+            missing(str(error))
+        yield chrome
 
 
 def drain(browser) -> tuple[list[str], list[str]]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
 from pybtex.database import parse_string
 
 from pitome_core.experiments import assets
 from pitome_core.experiments.data.photos import PHOTOGRAPHS
 
 ROOT = Path(__file__).resolve().parents[2]
-TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
-PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from contents import pages  # noqa: E402
+
+PAGES = [page for _, page in pages()]
 each_page = pytest.mark.parametrize("page", PAGES)
 
 

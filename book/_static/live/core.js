@@ -58,6 +58,33 @@
     };
   }
 
+  /** A slider that a button plays to its end, a step in `pause` milliseconds; a hand on the slider stops it. */
+  function player(label, texts, start, pause, draw) {
+    const last = texts.length - 1;
+    let timer = null;
+    const steps = slider(label, texts, start, function () {
+      stop();
+      draw();
+    });
+    const play = button("Play", () => (timer === null ? go() : stop()));
+    function stop() {
+      clearInterval(timer);
+      timer = null;
+      play.textContent = "Play";
+    }
+    function go() {
+      if (steps.value === last) steps.value = 0;
+      play.textContent = "Pause";
+      timer = setInterval(function () {
+        steps.value = steps.value + 1;
+        if (steps.value === last) stop();
+        draw();
+      }, pause);
+      draw();
+    }
+    return { slider: steps, button: play };
+  }
+
   /** Radio buttons in a row; `change(index)` is called when another one is chosen. */
   function choice(legend, texts, start, change) {
     const group = name("choice");
@@ -170,6 +197,24 @@
     return svg("svg", { viewBox: `0 0 ${size[0]} ${size[1]}`, role: "img", class: "live-map" }, ...layers);
   }
 
+  /** The patches of every token, where `at` says which token a patch is in. */
+  function members(at) {
+    const tokens = [];
+    at.forEach((token, patch) => (tokens[token] = tokens[token] || []).push(patch));
+    return tokens;
+  }
+
+  /** Mean colour of some patches; `means` has three bytes for each patch. */
+  function colour(patches, means) {
+    const mean = [0, 1, 2].map((i) => patches.reduce((sum, p) => sum + means[3 * p + i], 0) / patches.length);
+    return `rgb(${mean.map(Math.round).join(" ")})`;
+  }
+
+  /** Where a patch lies, in words. */
+  function place(patch, columns) {
+    return `row ${Math.floor(patch / columns) + 1}, column ${(patch % columns) + 1}`;
+  }
+
   /** Squares of `side` as one path. */
   function squares(patches, columns, side) {
     return Array.from(
@@ -196,6 +241,7 @@
     svg,
     name,
     slider,
+    player,
     choice,
     button,
     reading,
@@ -205,6 +251,9 @@
     bytes,
     borders,
     stacked,
+    members,
+    colour,
+    place,
     squares,
     still,
   };

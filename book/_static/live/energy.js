@@ -171,7 +171,7 @@
         above = row.filter((x) => x >= m);
       const plus = above.reduce((a, b) => a + b, 0) / count,
         rank = order.indexOf(chosen) + 1;
-      const where = `row ${Math.floor(chosen / across) + 1}, column ${(chosen % across) + 1}`;
+      const where = Live.place(chosen, across);
       back.textContent = `m of layer ${data.layers[layer.value].layer}: ${+data.layers[layer.value].margin.toFixed(3)}`;
       const pairs = of.value ? cos.flatMap((r, i) => r.slice(i + 1)) : row;
       const share = pairs.filter((x) => x >= m).length / pairs.length;

@@ -12,12 +12,9 @@
       size = [columns * SIDE, rows * SIDE],
       means = bytes(data.means);
     const methods = data.methods.map(function (method) {
-      const at = bytes(method.assignment),
-        tokens = [];
-      at.forEach((token, patch) => (tokens[token] = tokens[token] || []).push(patch));
-      return { ...method, at, tokens };
+      const at = bytes(method.assignment);
+      return { ...method, at, tokens: Live.members(at) };
     });
-    let timer = null;
 
     const photo = svg("image", { width: size[0], height: size[1], href: data.photo });
     const fills = svg("g", { "shape-rendering": "crispEdges" }),
@@ -38,33 +35,8 @@
     const order = Live.choice("Order", data.orders, 0, draw);
     const longest = Math.max(...methods.map((m) => m.tokens.length));
     const texts = Array.from({ length: longest + 1 }, (_, n) => `${n} of ${longest} tokens`);
-    const step = Live.slider("read", texts, data.start, function () {
-      stop();
-      draw();
-    });
-    const play = Live.button("Play", () => (timer === null ? go() : stop()));
+    const { slider: step, button: play } = Live.player("read", texts, data.start, 250, draw);
 
-    function stop() {
-      clearInterval(timer);
-      timer = null;
-      play.textContent = "Play";
-    }
-    function go() {
-      if (step.value === longest) step.value = 0;
-      play.textContent = "Pause";
-      timer = setInterval(function () {
-        step.value = step.value + 1;
-        if (step.value === longest) stop();
-        draw();
-      }, 250);
-      draw();
-    }
-
-    /** Mean colour of some patches. */
-    function colour(patches) {
-      const mean = [0, 1, 2].map((i) => patches.reduce((sum, p) => sum + means[3 * p + i], 0) / patches.length);
-      return `rgb(${mean.map(Math.round).join(" ")})`;
-    }
     /** Where the middle of some patches lies in the drawing. */
     function middle(patches) {
       const mean = (of) => patches.reduce((sum, p) => sum + of(p), 0) / patches.length;
@@ -79,7 +51,7 @@
         now = read ? way.slots[read - 1] : -1;
       fills.replaceChildren(
         ...sequence.map((t) =>
-          svg("path", { d: Live.squares(method.tokens[t], columns, SIDE), fill: colour(method.tokens[t]) }),
+          svg("path", { d: Live.squares(method.tokens[t], columns, SIDE), fill: Live.colour(method.tokens[t], means) }),
         ),
       );
       lines.setAttribute("d", Live.borders(rows, columns, SIDE, (p, q) => p >= 0 && q >= 0 && method.at[p] !== method.at[q]));
@@ -101,7 +73,7 @@
           y: BASE - height * used[position],
           width: Math.max(unit - 0.6, 1),
           height: height - 1,
-          fill: colour(method.tokens[token]),
+          fill: Live.colour(method.tokens[token], means),
           class: i === read - 1 ? "live-now" : i < read ? "live-read" : "live-to-come",
         });
       });

@@ -94,8 +94,7 @@
       const joined =
         chosen === null
           ? ""
-          : ` The token of the patch in row ${Math.floor(chosen / columns) + 1}, column ${(chosen % columns) + 1} ` +
-            `holds ${held} ${held === 1 ? "patch" : "patches"}.`;
+          : ` The token of the patch in ${Live.place(chosen, columns)} holds ${held} ${held === 1 ? "patch" : "patches"}.`;
       const setting = words(state).join(", ");
       Live.say(
         reading,

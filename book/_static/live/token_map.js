@@ -12,18 +12,6 @@
     return tokens.slice(0, -1).map((n) => all.subarray(from, (from += n)));
   }
 
-  /** The patches of every token. */
-  function members(at) {
-    const tokens = [];
-    at.forEach((token, patch) => (tokens[token] = tokens[token] || []).push(patch));
-    return tokens;
-  }
-
-  function colour(patches, means) {
-    const mean = [0, 1, 2].map((i) => patches.reduce((sum, p) => sum + means[3 * p + i], 0) / patches.length);
-    return `rgb(${mean.map(Math.round).join(" ")})`;
-  }
-
   /** One map: the photograph, over it the tokens of several patches in their mean colours, outlined. */
   function map(method, grid, pick) {
     const [rows, columns] = grid,
@@ -44,14 +32,14 @@
     );
     const element = html("div", { class: "live-panel" }, title, picker.element, note);
     function draw(picture, at, chosen, words) {
-      const groups = members(at),
+      const groups = Live.members(at),
         merged = groups.filter((patches) => patches.length > 1);
       photo.setAttribute("href", picture.photo);
       tokens.replaceChildren(
         ...merged.map((patches) =>
           svg("path", {
             d: Live.squares(patches, columns, SIDE),
-            fill: colour(patches, picture.means),
+            fill: Live.colour(patches, picture.means),
           }),
         ),
       );
@@ -102,8 +90,7 @@
     const pictures = data.pictures.map((p) => ({ ...p, means: bytes(p.means) }));
     const plans = data.pictures.map((p) => p.plans.map((of) => of.map((packed, k) => cut(packed, data.tokens[k]))));
     let picture = 0,
-      chosen = null,
-      timer = null;
+      chosen = null;
     const giga = (macs) => (macs / 1e9).toFixed(2);
 
     const keep = Live.slider(
@@ -113,10 +100,7 @@
       draw,
     );
     const texts = Array.from({ length: depth + 1 }, (_, l) => `${l} of ${depth} layers`);
-    const layer = Live.slider("after", texts, data.start.layer, function () {
-      stop();
-      draw();
-    });
+    const { slider: layer, button: play } = Live.player("after", texts, data.start.layer, 700, draw);
     const which = Live.choice(
       "Photograph",
       pictures.map((p) => p.name),
@@ -126,7 +110,6 @@
         draw();
       },
     );
-    const play = Live.button("Play", () => (timer === null ? go() : stop()));
     const pick = function (patch) {
       chosen = patch;
       draw();
@@ -137,21 +120,6 @@
     const counters = html("div", { class: "live-counters" }, tokens.element, macs.element);
     const reading = Live.reading();
 
-    function stop() {
-      clearInterval(timer);
-      timer = null;
-      play.textContent = "Play";
-    }
-    function go() {
-      if (layer.value === depth) layer.value = 0;
-      play.textContent = "Pause";
-      timer = setInterval(function () {
-        layer.value = layer.value + 1;
-        if (layer.value === depth) stop();
-        draw();
-      }, 700);
-      draw();
-    }
     function draw() {
       const k = keep.value,
         l = layer.value,
@@ -169,11 +137,10 @@
         ? ` are left, and ${Math.round(100 * (1 - spent[0] / whole))} % of the multiply-accumulates so far are ` +
           `saved (${each} of ${giga(whole)} G).`
         : ", nothing has merged.";
-      const place = `row ${Math.floor(chosen / columns) + 1}, column ${(chosen % columns) + 1}`;
       const joined =
         chosen === null
           ? ""
-          : ` Patches in one token with that in ${place}: ` +
+          : ` Patches in one token with that in ${Live.place(chosen, columns)}: ` +
             `${data.methods.map((m, i) => `${sizes[i]} (${m.label})`).join(", ")}.`;
       Live.say(reading, `After ${texts[l]} at keep ${data.keep[k]}: `, [`${left} of ${count} tokens`], cost, joined);
     }

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -15,8 +14,8 @@ import pitome_core as pc
 from pitome_core.experiments.data.pictures import to_display
 from pitome_core.experiments.plots.maps import token_map
 
-from .figure import LiveFigure, jpeg, packed, patch_means
-from .token_map import composed
+from .figure import LiveFigure
+from .token_map import composed, picture, stored
 
 # What sets PiToMe apart from ToMe: what a switch is called, its two positions in words, and as options of `pc.plan`.
 SWITCHES = (
@@ -44,15 +43,15 @@ def switches_figure(
         options = {k: v for (*_, choices), i in zip(SWITCHES, at, strict=True) for k, v in choices[i].items()}
         with pc.patched(model, "pitome", keep, **options), pc.record(model) as trace, torch.no_grad():
             model.forward_features(batch)
-        for item, of_scene in enumerate(arms):
-            of_scene.append(packed(np.concatenate([of.plan.assignment[item].cpu().numpy() for of in trace.layers])))
+        for of_scene, plans in zip(arms, stored(trace, len(images)), strict=True):
+            of_scene.append(plans)
     tokens = [n - model.num_prefix_tokens for n in pc.schedule(model, keep=keep).tokens]
     side = int(tokens[0] ** 0.5)
     shown = to_display(batch.cpu())
     scenes = [
-        {"name": name, "photo": jpeg(image), "means": packed(patch_means(image, (side, side)).reshape(-1)),
-         "inside": torch.nonzero(masks[name].flatten() > 0.5).flatten().tolist(),
-         "outside": torch.nonzero(masks[name].flatten() < 0.05).flatten().tolist(), "plans": plans}
+        picture(name, image, image, side)
+        | {"inside": torch.nonzero(masks[name].flatten() > 0.5).flatten().tolist(),
+           "outside": torch.nonzero(masks[name].flatten() < 0.05).flatten().tolist(), "plans": plans}
         for name, image, plans in zip(images, shown, arms, strict=True)
     ]  # fmt: skip
     data = {

@@ -50,9 +50,8 @@ def token_maps(
             with pc.patched(model, method, keep, **options), pc.record(model) as trace, torch.no_grad():
                 model.forward_features(images)
                 counts.append(pc.flops(model))
-            for of_photo, item in zip(of_method, range(len(photographs)), strict=True):
-                layers = [layer.plan.assignment[item].cpu().numpy() for layer in trace.layers]
-                of_photo.append(packed(np.concatenate(layers)))
+            for of_photo, plans_of_photo in zip(of_method, stored(trace, len(photographs)), strict=True):
+                of_photo.append(plans_of_photo)
         for of_photo, found in zip(plans, of_method, strict=True):
             of_photo.append(found)
         macs.append([spent(of) for of in counts])
@@ -61,8 +60,7 @@ def token_maps(
         "grid": [side, side], "keep": list(KEEP), "start": dict(start), "tokens": tokens, "macs": macs,
         "whole": spent(whole), "methods": [{"label": label, "colour": colour} for label, colour, _, _ in arms],
         "pictures": [
-            {"name": name, "photo": jpeg(large), "means": packed(patch_means(image, (side, side)).reshape(-1)),
-             "plans": of_photo}
+            picture(name, large, image, side) | {"plans": of_photo}
             for name, large, image, of_photo in zip(photographs, sharp, to_display(images), plans, strict=True)
         ],
     }  # fmt: skip
@@ -87,8 +85,19 @@ def token_map_figure(
     return LiveFigure("token-map", data, label, still)
 
 
+def picture(name: str, photo: np.ndarray, image: np.ndarray, side: int) -> dict[str, str]:
+    """What a map has of an image `(H, W, 3)` uint8: the photograph to show, mean colours of `side` x `side` patches."""
+    return {"name": name, "photo": jpeg(photo), "means": packed(patch_means(image, (side, side)).reshape(-1))}
+
+
+def stored(trace: pc.Trace, images: int) -> list[str]:
+    """The plans of all layers, one behind the other as bytes, of every image."""
+    return [packed(np.concatenate([layer.plan.assignment[item].cpu().numpy() for layer in trace.layers]))
+            for item in range(images)]
+
+
 def composed(plans: str, tokens: Sequence[int], layers: int) -> np.ndarray:
-    """The token of every patch after the first layers, from the plans as they are stored."""
+    """The token of every patch after the first layers, from the plans as `stored` packs them."""
     every = np.frombuffer(base64.b64decode(plans), np.uint8)
     at = np.arange(tokens[0])
     for plan in np.split(every, np.cumsum(tokens[:-1])[:-1])[:layers]:
