@@ -98,6 +98,7 @@ results: setup ## score the test sets by the protocol, resuming; writes results/
 	$(PY) -m pitome_core.experiments vqa --profile embedded --split test
 	$(PY) -m pitome_core.experiments law --profile embedded --split test
 	$(PY) -m pitome_core.experiments law --profile embedded --phase
+	$(PY) -m pitome_core.experiments steps --profile embedded --split test
 
 # Stages of five to ten minutes each; one that is done is not done again. MINUTES=70 begins none after that time.
 MINUTES ?= inf

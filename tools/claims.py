@@ -115,7 +115,7 @@ SCHEMA = _object({
 BLOCK = _object({"column": NAME, "outcomes": NAMES, "arms": _list(ARM), "at": NAMES}, over={"enum": ["trainings"]})
 TASK = _object(
     {"record": TEXT, "data": TEXT, "page": TEXT, "cells": _list(BLOCK)},
-    split={"enum": ["test", "all", "dev"]}, beside=TEXT, replaces=NAMES,
+    split={"enum": ["test", "all", "dev"]}, beside=TEXT, replaces=NAMES, again=NAMES,
     primary=_object({"outcome": NAME, "first": NAME, "rivals": _list({"enum": list(RIVALS)})}, title=TEXT),
 )
 OUTCOME = _object({"about": NAME, "better": {"enum": ["higher", "lower"]}}, digits={"type": "integer", "minimum": 0})

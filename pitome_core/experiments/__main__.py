@@ -16,6 +16,7 @@ EXPERIMENTS = {
     "vqa": "questions about pictures to a merged LLaVA; VQAv2, GQA and TextVQA in the paper tier",
     "cost": "measured speed and memory against exact counts",
     "law": "when energy helps: PiToMe, its parts and its controls beside ToMe, setting by setting",
+    "steps": "fewer, larger merge steps: what every= does to quality",
     "spectra": "spectral distance on keys of a real model, layer by layer, and the damage it goes with",
 }
 

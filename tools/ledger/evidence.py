@@ -54,6 +54,7 @@ def cell_of(key: str) -> Cell:
     arm, _, keep = name.partition("@")
     cell = Cell(
         arm, float(keep), proportional=False if "off" in parts else None, retrained="retrained" in parts,
+        every=next((int(part[5:]) for part in parts if part[:5] == "every" and part[5:].isdecimal()), 1),
         every_layer="all" in parts, towers=next((part for part in parts if part in ("text", "both")), "vision"),
         order=next((part for part in parts if part in ("raster-compact", "released")), None),
     )
@@ -379,7 +380,7 @@ def _unlisted(entry: dict, record: Record, ignored: set[str]) -> list[str]:
             named.setdefault(f"{arm}@{at}", set()).update(columns)
     wrong = []
     for key in record.groups():
-        if record.about(key).get("arm") in ARMS:
+        if record.about(key).get("arm") in ARMS and key not in entry.get("again", ()):
             outcomes = set().union(*(record.cells[name]["outcomes"] for name in record.seeds_of(key))) - ignored
             wrong += [f"the outcome {name} of {key} is not listed" for name in sorted(outcomes - named.get(key, set()))]
     return wrong

@@ -73,26 +73,10 @@ class LawScenes(vision.ScenesApart):
         return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
-class LawDigits(vision.Digits):
-    """`vision.tasks.Digits` with the head fitted on the whole model alone."""
-
-    def refits(self, cell: Cell) -> bool:
-        """No head is fitted again."""
-        return False
-
-
-class LawEmoji(vision.Groups):
-    """`vision.tasks.Groups` with the head fitted on the whole model alone."""
-
-    def refits(self, cell: Cell) -> bool:
-        """No head is fitted again."""
-        return False
-
-
 TASKS: dict[str, Callable[..., Any]] = {
     "scenes": LawScenes,
-    "digits": lambda split, count=None: LawDigits(split, count),
-    "emoji": lambda split, count=None: LawEmoji(split, count or 320),
+    "digits": lambda split, count=None: vision.Digits(split, count, refit=False),
+    "emoji": lambda split, count=None: vision.Groups(split, count or 320, refit=False),
 }
 OPTIONAL = {"scenes": photos.GCOMPRIS}
 CELLS = {"scenes": grid.when, "digits": grid.parts, "emoji": partial(grid.parts, attention=(None,))}

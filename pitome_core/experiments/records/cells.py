@@ -146,6 +146,7 @@ class Cell:
         every_layer: whether every layer of a text model merges; otherwise its first layers do.
         retrained: whether the heads were trained with this merging on; otherwise they were trained without merging.
         order: in which a language model reads image tokens; None = `FIRST_ORDER`, or there is no language model.
+        every: one of so many layers removes what all of them would, as in `pc.apply`.
     """
 
     arm: str
@@ -157,6 +158,7 @@ class Cell:
     every_layer: bool = False
     retrained: bool = False
     order: str | None = None
+    every: int = 1
 
     def __post_init__(self) -> None:
         if self.order == FIRST_ORDER:  # said or not said, it is the same cell
@@ -167,7 +169,7 @@ class Cell:
         """How records call the cell.
 
         Examples: ``whole``, ``tome@0.9``, ``tome@0.9/off``, ``random-prune@0.9/seed3``, ``lower-resolution@98px``,
-        ``tome@0.8/both``, ``tome@0.8/all``, ``tome@0.8/retrained``, ``tome@0.9/released``.
+        ``tome@0.8/both``, ``tome@0.8/all``, ``tome@0.8/retrained``, ``tome@0.9/released``, ``tome@0.9/every3``.
         """
         name = self.arm
         if self.pixels is not None:
@@ -175,8 +177,8 @@ class Cell:
         elif self.keep is not None:
             name += f"@{self.keep:g}"
         parts = {
-            self.towers: self.towers != "vision", "all": self.every_layer, "off": self.proportional is False,
-            "retrained": self.retrained, f"seed{self.seed}": self.seed is not None,
+            self.towers: self.towers != "vision", "all": self.every_layer, f"every{self.every}": self.every > 1,
+            "off": self.proportional is False, "retrained": self.retrained, f"seed{self.seed}": self.seed is not None,
             self.order: self.order is not None,
         }
         return "/".join([name, *(part for part, is_said in parts.items() if is_said)])
@@ -184,7 +186,7 @@ class Cell:
     @classmethod
     def of(cls, about: Mapping[str, Any]) -> Cell:
         """The cell that a record describes, from the entries that `describe` and the experiments write."""
-        names = ("arm", "keep", "seed", "pixels", "towers", "retrained", "order")
+        names = ("arm", "keep", "seed", "pixels", "towers", "retrained", "order", "every")
         fields = {name: about[name] for name in names if about.get(name) is not None}
         # `proportional` says what a run asked for; what a preset brings stands in the preset.
         return cls(**fields, proportional=about.get("proportional"), every_layer=about.get("layers") == "all")
@@ -194,7 +196,7 @@ class Cell:
         arm = ARMS.get(self.arm)
         about = {"arm": self.arm, "label": LABELS[self.arm], "keep": self.keep, "pixels": self.pixels}
         about |= {"seed": self.seed, "method": arm.method if arm else None, "options": dict(arm.options) if arm else {}}
-        about |= {"proportional": self.proportional}
+        about |= {"proportional": self.proportional, "every": self.every if self.every > 1 else None}
         return {name: value for name, value in about.items() if value is not None}
 
     @property
@@ -222,7 +224,7 @@ class Cell:
         """The cell of another arm that this one may be compared with; None where there is none.
 
         Everything but the method is the same: attention (switched off where this cell's preset switches it off),
-        metric, insertion point, towers, layers, order, training, tokens and, if both arms have seeds, seed.
+        metric, insertion point, towers, layers, steps, order, training, tokens and, if both arms have seeds, seed.
 
         Example:
             >>> Cell("pitome-released-bert", 0.8).beside("tome").key

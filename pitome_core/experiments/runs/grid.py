@@ -71,6 +71,7 @@ def applied(
     else:
         method, ratios = records_cells.ARMS[cell.arm].method, cell.keep if keep is None else keep
         switched = {} if cell.proportional is None else {"proportional": cell.proportional}
+        switched |= {"every": cell.every} if cell.every > 1 else {}  # a schedule says itself what each layer removes
         with pc.patched(model, method, ratios, **cell.options | switched, **arguments):
             yield model
 
@@ -91,7 +92,7 @@ def cost(cell: Cell, model: nn.Module) -> dict[str, Any]:
     keep = _once(model) if cell.arm == GRID_POOL else cell.keep or 1.0
     with applied(cell, model) as running:
         total = pc.flops(running).total
-        schedule = pc.schedule(running, keep=keep)
+        schedule = pc.schedule(running, keep=keep, every=cell.every)
     return {
         "gmacs": round(total / 1e9, 6),
         "share": round(total / whole, 6),

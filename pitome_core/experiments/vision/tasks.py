@@ -237,15 +237,16 @@ class Collection(Photographs):
 class LinearHeads(ImageTask):
     """Classification with a linear head on frozen features.
 
-    Outcomes per item: ``correct`` with the head fitted on the whole model (off the shelf), and, for the arms `REFIT` at
-    the keep ratios `REFIT_AT`, ``correct_refit`` with a head fitted on features of the merged model (retrained);
-    ``predicted``, the class of the first head, for the whole model and at keep .9.
+    Outcomes per item: ``correct`` with the head fitted on the whole model (off the shelf), and, unless `refit` is
+    False, for the arms `REFIT` at the keep ratios `REFIT_AT`, ``correct_refit`` with a head fitted on features of the
+    merged model (retrained); ``predicted``, the class of the first head, for the whole model and at keep .9.
     """
 
     train_images: Tensor
     train_labels: np.ndarray
     labels: np.ndarray
     penalty: float  # inverse strength of the L2 penalty, chosen on dev
+    refit = True  # whether heads are fitted anew for the cells that ask for it
 
     @property
     def about(self) -> dict[str, Any]:
@@ -275,9 +276,9 @@ class LinearHeads(ImageTask):
 
     def refits(self, cell: Cell) -> bool:
         """Whether a head is also fitted on features of the cell's merged model (``correct_refit``)."""
-        return cell.arm == grid.WHOLE or (
-            cell.arm in REFIT and cell.keep in REFIT_AT and cell.seed in (None, 0) and cell.proportional is None
-        )
+        return self.refit and (cell.arm == grid.WHOLE or (
+            cell.arm in REFIT and cell.keep in REFIT_AT and cell.seed in (None, 0) and cell.is_plain
+        ))
 
     def work(self, cell: Cell) -> int:
         """How many images the cell sends through its model: the training items too where a head is fitted."""
@@ -307,8 +308,8 @@ class Digits(LinearHeads):
     clusters = ("id",)
     penalty = 1.0
 
-    def __init__(self, split: str, count: int | None = None, train: int | None = None):
-        self.model = vit.vit_small(DIGITS_SIDE)
+    def __init__(self, split: str, count: int | None = None, train: int | None = None, refit: bool = True):
+        self.model, self.refit = vit.vit_small(DIGITS_SIDE), refit
         pixels, labels = mnist()
         parts = splits.split_indices([f"{i:04d}" for i in range(len(labels))], MNIST_SALT)
         # The file is sorted by digit: in the order of a hash, the first rows are a sample of all ten.
@@ -335,10 +336,11 @@ class Groups(LinearHeads):
     scale = (0.7, 0.95)  # of the shorter side
 
     def __init__(
-        self, split: str, count: int = 320, train: int = 960, source: str = "openmoji", apart: bool = False
+        self, split: str, count: int = 320, train: int = 960, source: str = "openmoji", apart: bool = False,
+        refit: bool = True,
     ):
         self.name = "emoji" if source == "openmoji" else "stamp-groups"
-        self.model = vit.vit_small(224)
+        self.model, self.refit = vit.vit_small(224), refit
         behind_train, behind = backgrounds(split) if apart else (None, None)
         if apart:
             self.clusters = ("object", "photograph")

@@ -83,4 +83,5 @@ def test_what_the_whole_model_knows_beforehand():
 
 
 def test_heads_are_fitted_once():
-    assert not tasks.LawDigits.refits(None, Cell("pitome", 0.9)) and not tasks.LawEmoji.refits(None, Cell(WHOLE))
+    task = tasks.TASKS["digits"]("dev", 1)
+    assert not task.refits(Cell("pitome", 0.9)) and not task.refits(Cell(WHOLE)) and task.work(Cell(WHOLE)) == 1
