@@ -223,3 +223,16 @@ def test_compiled_on_the_device(build_vit, images):
         got = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
     torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["pitome", "tome"])
+def test_an_ahead_of_time_package_of_the_fused_step(method, build_vit, images, tmp_path):
+    """AOTInductor finds the kernels of `fused=True` in the exported program."""
+    model, x = pc.apply(build_vit(depth=2).to(DEVICE), method, keep=0.7, fused=True), images(2).to(DEVICE)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", max=64)},))
+        file = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "merged.pt2"))
+        packaged = torch._inductor.aoti_load_package(file)
+        for other in (x[:1], torch.cat([x, x.flip(0)])):
+            torch.testing.assert_close(packaged(other), model(other), rtol=1e-3, atol=1e-4)

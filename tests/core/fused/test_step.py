@@ -168,12 +168,43 @@ for method in ("pitome", "tome"):
 """
 
 
+EXPORTED = """
+import json
+import timm, torch
+import pitome_core as pc
+from pitome_core.fused import step
+
+step._INTERPRETED = True  # the graph is made and not run, so no GPU is needed
+torch.cuda.is_available = lambda: True
+model = timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=48, num_heads=3, depth=2).eval()
+for method, fused in (("pitome", True), ("tome", True), ("pitome", "auto")):
+    pc.apply(model, method, keep=0.75, fused=fused)
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.zeros(2, 3, 64, 64),),
+                                      dynamic_shapes=({0: torch.export.Dim("batch", max=64)},))
+    print(json.dumps([str(node.target) for node in program.graph.nodes if "pitome." in str(node.target)]))
+"""
+
+
+def printed(script: str) -> list:
+    """The lists that a script prints in a process without the interpreter."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+
+
+def test_an_exported_program_keeps_the_operators():
+    """With `fused=True`, so that a compiler for CUDA finds the kernels; `auto` gives a portable graph."""
+    pitome, tome, auto = printed(EXPORTED)
+    assert pitome == ["pitome.pairs_by_energy.default", "pitome.merge_pairs.default"] * 2
+    assert tome == ["pitome.pairs_by_place.default", "pitome.merge_pairs.default"] * 2
+    assert auto == []
+
+
 def test_launches_of_a_layer():
     """Of the traced graph of a model with two layers. The second one makes the bias of sizes, too."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run([sys.executable, "-c", LAUNCHES], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    pitome, tome = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
+    pitome, tome = printed(LAUNCHES)
     layer = ["metric_kernel", "energy_kernel", "rank_kernel", "match_kernel", "merge_kernel"]
     assert pitome == [*layer, "bias_kernel", *layer] and len(layer) + 1 <= 6
     layer = ["metric_kernel", "match_kernel", "choose_kernel", "merge_kernel"]
