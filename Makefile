@@ -70,8 +70,9 @@ browser: ## find chromium and its driver; install them from Debian where that is
 test-book: setup ## build the book from nothing in the smoke tier, into its own folder
 	$(STAGE) 'book from an empty cache' env PITOME_PROFILE=smoke $(PY) tools/build_book.py --fresh --output _build/test
 
+# In the order of the folders: the long files of tests/book begin first, and the many notebooks fill both workers to the end.
 pytest: setup ## unit tests, notebooks (nbval) and tests of the pages that test-book built
-	$(STAGE) pytest env PITOME_PROFILE=smoke PITOME_BOOK_HTML=$(TEST_HTML) OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
+	$(STAGE) pytest env PITOME_PROFILE=smoke PITOME_BOOK_HTML=$(TEST_HTML) OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=25
 
 nbval: setup ## the notebooks alone, against their stored outputs
 	$(STAGE) nbval env PITOME_PROFILE=smoke OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile notebooks
