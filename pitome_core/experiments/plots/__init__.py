@@ -1,7 +1,7 @@
 """Figures that several notebooks share.
 
 `style` sets colours and fonts, `maps` draws values and tokens over photographs, `live` makes interactive figures, and
-`records` draws recorded outcomes.
+`records` draws recorded outcomes. `timings`, which is imported by its name, draws recorded times.
 """
 
 from .live import (
