@@ -95,7 +95,7 @@ energy = torch.where(cos >= margin, cos, torch.exp(cos - margin) - 1).mean(dim=1
 # the lone sun: its red is opposite to the blue of the sky, and opposite hues count strongly against. Energy is not the
 # size of a cluster; it is size seen through all the cosines.
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the sixteen tokens and their energies", "code_prompt_hide": "Hide it", "figure": {"caption": "Sixteen tokens and their energies. The seven patches of sky form the largest cluster and have the highest energies, then the meadow; sun and house come last. *Live.*", "name": "fig-step-toy"}, "image": {"alt": "Left: a four by four grid of coloured squares, blue sky with a yellow sun above, green meadow with a red house below, numbered 0 to 15. Right: bars of the energies in the same colours, highest for sky, lowest for the house."}}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the sixteen tokens and their energies", "code_prompt_hide": "Hide it", "figure": {"caption": "Sixteen tokens and their energies. The seven patches of sky form the largest cluster and have the highest energies, then the meadow; sun and house come last. *Live.*", "name": "fig-step-toy"}, "image": {"classes": "picture", "alt": "Left: a four by four grid of coloured squares, blue sky with a yellow sun above, green meadow with a red house below, numbered 0 to 15. Right: bars of the energies in the same colours, highest for sky, lowest for the house."}}
 def swatch(ax, x, y, colour, label, width=0.9, edge="0.3", lines=1.0):
     ax.add_patch(plt.Rectangle((x, y), width, 0.9, facecolor=np.clip(colour, 0, 1), edgecolor=edge, linewidth=lines))
     ax.text(x + width / 2, y + 0.45, label, ha="center", va="center", fontsize=8,
@@ -147,7 +147,7 @@ kept = [i for i in range(16) if joined[i] == i]
 merged = torch.stack([colours[joined == i].mean(dim=0) for i in kept])  # (12, 3)
 sizes = torch.tensor([int((joined == i).sum()) for i in kept])
 
-# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show this merge as one picture", "code_prompt_hide": "Hide it", "figure": {"caption": "One merge. Above: the sixteen tokens by energy, the cut after 2k = 8, and for every token of A the token of B that it joins. Below: the twelve tokens that leave the layer, in the order of the picture, with their sizes. One patch of meadow is a candidate, because 2k is eight and there are seven of sky; nothing chooses it. *Live.*", "name": "fig-step-merge"}, "image": {"alt": "A row of sixteen coloured squares sorted by energy with letters A and B in turn above the first eight, arrows from A to B, and a dashed line after the eighth. Below, twelve squares with sizes."}}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show this merge as one picture", "code_prompt_hide": "Hide it", "figure": {"caption": "One merge. Above: the sixteen tokens by energy, the cut after 2k = 8, and for every token of A the token of B that it joins. Below: the twelve tokens that leave the layer, in the order of the picture, with their sizes. One patch of meadow is a candidate, because 2k is eight and there are seven of sky; nothing chooses it. *Live.*", "name": "fig-step-merge"}, "image": {"classes": "picture", "alt": "A row of sixteen coloured squares sorted by energy with letters A and B in turn above the first eight, arrows from A to B, and a dashed line after the eighth. Below, twelve squares with sizes."}}
 figure, ax = plt.subplots(figsize=(9.5, 3))
 place = {int(token): rank for rank, token in enumerate(order)}
 for token, rank in place.items():

@@ -59,7 +59,7 @@ SORTED = {"protection": False, "edges": "best"}
 METHODS = {
     "PiToMe": ("pitome", {}),
     "ToMe": ("tome", {}),
-    "energy-sorted": ("pitome", SORTED),
+    "energy-sorted BSM": ("pitome", SORTED),
     "CrossGET": ("crossget", {}),
     "ATC": ("atc", {"linkage": "average"}),
     "random": ("random_merge", {}),
@@ -164,7 +164,7 @@ gains = {
 
 CORNERS = {
     ("energy", True, "all"): "PiToMe",
-    ("energy", False, "best"): "energy-sorted",
+    ("energy", False, "best"): "energy-sorted BSM",
     ("position", False, "best"): "ToMe",
 }
 corners = {}
@@ -201,7 +201,7 @@ switches = {
 }
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: object patches in mixed tokens after twelve layers, for the eight settings (order, protection, edges). Filled: the best edges. Right: what one switch changes, averaged over the four settings of the other two. Means over scenes, with 95 % bootstrap intervals over photographs. *Live, dev scenes.*", "name": "fig-bsm-cube"}, "image": {"alt": "Left: eight intervals; the four settings with the best edges have the lower shares of mixed patches. Right: three intervals; choosing the best edges lowers the share, the other two switches change it less or raise it."}}
-HUES = {"PiToMe": plots.COLOURS["pitome"], "ToMe": plots.COLOURS["tome"], "energy-sorted": plots.COLOURS["accent"]}
+HUES = {"PiToMe": plots.COLOURS["pitome"], "ToMe": plots.COLOURS["tome"], "energy-sorted BSM": plots.COLOURS["accent"]}
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.5), width_ratios=[1.25, 1])
 labels = []
 ordered = sorted(corners, key=lambda key: -corners[key][1].mean())
@@ -300,7 +300,7 @@ plt.show()
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: share of object patches that share a token with background, by layer. Right: tokens left of the object, as a share of its patches; the broad grey line is the share of all tokens that is left. Lines: mean over scenes; bands: 95 % bootstrap interval of the mean, resampling photographs. *Live, dev scenes.*", "name": "fig-bsm-mixing"}, "image": {"alt": "Left: mixing grows with depth, random fastest, then PiToMe; ToMe, energy-sorted, CrossGET and ATC stay near zero. Right: survival of the object by method, close to the share of all tokens."}}
 STYLE = {
-    "PiToMe": ("#0072B2", "-"), "ToMe": ("#D55E00", "--"), "energy-sorted": ("#009E73", "-."),
+    "PiToMe": ("#0072B2", "-"), "ToMe": ("#D55E00", "--"), "energy-sorted BSM": ("#009E73", "-."),
     "CrossGET": ("#CC79A7", (0, (5, 1))), "ATC": ("#000000", ":"), "random": ("#999999", "-"),
 }
 tokens = [n - 1 for n in pc.schedule(model, keep=0.9).tokens[1:]]
@@ -405,7 +405,7 @@ for method in ("pitome", "tome"):
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Agreement of the merged groups before and after a random permutation of the tokens, by layer, 25 of 256 tokens merging. Lines: mean over scenes and permutations; bands: the middle 90 %. *Live.*", "name": "fig-bsm-permutation"}, "image": {"alt": "Three lines against the layer. PiToMe and energy-sorted matching lie at 1 in all layers; ToMe lies far below."}}
 seeds = range(1 if quick else 3)
-splits = {name: METHODS[name] for name in ("PiToMe", "energy-sorted", "ToMe")}
+splits = {name: METHODS[name] for name in ("PiToMe", "energy-sorted BSM", "ToMe")}
 stable = {name: np.zeros((depth, len(seeds), len(metrics[0]))) for name in splits}
 for layer, metric in enumerate(metrics):
     for name, (method, options) in splits.items():
@@ -414,12 +414,12 @@ for layer, metric in enumerate(metrics):
             agreed = under_permutation(metric, 25, method, options, seed)
             stable[name][layer, seed] = agreed
 
-LOOKS = {"PiToMe": ("#0072B2", "-"), "energy-sorted": ("#009E73", "-."), "ToMe": ("#D55E00", "--")}
+LOOKS = {"PiToMe": ("#0072B2", "-"), "energy-sorted BSM": ("#009E73", "-."), "ToMe": ("#D55E00", "--")}
 figure, ax = plt.subplots(figsize=(6.2, 2.6))
 for name, values in stable.items():
     flat = values.reshape(depth, -1)
     colour, style = LOOKS[name]
-    ax.plot(flat.mean(axis=1), style, color=colour, label=name, linewidth=2 if name != "energy-sorted" else 3.5)
+    ax.plot(flat.mean(axis=1), style, color=colour, label=name, linewidth=2 if name != "energy-sorted BSM" else 3.5)
     ax.fill_between(range(depth), *np.quantile(flat, [0.05, 0.95], axis=1), color=colour, alpha=0.2)
 ax.set(xlabel="layer", ylabel="agreement", ylim=(0, 1.04))
 ax.legend(loc="center right")
@@ -579,9 +579,9 @@ print(f"object patches: {percent(objects.float().mean(), 1)} of all tokens, "
 # ```
 
 # %%
-for name in ("PiToMe", "ToMe", "energy-sorted"):
+for name in ("PiToMe", "ToMe", "energy-sorted BSM"):
     _, trace = run(*METHODS[name], keep=0.8, count=6)
-    print(f"{name:13s} mixed {percent(mixed(trace.plan()).mean())}")
+    print(f"{name:17s} mixed {percent(mixed(trace.plan()).mean())}")
 
 # %% [markdown]
 # PiToMe still mixes most. With so many tokens gone the two others mix as well.

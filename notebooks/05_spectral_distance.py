@@ -11,12 +11,12 @@
 #
 # PiToMe {cite}`tran2024pitome` is called *spectrum-preserving*: merging should change the eigenvalues of the graph of tokens little. The
 # paper measures the change by the spectral distance. On its graph, whose weights are distances $1 - \cos$, **this number
-# needs no eigenvalue**. It is a sum over the merged groups,
+# needs no eigenvalue**: it is a sum over the merged groups,
 #
 # $$SD(\mathcal G, \mathcal G_c) = \sum_i \frac{W(V_i, V_i)}{\mathrm{vol}(V_i)},$$
 #
 # where $W(V, V)$ sums all weights between tokens of $V$ and $\mathrm{vol}(V)$ the degrees of its tokens. Each term is the *in-group share*: how much of the distances of a group's tokens lies inside the group. In the figure: a frame's squares, against
-# the whole rows. Drag token 3 away from its group, and watch its frame fill with dark squares.
+# the whole rows; the stronger a square, the larger the weight. Drag token 3 away from its group: the squares in its frame get stronger.
 
 # %% tags=["remove-cell"]
 import sys
@@ -53,7 +53,7 @@ from pitome_core.spectral import (
 
 plots.use_style()
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Six tokens, three groups, and the spectral distance. Pull token 3 to tokens 4 and 5, then on to token 6: PiToMe's groups follow. Group by hand and split a cluster: its dark squares enter the frames, and the distance rises by their share. *Live; drag the tokens, or turn them by the arrow keys.*", "name": "fig-coarse-live"}, "image": {"alt": "Six tokens as arrows in a circle, coloured by group; the matrix of their weights with the groups framed; the eigenvalues before and after lifting."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Six tokens, three groups, and the spectral distance. Pull token 3 to tokens 4 and 5, then on to token 6: PiToMe's groups follow. Group by hand and split a cluster: its strong squares enter the frames, and the distance rises by their share. *Live; drag the tokens, or turn them by the arrow keys.*", "name": "fig-coarse-live"}, "image": {"alt": "Six tokens as arrows in a circle, coloured by group; the matrix of their weights with the groups framed; the eigenvalues before and after lifting."}}
 angles = [0, 12, 30, 115, 135, 230]  # degrees
 radians = torch.tensor(angles, dtype=torch.float64).deg2rad()
 tokens = torch.stack([radians.cos(), radians.sin()], dim=1)[None]  # (1, 6, 2)
@@ -116,9 +116,9 @@ assert ((values > 1 + 1e-9).sum(dim=1) == 8).all()  # above 1: as many as channe
 # The exact statements, and what they assume of zero vectors, stand in the [appendix](../book/coarsening.md): {prf:ref}`def-graph`,
 # {prf:ref}`def-coarse`, {prf:ref}`def-lift`.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Top: the graph of six tokens, the coarse graph of three groups, and the lifted graph, which is the coarse one on six vertices again. Darker edges weigh more; rings are self-loops, drawn darker than they weigh. Bottom: eigenvalues of their normalized Laplacians; lines join the ranks that the spectral distance compares. *Live.*", "name": "fig-coarse-six"}, "image": {"alt": "Three small graphs with six, three and six vertices on a circle; below, rows of ticks between 0 and 2. The coarse graph's eigenvalues appear among the lifted one's, together with three ticks at 1."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Top: the graph of six tokens, the coarse graph of three groups, and the lifted graph, which is the coarse one on six vertices again. Stronger edges weigh more; rings are self-loops, drawn stronger than they weigh. Bottom: eigenvalues of their normalized Laplacians; lines join the ranks that the spectral distance compares. *Live.*", "name": "fig-coarse-six"}, "image": {"alt": "Three small graphs with six, three and six vertices on a circle; below, rows of ticks between 0 and 2. The coarse graph's eigenvalues appear among the lifted one's, together with three ticks at 1."}}
 GROUP = ["#0072B2", "#D55E00", "#009E73"]
-figure = plt.figure(figsize=(8, 4))
+figure = plt.figure(figsize=(7.6, 3.7))
 rows = figure.add_gridspec(2, 3, height_ratios=[3, 1.5])
 
 
@@ -241,9 +241,9 @@ assert abs(sum(shares) - distance) < 1e-6
 
 # %% [markdown]
 # It can be read as a walk. A walker hops from token to token, to distant ones more often, in proportion to $W$. The share is the
-# chance that one hop from a group stays inside it. A good merge groups tokens between which the walker hardly ever
-# hops. (It is also $n$ minus the *normalized cut* of the groups {cite}`shi2000cuts`.) The distance prefers close pairs. It has no
-# preference for large clusters. On 200 random graphs and merges the formula holds to rounding:
+# chance that one hop from a group stays inside it. (It is also $n$ minus the *normalized cut* of the groups {cite}`shi2000cuts`.)
+# So the distance prefers close pairs, and has no preference for large clusters. On 200 random graphs and merges the formula holds to
+# rounding:
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the check on 200 random graphs and merges"}
 worst = 0.0

@@ -49,7 +49,7 @@ SWEEP = [0.3, 0.1, 0.03, 0.01, 0.003, 0.001]
 METHODS = {
     "PiToMe": ("pitome", {"margin": MARGIN}),
     "ToMe": ("tome", {}),
-    "energy-sorted": (
+    "energy-sorted BSM": (
         "pitome",
         {"margin": MARGIN, "protection": False, "edges": "best"},
     ),
@@ -73,7 +73,7 @@ for order in ORDERS:
 STYLE = {
     "PiToMe": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     "ToMe": {"color": "#D55E00", "linestyle": "--", "marker": "D"},
-    "energy-sorted": {"color": "#009E73", "linestyle": "-.", "marker": "s"},
+    "energy-sorted BSM": {"color": "#009E73", "linestyle": "-.", "marker": "s"},
     "random": {"color": "#999999", "linestyle": ":", "marker": "x"},
 }
 figure, axes = plt.subplots(1, 3, figsize=(7.6, 2.5), sharey=True)
@@ -200,14 +200,14 @@ def share_inside(sizes, k, method, options, trials=TRIALS):
 
 inside = {}
 for title, sizes in FAMILIES.items():
-    for name in ("PiToMe", "ToMe", "energy-sorted"):
+    for name in ("PiToMe", "ToMe", "energy-sorted BSM"):
         ks = range(1, sum(sizes) // 2 + 1)
         inside[title, name] = [share_inside(sizes, k, *METHODS[name]) for k in ks]
 
 
 figure, axes = plt.subplots(1, 3, figsize=(7.6, 2.3), sharey=True)
 for ax, title in zip(axes, FAMILIES, strict=True):
-    for name in ("energy-sorted", "ToMe", "PiToMe"):
+    for name in ("energy-sorted BSM", "ToMe", "PiToMe"):
         values = inside[title, name]
         ks = range(1, len(values) + 1)
         ax.plot(ks, values, label=name, markersize=4, **STYLE[name])

@@ -55,7 +55,7 @@ record = records["collection"]
 ARMS = {
     "PiToMe": "pitome",
     "ToMe": "tome",
-    "energy-sorted": "energy-sorted",
+    "energy-sorted BSM": "energy-sorted",
     "ATC": "atc",
     "random": "random-merge",
 }
@@ -69,7 +69,7 @@ def outcome_of(found, name, outcome):
 LOOKS = {
     "PiToMe": ("#0072B2", "o"),
     "ToMe": ("#D55E00", "D"),
-    "energy-sorted": ("#009E73", "s"),
+    "energy-sorted BSM": ("#009E73", "s"),
     "ATC": ("#000000", "d"),
     "random": ("#999999", "x"),
 }
@@ -103,7 +103,7 @@ plt.show()
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Spectral distance of one merge, by layer. Left: photographs of the collection, normalized Laplacian, as in equation 5. Middle: the same on the combinatorial Laplacian. Right: sentences, normalized Laplacian. Lines: mean over items; bands: 95 % bootstrap interval. *Recorded.*", "name": "fig-bending-layers"}, "image": {"alt": "Left: random near 0.1 in all layers; PiToMe between 0.01 and 0.05; ToMe, energy-sorted and ATC below a third of PiToMe's. Middle: random on top, the other four close together. Right: random on top, then PiToMe, then the others."}}
 STYLE = {
-    "PiToMe": ("#0072B2", "-"), "ToMe": ("#D55E00", "--"), "energy-sorted": ("#009E73", "-."), "ATC": ("#000000", ":"),
+    "PiToMe": ("#0072B2", "-"), "ToMe": ("#D55E00", "--"), "energy-sorted BSM": ("#009E73", "-."), "ATC": ("#000000", ":"),
     "random": ("#999999", "-"),
 }
 figure, axes = plt.subplots(1, 3, figsize=(8, 2.8))
@@ -160,7 +160,7 @@ assert 1.4 < ratio["sentences"] < 1.6 and plain["sentences"].side == -1
 assert 0.045 < detected.pop("collection") < 0.055 and all(0.25 < size < 0.3 for size in detected.values())
 
 # %% tags=["hide-cell", "nbval-check-output"] mystnb={"code_prompt_show": "Show the combinatorial distance on the other sets and of other methods"}
-other = {name: compared(record, name, "sd_combinatorial", 1)[1] for name in ("energy-sorted", "ATC")}
+other = {name: compared(record, name, "sd_combinatorial", 1)[1] for name in ("energy-sorted BSM", "ATC")}
 print("PiToMe against ToMe")
 for source, gap in plain.items():
     print(f"  {source}: {gap.in_words(2)}, of ToMe's {of_tome[source]:.1f}")

@@ -49,7 +49,7 @@ def to_tome(task, key):
 def to_shuffled(task, key):
     return task.against(key, "shuffled")
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Differences on five tasks, in percent of the whole model's result, with 95 % intervals. Minus ToMe and minus shuffled energies hold attention, metric, place and tokens equal. Blue lies above zero, vermilion below, grey contains it; the ticks beside a grey interval are the sizes that would have been found in four cases of five. *Attention off*: attention does not count sizes. Chance is not zero in all tasks: compare methods, not tasks. *Recorded; point at a row, or choose it with the arrow keys.*", "name": "fig-quality-forest"}, "image": {"alt": "A forest plot of PiToMe as the paper writes it minus ToMe on five tasks, with attention that counts sizes and without: on digits both intervals lie below zero, on objects that without counted sizes ends just below zero, all others contain zero. Buttons choose other tasks, methods and rivals."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Differences on five tasks, in percent of the whole model's result, with 95 % intervals. Minus ToMe and minus shuffled energies hold attention, metric, place and tokens equal. Blue lies above zero, vermilion below, grey contains it; ticks beside a grey interval: the sizes that would have been found in four cases of five. *Attention off*: attention does not count sizes. Chance is not zero in all tasks: compare methods, not tasks. *Recorded; point at a row, or choose it with the arrow keys.*", "name": "fig-quality-forest"}, "image": {"alt": "A forest plot of PiToMe as the paper writes it minus ToMe on five tasks, with attention that counts sizes and without: on digits both intervals lie below zero, on objects that without counted sizes ends just below zero, all others contain zero. Buttons choose other tasks, methods and rivals."}}
 data = quality.figure_data(every)
 assert len(data["rows"]) > 100
 display(plots.forest_figure(data, "PiToMe (paper)", "tome"))
@@ -57,12 +57,12 @@ display(plots.forest_figure(data, "PiToMe (paper)", "tome"))
 # %% [markdown]
 # ## What is compared
 #
-# One small Vision Transformer in the style of DINOv2 {cite}`oquab2024dinov2` with four readers on top (a saliency head, a linear head, a text
-# encoder, a language model), and a small BERT {cite}`devlin2019bert`. Nothing is trained again after merging, and every method leaves the same number of tokens in every layer.
+# One small Vision Transformer in the style of DINOv2 {cite}`oquab2024dinov2` has four readers on top (a saliency head, a linear head, a text
+# encoder, a language model); texts go through a small BERT {cite}`devlin2019bert`. Nothing is trained again after merging. Every method leaves the same number of tokens in every layer.
 #
 # A method stands beside its *counterpart*: ToMe with the same attention (does it count a token by the patches in it?), the same metric
-# (keys or hidden states), the same place in the layer. Else a preset would be credited with what attention does. The control for energy
-# is the same method with the energies of an input dealt to other tokens of it (*shuffled*).
+# (keys or hidden states) and the same place in the layer. Else a preset would be credited with what attention does. The control for energy
+# is the same method with the energies of an input *shuffled* among its tokens.
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the table of tasks", "code_prompt_hide": "Hide the table of tasks"}
 def ours(task):
@@ -82,15 +82,15 @@ assert all(task.against(ours(task), "whole").side < 1 for task in every.values()
 # %% [markdown]
 # ## Find a drawn object
 #
-# An emoji is pasted on a photograph; the model's saliency map should find it (AUC against the exact mask). Finding needs no fine grid: in the figure
-# no method loses two points, and a smaller picture loses nothing.
+# An emoji is pasted on a photograph; the model's saliency map should find it (AUC against the exact mask). This needs no fine grid: no method
+# in the figure loses two points, and a smaller picture loses nothing.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Drawn objects, keep 0.9. Left: minus the counterpart; 95 % intervals over objects and photographs, marks as above. Right: minus the whole model, the counterpart as a diamond, and the work saved. *Recorded.*", "name": "fig-quality-objects"}, "image": {"alt": "Two forest plots over methods. Minus ToMe: all intervals contain zero but PiToMe on keys without counted sizes, which ends just below it. Minus the whole model: all means within two points of AUC of zero. Every method saves 42 to 46 percent of the work."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Drawn objects, keep 0.9. Left: minus the counterpart; 95 % intervals over objects and photographs, marks as above. Right: minus the whole model, the counterpart as a diamond; at the right the work saved. *Recorded.*", "name": "fig-quality-objects"}, "image": {"alt": "Two forest plots over methods. Minus ToMe: all intervals contain zero but PiToMe on keys without counted sizes, which ends just below it. Minus the whole model: all means within two points of AUC of zero. Every method saves 42 to 46 percent of the work."}}
 def chart(task):
     """Methods minus their counterparts, and minus the whole model beside the share of work saved."""
     keys = [key for key in task.keys() if not key.startswith(("tome", "random", "dct", "grid", "energy-sorted-")) and key != "energy-sorted@0.9/off"]
     keys.sort(key=lambda key: [stem in key for stem in ("energy-sorted", LOWER)])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 0.24 * len(keys) + 0.85), sharey=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(3.7, 0.3 * len(keys) + 0.7), sharey=True)
     found = plots.beside(left, task.record, keys, task.difference)
     loss = {key: task.against(key, "whole") for key in keys}
     plots.forest(right, [(key, one) for key, one in loss.items()], ["0.25"] * len(keys))
@@ -98,13 +98,13 @@ def chart(task):
         other = task.record.rival_of(key)
         if other:
             right.plot(task.against(other, "whole").mean, y, "D", color=plots.COLOURS["tome"], markerfacecolor="none", markersize=5)
-        right.text(1.03, y, percent(1 - task.record.about(key)["share"]), transform=right.get_yaxis_transform(), va="center", fontsize=9)
-    right.text(1.03, -0.9, "saved", transform=right.get_yaxis_transform(), va="center", fontsize=9)
-    left.set_yticklabels([task.label(key) for key in keys], fontsize=9)
+    plots.names_above(left, [task.label(key) for key in keys])
+    plots.names_above(right, [], [percent(1 - task.record.about(key)["share"]) for key in keys])
+    right.set_title("saved", loc="right", fontsize=9)
     left.set(title="minus ToMe", xlabel=task.unit)
-    right.set(title="minus the whole model", xlabel=task.unit)
+    right.set(title="minus whole", xlabel=task.unit)
     for ax in (left, right):
-        ax.locator_params(axis="x", nbins=4)
+        ax.locator_params(axis="x", nbins=3)
     plt.show()
     return found, loss
 
@@ -120,11 +120,11 @@ assert f"{to_shuffled(objects, ours(objects)).mean:.3f}" == "0.035" and object_l
 assert all(abs(one.mean) < 0.02 for one in object_losses.values())
 
 # %% [markdown]
-# **PiToMe as the paper writes it** cannot be told from ToMe: +0.002 [-0.014, +0.019]; a true difference of 0.023 would have been found.
+# **PiToMe as the paper writes it** cannot be told from ToMe: +0.002 [-0.014, +0.019]; 0.023 would have been found.
 # The mean hides a cancellation: it is above ToMe where the whole model does badly, and below elsewhere
 # ({ref}`the thirds <fig-vision-cancellation>`). With sizes not counted, on either side, it is below by a single interval. **Presets and hidden states**: no difference
 # found. **Shuffled energies**: AUC falls by 0.035 (as the paper writes it), and in every form but the preset for MAE. So energy makes good about
-# what the gate would cost. What AUC does not see: maps of every form with the gate are less like the whole model's than ToMe's
+# what the gate would cost. AUC does not see that maps of every form with the gate are less like the whole model's than ToMe's
 # ([the record](record_vision.ipynb)).
 #
 # ## Read a digit
@@ -149,18 +149,18 @@ assert digits.against("tome@0.9", "whole").side == 0 and points["pitome@0.9/off"
 assert round(-100 * digit_losses["lower-resolution@84px"].mean) == 14
 
 # %% [markdown]
-# **As the paper writes it**, PiToMe has eleven in a hundred fewer right than ToMe (-0.110 [-0.131, -0.090]), which itself cannot be told from the
-# whole model. **On hidden states** no difference to ToMe is left where sizes count (one of 0.012 would have been found); where they do not,
-# PiToMe is three above; with sizes counted and keep 0.8 it is ten below. **Presets**: the one for CLIP, of that kind, is three above ToMe, the one for MAE three below, for DeiT no difference was found. But these gains are
-# within the worse half: with sizes not counted, both forms are five below ToMe that counts them. **Shuffled energies** cost 35 in a hundred as
+# **As the paper writes it**, PiToMe has eleven in a hundred fewer right than ToMe (-0.110 [-0.131, -0.090]), which cannot be told from the
+# whole model. **On hidden states** no difference to ToMe is left where sizes count (0.012 would have been found; at keep 0.8 PiToMe is ten
+# below); where they do not, it is three above. **Presets**: the one for CLIP, which does not count them, is three above ToMe, the one for MAE three below, for DeiT no difference was found. But these gains are
+# within the worse half: the two forms above ToMe are five below the ToMe that counts sizes. **Shuffled energies** cost 35 in a hundred as
 # the paper writes it, 43 on hidden states and 4 to 37 in the presets. Energy chooses well *behind the gate*; as an order without
 # the gate it gains nothing. A smaller picture of equal cost loses 14.
 #
 # ## Judge the mood of a film review
 #
-# Sentences from film reviews {cite}`hutto2014vader` through a fine-tuned encoder of six layers {cite}`wang2020minilm`, of which the first three merge (keep 0.8).
+# Sentences from film reviews {cite}`hutto2014vader` go through a fine-tuned encoder of six layers {cite}`wang2020minilm`; the first three merge (keep 0.8).
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Film reviews, keep 0.8 in three layers, off the shelf; 95 % intervals over sentences. Marks as above. *Recorded.*", "name": "fig-quality-reviews"}, "image": {"alt": "Two forest plots. Minus ToMe: all intervals contain zero, all means are just below it. Minus the whole model: all lie four to six points below, and every method saves a third of the work."}}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the figure: film reviews, method by method", "figure": {"caption": "Film reviews, keep 0.8 in three layers, off the shelf; 95 % intervals over sentences. Marks as above. *Recorded.*", "name": "fig-quality-reviews"}, "image": {"alt": "Two forest plots. Minus ToMe: all intervals contain zero, all means are just below it. Minus the whole model: all lie four to six points below, and every method saves a third of the work."}}
 review_gains, review_losses = chart(reviews)
 bert = "pitome-released-bert@0.8"
 assert all(one is None or one.side == 0 for one in review_gains.values())
@@ -171,9 +171,9 @@ assert round(-100 * reviews.against("tome@0.8", "whole").mean) == 5 and round(-1
 assert f"{to_shuffled(reviews, bert).mean:.3f}" == "0.014"
 
 # %% [markdown]
-# The methods in the figure lose five or six answers in a hundred. PiToMe as the paper writes it against ToMe: -0.009 [-0.020, +0.001], no difference found
-# (0.015 would have been); the **released** form for BERT: none found. With **shuffled energies** the released form loses 0.014 more; for the paper's form
-# and for the order alone nothing was found. Merging at random loses 2.5 more than ToMe: what helps here is merging tokens that are alike. Hidden states were
+# Every method loses five or six answers in a hundred. PiToMe as the paper writes it against ToMe: no difference found, -0.009 [-0.020, +0.001]
+# (0.015 would have been). The **released** form for BERT: none found. With **shuffled energies** the released form loses 0.014 more; for the paper's form
+# and for energy-sorted matching nothing was found. Merging at random loses 2.5 in a hundred more than ToMe: what helps is merging tokens that are alike. Hidden states were
 # not run. On longer documents and other sources single intervals put PiToMe below ToMe ([the record](record_text.ipynb)).
 #
 # ## Match pictures and texts
@@ -192,7 +192,7 @@ assert pairs.difference("lower-resolution@168px", "tome@0.9").side == 0
 
 # %% [markdown]
 # The whole model has 129 of 600 points. ToMe loses 7, PiToMe as the paper writes it 20; no difference was found, -12 [-27, +2], but only one of 20
-# would have been. **Presets, hidden states, order**: none found either. With **shuffled energies** PiToMe on hidden states loses 26 more; on keys and in the presets nothing was found, though only a large difference could have been. A smaller
+# would have been. **Presets, hidden states, energy-sorted matching**: none found. With **shuffled energies** PiToMe on hidden states loses 26 more; on keys and in the presets nothing was found, though only a large difference could have been. A smaller
 # picture of equal cost cannot be told from ToMe. On a white ground, and with fewer tokens, PiToMe is below ToMe after correction
 # ([the record](record_retrieval.ipynb)).
 #
@@ -201,7 +201,7 @@ assert pairs.difference("lower-resolution@168px", "tome@0.9").side == 0
 # A small LLaVA {cite}`liu2023llava` reads what merging leaves of a picture: 45 tokens of 144. It was tested on 1,000 questions, the pair PiToMe and
 # ToMe on 5,000.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Questions about pictures, keep 0.9, 95 % intervals over scenes. Marks as above. *Recorded.*", "name": "fig-quality-questions"}, "image": {"alt": "Two forest plots over methods. Minus ToMe: PiToMe on hidden states and the preset for CLIP lie clearly above zero, PiToMe on keys and order only contain it. Minus the whole model: all lie far below zero, PiToMe on hidden states and the preset for CLIP nearest to it."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Questions about pictures, keep 0.9, 95 % intervals over scenes. Marks as above. *Recorded.*", "name": "fig-quality-questions"}, "image": {"alt": "Two forest plots over methods. Minus ToMe: PiToMe on hidden states and the preset for CLIP lie clearly above zero, PiToMe on keys and energy-sorted BSM contain it. Minus the whole model: all lie far below zero, PiToMe on hidden states and the preset for CLIP nearest to it."}}
 question_gains, question_losses = chart(questions)
 on_hidden, released_clip = question_gains["pitome-hidden@0.9"], question_gains["pitome-released-clip@0.9"]
 above_keys = {key: questions.difference(key, "tome@0.9") for key in ("pitome-hidden@0.9", "pitome-released-clip@0.9")}
@@ -219,7 +219,7 @@ assert f"{above_keys['pitome-hidden@0.9'].detectable:.3f}" == "0.031" and round(
 # and the **preset for CLIP** 5.6 more than ToMe with its attention: the clearest gains of this book. Over ToMe on *keys* hidden states are
 # +0.021 [+0.000, +0.043] (none found, 0.031 would have been), and the preset +0.023 [+0.001, +0.045]. About half of the 4.5 is what ToMe itself
 # loses on hidden states, -0.024 [-0.042, -0.005]. With **shuffled energies** 13 to 18 in a hundred are lost: here energy does the work.
-# Hidden states still cost 12 in a hundred against the whole model. The order of the tokens matters more:
+# Hidden states still cost 12 against the whole model. The order of the tokens matters more:
 # [In which order does a language model read?](10_llava.ipynb).
 #
 # ## Attention that counts sizes
@@ -236,14 +236,14 @@ for task in every.values():
         if cell == Cell(cell.arm, task.keep) and switched in task.record.groups() and cell.arm in SWITCHED:
             rows[task.name, cell.arm] = task.difference(key, switched)
 shown = {(name, arm): one for (name, arm), one in rows.items() if arm in ("pitome", "tome") or name == "digits"}
-figure, ax = plt.subplots(figsize=(6.6, 0.23 * len(shown) + 0.8))
+figure, ax = plt.subplots(figsize=(3.7, 0.3 * len(shown) + 0.7))
 for y, ((name, _), one) in enumerate(shown.items()):
     scale = 100 / every[name].whole
     ax.plot([scale * one.low, scale * one.high], [y, y], color=plots.SIDES[one.side], linewidth=2)
     ax.plot(scale * one.mean, y, "o", color=plots.SIDES[one.side], markersize=4.5)
 ax.axvline(0, color="0.6", linewidth=1, zorder=0)
-ax.set(yticks=range(len(shown)), ylim=(len(shown) - 0.5, -0.5), xlabel="with minus without, % of the whole model's result")
-ax.set_yticklabels([f"{name}: {every[name].label(f'{arm}@{every[name].keep:g}')}" for name, arm in shown], fontsize=9)
+ax.set_xlabel("with minus without, % of the whole model's result")
+plots.names_above(ax, [f"{name}: {every[name].label(f'{arm}@{every[name].keep:g}')}" for name, arm in shown])
 plt.show()
 of_digits = [100 * one.mean for (name, _), one in rows.items() if name == "digits"]
 assert all(one.side == 1 for (name, _), one in rows.items() if name == "digits") and 4 <= min(of_digits) and max(of_digits) < 8.5
@@ -251,10 +251,10 @@ assert rows["objects", "pitome"].side == 1 and all(-0.01 < one.mean < 0 for (nam
 assert rows["reviews", "pitome"].side == -1 and all(one.side == 0 for (name, _), one in rows.items() if name == "pairs")
 
 # %% [markdown]
-# On digits it is worth four to eight points, whatever the method. No form of PiToMe gains as much there over its counterpart (three at most); only
+# On digits it is worth four to eight points, whatever the method. No form of PiToMe gains as much over its counterpart there (three at most); only
 # PiToMe as the paper writes it is further from its own (eleven below). On drawn objects it adds one point of AUC to PiToMe as the paper writes it, and takes up to one from the
-# others; on reviews PiToMe has 0.7 fewer right with it, by a single interval. On pictures and texts nothing was found, with wide intervals. A comparison across
-# this line compares attention.
+# others; on reviews PiToMe has 0.7 in a hundred fewer right with it, by a single interval. On pictures and texts nothing was found, with wide intervals. So who compares
+# across this line compares attention.
 #
 # ## What an interval means here
 #
@@ -262,10 +262,10 @@ assert rows["reviews", "pitome"].side == -1 and all(one.side == 0 for (name, _),
 # scenes. It takes the models as they are: one Vision Transformer, one BERT, one to three trainings of each head. *No difference found* is no proof
 # of equality; the size that would have been found stands beside it.
 #
-# Two differences of each task but digits were named in the [protocol](../book/protocol.md) before its test set was first scored: minus ToMe and
-# minus the whole model. Later versions repeat a test, and say what was known by then. The more than a hundred others are secondary, and some exclude zero by chance; [the claims](../book/claims.md) corrects
-# for their number. Other strengths, rivals, sets and retrained heads are in the records of [vision](record_vision.ipynb), [text](record_text.ipynb) and
-# [retrieval](record_retrieval.ipynb); why a gate costs where it does is in [When energy helps](09_when_energy_helps.ipynb).
+# Of each task but digits two differences were named in the [protocol](../book/protocol.md) before its test set was first scored: minus ToMe and
+# minus the whole model. Later versions repeat a test, and say what was known by then. The others, more than a hundred, are secondary, and some exclude zero by chance; [the claims](../book/claims.md) corrects
+# for their number. Other strengths, rivals, sets and retrained heads: the records of [vision](record_vision.ipynb), [text](record_text.ipynb) and
+# [retrieval](record_retrieval.ipynb). Why a gate costs where it does: [When energy helps](09_when_energy_helps.ipynb).
 
 # %% tags=["hide-cell", "nbval-check-output"] mystnb={"code_prompt_show": "Show a row computed by hand", "code_prompt_hide": "Hide the row"}
 right = [reviews.record.outcome(key, "correct") for key in ("pitome@0.8", "tome@0.8")]  # share of three classifiers, by sentence

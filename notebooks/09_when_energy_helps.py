@@ -53,7 +53,7 @@ dev, test = results.load("law-scenes-dev"), results.load("law-scenes")
 scenes = {"dev, 61 photographs": line.known(dev, OURS, RIVAL), "test, 42 others": line.known(test, OURS, RIVAL)}
 threshold = scenes["dev, 61 photographs"].threshold
 
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, sharex=True)
+figure, axes = plt.subplots(1, 2, figsize=(6.4, 3), sharey=True, sharex=True)
 for ax, (title, known) in zip(axes, scenes.items(), strict=True):
     quarter = np.searchsorted(np.quantile(known.predictor, [0.25, 0.5, 0.75]), known.predictor)
     for part in range(4):
@@ -65,7 +65,7 @@ for ax, (title, known) in zip(axes, scenes.items(), strict=True):
     ax.plot(ends, known.line.at(ends, known.covariate.mean()), color="0.4", linewidth=1)
     ax.axvline(threshold, linestyle="--", color=plots.COLOURS["accent"], linewidth=1)
     ax.axhline(0, color="0.7", linewidth=1)
-    ax.set(title=f"{title}: slope {known.line}", xlabel="low energy singles out the object (AUC)")
+    ax.set(title=f"{title}:\nslope {known.line}", xlabel="low energy singles out\nthe object (AUC)")
 axes[0].set_ylabel("AUC, PiToMe minus ToMe")
 plt.show()
 
@@ -110,7 +110,7 @@ assert all(one.low < 0 < one.high for one in (*flat.values(), worth.line))
 # Synthetic tokens with known clusters: six of unequal sizes, a fifth of the tokens isolated, one merge of a tenth. *Noise* makes clusters loose. A
 # *direction common to all tokens* makes them parallel, as the averaged keys of real layers are.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "PiToMe minus ToMe on synthetic tokens, in points, by mean cosine and noise; margin 0.45, 196 tokens. Top: isolated tokens that stay alone. Bottom: merges inside a cluster. Violet: better with PiToMe, orange: worse. Left on keys, right on keys less their mean. Markers: layers of real models, by their mean cosine and by the noise at which synthetic tokens are as tight; their own margins and numbers of tokens differ, so the orange band stands elsewhere for each. *Recorded; point at a layer, or choose one with the arrow keys.*", "name": "fig-law-phase"}, "image": {"alt": "Four heat maps over mean cosine and noise. Left: violet in the corner of little cosine and much noise, orange where the mean cosine is near the margin, and in the lower map orange in nearly all of the loose part. Right: violet along the whole upper part in both maps, a little orange below it in the lower one. The layers of the ViT, of the LLaVA tower and of MiniLM lie in the lower, white part."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "PiToMe minus ToMe on synthetic tokens, in points, by mean cosine and noise; margin 0.45, 196 tokens. Top: isolated tokens that stay alone. Bottom: merges inside a cluster. Violet: better with PiToMe, orange: worse. Left on keys, right on keys less their mean. Markers: layers of real models, by their mean cosine and by the noise at which synthetic tokens are as tight; their own margins and numbers of tokens differ, so the orange band stands elsewhere for each. *Recorded; point at a layer, or choose one with the arrow keys.*", "name": "fig-law-phase"}, "image": {"alt": "Four heat maps over mean cosine and noise. Left: violet in the corner of little cosine and much noise, orange where the mean cosine is near the margin, and in the lower map orange in nearly all of the loose part. Right: violet along the whole upper part in both maps, a little orange below it in the lower one. The layers of the ViT, of the LLaVA tower and of MiniLM lie in the lower part, which has no colour."}}
 MODELS = {"ViT-S/14, 224 px": "o", "LLaVA tower, 168 px": "^", "MiniLM": "s"}
 WIDTHS = {"MiniLM": 32}  # channels of a head; 64 in the ViT
 
@@ -122,7 +122,7 @@ def diagram(name, margin=0.45, isolated=0.2):
 
 
 measured = []  # layers of real models and the noise of synthetic tokens as tight
-figure, axes = plt.subplots(2, 2, figsize=(9, 6.6), sharey=True, sharex=True)
+figure, axes = plt.subplots(2, 2, figsize=(7.4, 5.9), sharey=True, sharex=True)
 noise = np.broadcast_to(phase.SPREAD, diagram("cosine").shape)
 for row, (outcome, sign, most) in zip(axes, (("alone", 1, 8), ("wrong", -1, 16)), strict=True):
     for ax, (arm, title) in zip(row, (("pitome", "on keys"), ("pitome-centred", "on centred keys")), strict=True):
@@ -130,9 +130,9 @@ for row, (outcome, sign, most) in zip(axes, (("alone", 1, 8), ("wrong", -1, 16))
         place = diagram("cosine"), noise, gain
         shown = ax.pcolormesh(*place, shading="gouraud", cmap="PuOr", norm=TwoSlopeNorm(0, -most, most), rasterized=True)
         levels = ax.contour(*place, levels=[-3, -1, 1, 3], colors="black", linewidths=0.8)
-        ax.clabel(levels, fmt="%+g", fontsize=8)
+        ax.clabel(levels, fmt="%+g", fontsize=9)
         ax.set(title=title, xlim=(0, 1), ylim=(0.15, 4), yscale="log")
-        ax.set_yticks([0.2, 0.5, 1, 2, 4], ["0.2, tight", "0.5", "1", "2", "4, loose"])
+        ax.set_yticks([0.2, 0.5, 1, 2, 4], ["0.2\ntight", "0.5", "1", "2", "4\nloose"])
         ax.minorticks_off()
     row[0].set_ylabel("noise around the centres")
     what = "isolated tokens that stay alone" if outcome == "alone" else "merges inside a cluster"
@@ -145,7 +145,7 @@ for row, (outcome, sign, most) in zip(axes, (("alone", 1, 8), ("wrong", -1, 16))
                     linestyle="none", label=name)
 for ax in axes[1]:
     ax.set_xlabel("mean cosine of the tokens")
-axes[0, 0].legend(fontsize=7.5, loc="upper right", frameon=True)
+axes[0, 1].legend(*axes[0, 0].get_legend_handles_labels(), fontsize=9, loc="lower right")
 
 
 def said(row, noise):
@@ -201,7 +201,7 @@ print("a common direction makes that cosine tell of clusters", "less" if tells[0
 # **Does the diagram predict?** It gives a reason, and no forecast: the order of the layers by PiToMe's advantage is not what it says.
 
 # %% tags=["hide-cell", "hide-input"] mystnb={"code_prompt_show": "Show the figure: predicted and measured, layer by layer", "figure": {"caption": "Advantage of PiToMe over ToMe (difference of the losses over their mean; below zero PiToMe loses more), layer by layer. Left: predicted from synthetic tokens; right: against tightness, the median of the largest centred cosine to another token. *Recorded.*", "name": "fig-law-layers"}, "image": {"alt": "Two scatter plots of thirty layers. The measured advantage is between -1.9 and -1.2 in the two towers and between -0.3 and 0 in MiniLM. Predictions lie between -0.5 and -0.1 and order neither; tightness separates MiniLM from the towers."}}
-figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.8), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(6.4, 3.2), sharey=True)
 for name, marker in MODELS.items():
     rows = [row for row in layers if row["model"] == name]
     for ax, of in zip(axes, ("predicted", "tightness"), strict=True):
@@ -210,7 +210,7 @@ for name, marker in MODELS.items():
 axes[0].axline((-0.4, -0.4), slope=1, color="0.7", linewidth=1)
 axes[0].set(xlabel="predicted advantage", ylabel="measured advantage", ylim=(-2, 0.1))
 axes[1].set(xlabel="tightness")
-axes[1].legend(fontsize=8)
+axes[1].legend(fontsize=9)
 plt.show()
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show how far it misses"}
@@ -235,7 +235,8 @@ assert all(row["advantage"] < 0 for row in layers)
 #
 # Two things distinguish PiToMe from energy-sorted matching: how many tokens may merge, and whether the best edges are chosen among them.
 # `gate=` leads from one to the other: at 1 the $2k$ tokens of highest energy merge, as in the paper; further on more may, and of
-# their edges the $k$ best do; in the end all may.
+# their edges the $k$ best do; in the end all may. One task is digits; the other, *emoji groups*, asks
+# to which of eight of Unicode's groups, such as animals or food, a pasted emoji belongs.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy minus ToMe's against the number of tokens that may merge, at keep 0.9, on dev: blue on keys, light blue on hidden states; grey: the same with shuffled energies, mean of three seeds. Bands: 95 % intervals for keys. The left end is PiToMe, the right end energy-sorted matching. *Recorded.*", "name": "fig-law-dial"}, "image": {"alt": "Two panels, digits and emoji groups. On keys the curves rise from left to right and reach ToMe's level when most tokens may merge; on hidden states they begin nearer to it. With shuffled energies the left end lies far below, and from twice the gate on no longer."}}
 digits, emoji = results.load("law-digits-dev"), results.load("law-emoji-dev")
@@ -247,7 +248,7 @@ def against_tome(record, arm, metric="", suffix="", off=False):
     return record.difference(cell.key, cell.beside("tome").key, "correct")
 
 
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+figure, axes = plt.subplots(1, 2, figsize=(6.4, 3))
 for ax, (record, title) in zip(axes, ((digits, "digits"), (emoji, "emoji groups")), strict=True):
     for metric, arm in (("", "pitome"), ("-hidden", "pitome-hidden")):
         points = [against_tome(record, name, metric) for name in MAY]
@@ -259,8 +260,9 @@ for ax, (record, title) in zip(axes, ((digits, "digits"), (emoji, "emoji groups"
     shuffled = {MAY[name]: against_tome(record, name, suffix="-shuffled").mean for name in grid.CONTROLLED}
     ax.plot(*zip(*shuffled.items(), strict=True), ":", marker="x", color="0.5", label="keys, energies shuffled")
     ax.axhline(0, color=plots.COLOURS["tome"], linewidth=1)
-    ax.set(title=title, xlabel="tokens that may merge, in units of k", ylabel="accuracy minus ToMe's")
-axes[0].legend(fontsize=8, loc="lower right")
+    ax.set(title=title, xlabel="tokens that may merge,\nin units of k")
+axes[0].set_ylabel("accuracy minus ToMe's")
+axes[0].legend(fontsize=9, loc="lower right")
 plt.show()
 
 # %% tags=["hide-input"]
@@ -287,10 +289,12 @@ display(Markdown(markdown(header, rows)))
 
 # %% tags=["hide-cell", "hide-input"] mystnb={"code_prompt_show": "Show the figure: every setting scored at keep 0.9", "figure": {"caption": "AUC of the saliency map on test at keep 0.9, PiToMe and energy-sorted matching by metric, with proportional attention on and off: minus ToMe in the same setting (left) and, for PiToMe, minus itself with shuffled energies (right). 95 % intervals over objects and photographs. *Recorded.*", "name": "fig-law-settings"}, "image": {"alt": "Two forest plots. Left: all intervals contain zero but that of PiToMe on keys with attention off, which ends just below. Right: all of PiToMe's intervals lie above zero."}}
 rows = [row for row in settings_compared.compared(test, "auc") if "shuffled" not in row.key and "@0.9" in row.key]
-figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2))
-labels = {row.key: LABELS[Cell.of(test.about(row.key)).arm] + (", att. off" if row.key.endswith("/off") else "") for row in rows}
-plots.forest(axes[0], [(labels[row.key], row.to_tome) for row in rows])
-plots.forest(axes[1], [(labels[row.key], row.to_shuffled) for row in rows if row.to_shuffled is not None])
+figure, axes = plt.subplots(1, 2, figsize=(6.4, 0.3 * len(rows) + 0.8))
+labels = {row.key: LABELS[Cell.of(test.about(row.key)).arm] + (", attention off" if row.key.endswith("/off") else "") for row in rows}
+for ax, name in zip(axes, ("to_tome", "to_shuffled"), strict=True):
+    there = [(labels[row.key], getattr(row, name)) for row in rows if getattr(row, name) is not None]
+    plots.forest(ax, there)
+    plots.names_above(ax, [label for label, _ in there])
 axes[0].set(title="minus ToMe, same setting", xlabel="AUC")
 axes[1].set(title="minus itself, energies shuffled", xlabel="AUC")
 plt.show()

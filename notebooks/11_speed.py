@@ -50,7 +50,7 @@ recorded, gpu = load("embedded/cost.json"), load("gpu/cost.json")
 towers, plain = timings.whole_models(recorded), as_usual(recorded)
 drawn = [cell for cell in pick(gpu, keep=0.9) if "speedup" in cell["variants"].get("pitome", {})]
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Speed-up of PiToMe at keep 0.9 over the whole model, by tokens and batch (ViT-S in float32; 1,370 tokens: DINOv2's ViT-S/14 at 518 px). The bold line is break-even: below 1 merging does not pay. Empty: not measured. *Recorded on a CPU.*", "name": "fig-cost-crossover"}, "image": {"alt": "A grid of numbers over tokens and batch size, light for speed-ups near one and dark for higher ones, with a bold line around the cells below one, if there are any."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Speed-up of PiToMe at keep 0.9 over the whole model, by tokens and batch (ViT-S in float32; 1,370 tokens: DINOv2's ViT-S/14 at 518 px). The bold line is break-even: below 1 merging does not pay. Empty: not measured. *Recorded on a CPU.*", "name": "fig-cost-crossover"}, "image": {"alt": "A grid of numbers over tokens and batch size, coloured by speed-up, with a bold line around the cells below one, if there are any."}}
 ground = [cell for cell in pick(plain, keep=0.9, dtype="float32") if "small" in cell["model"]]
 tokens, batches = (sorted({value(cell) for cell in ground}) for value in (lambda c: c["tokens"][0], lambda c: c["batch"]))
 speed = np.full((len(batches), len(tokens)), np.nan)
@@ -132,10 +132,12 @@ display(Markdown(markdown(["if you have", "expect", "measured speed-up, keep 0.9
 # %% [markdown]
 # ## Counts and the clock
 #
-# The *counts* are exact: `pc.flops` adds up every matrix product, those of the merge included. The *free merge* drops as many tokens in each
-# layer by a slice and decides nothing; no method can be faster than that beyond noise. The *method* is PiToMe or ToMe. The free merge
-# loses against the counts because normalisation, casts and the patch embedding do not shrink with them. A method loses against the free merge
-# by its steps, by the mask of sizes in attention, and by caches that the steps leave filled with other things.
+# Three numbers are compared. The *counts* are exact: `pc.flops` adds up every matrix product, those of the merge included. The *free merge* drops as many tokens in each
+# layer by a slice and decides nothing; no method can be faster than that beyond noise. The *method* is PiToMe or ToMe.
+#
+# Time is lost in two places. From the counts to the free merge: the time of normalisation, casts and the patch embedding does not shrink as the counts do. From the free
+# merge to a method: its merge steps, and *the rest*. The rest is attention, which has to read the sizes of the tokens, and the processor's cache: after
+# a step it holds the step's numbers, and the model has to read its own again.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Time of the model with PiToMe at keep 0.9, as a share of the whole model's: what the counts imply, what the free merge takes beyond that, the merge steps, and the rest. A bar that passes 1 is a merge that does not pay. Float32. *Recorded on a CPU.*", "name": "fig-cost-waterfall"}, "image": {"alt": "Stacked horizontal bars, in four parts; the first part is the largest, the merge steps are a small part except in small models and small batches."}}
 shown = sorted(pick(plain, keep=0.9), key=lambda cell: (cell["dtype"] != "float32", cell["model"], cell["tokens"][0], cell["batch"]))
@@ -152,10 +154,10 @@ kept = [cell["variants"]["pitome"]["of_free"] for cell in pick(plain, keep=0.9)]
 nearer = sum(cell["variants"]["tome"]["speedup"][1] > cell["variants"]["pitome"]["speedup"][1] for cell in shown)
 display(Markdown(
     f"Over all {len(shown)} cells at keep 0.9 the free merge reaches {percent(median(free))} of the implied speed-up in the median ({percent(min(free))} at least), and "
-    f"PiToMe {percent(median(kept))} of what the free merge reaches ({percent(min(kept))} to {percent(max(kept))}). What keeps a cell from its implied speed-up most: "
-    + ", ".join(f"{label} in {n}" for label, n in counted.items() if n)
+    f"PiToMe {percent(median(kept))} of what the free merge reaches ({percent(min(kept))} to {percent(max(kept))}). The largest loss is "
+    + ", ".join(f"*{label}* in {n} cells" for label, n in counted.items() if n)
     + f". The merge steps take {percent(table[:, 2].min(), 1)} to {percent(table[:, 2].max(), 1)} of the whole model's time. ToMe is faster than PiToMe in {nearer} cells. "
-    "(Parts are differences of medians. One below zero is drawn as none, and such a bar is too long by that.)"
+    "(A part is the difference of two medians. A part below zero is not drawn, so that bar is too long.)"
 ))
 
 # %% [markdown]

@@ -4,7 +4,7 @@
 - Equations that a docstring names lead to the page of notation.
 - The execution cache knows the code, the locked requirements, the recorded results and the tier; jupyter-cache alone
   knows the notebook's own cells and would serve stale outputs.
-- Plots have a class of their own, by which dark mode turns their paper dark; pictures stay as they are.
+- Plots and heat maps have a class, by which dark mode turns their paper dark; pictures stay as they are.
 - Screen readers get tables, folds and references without the faults that axe finds in them.
 - Pages ask no other host for anything: MathJax is copied in, live-code scripts are left out.
 """
@@ -124,21 +124,22 @@ def make_audible(app: Sphinx, pagename, templatename, context, doctree) -> None:
         context["body"] = context.get("body", "").replace(before, after)
 
 
-# A figure is a plot if most of it is white: photographs and token maps fill their frames. So do bars, in few colours.
-PAPER, PAPER_OF_BARS, FEW = 0.75, 0.6, 300
+# A figure is a plot if most of it is white: photographs and token maps fill their frames. Bars, bands and heat maps
+# fill much of theirs as well, in few colours. A drawing that would be taken for one of these has the class `picture`.
+PAPER, PAPER_OF_MAPS, FEW = 0.75, 0.4, 2000
 
 
 def is_plot(file: Path) -> bool:
     with Image.open(file) as picture:
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     white = (pixels == 255).all(axis=1).mean()
-    return white > PAPER or (white > PAPER_OF_BARS and len(np.unique(pixels[::7], axis=0)) < FEW)
+    return white > PAPER or (white > PAPER_OF_MAPS and len(np.unique(pixels[::7], axis=0)) < FEW)
 
 
 def mark_plots(app: Sphinx, doctree) -> None:
     for node in doctree.findall(nodes.image):
         file = Path(app.srcdir, node["uri"].lstrip("/"))
-        if file.suffix == ".png" and file.is_file() and is_plot(file):
+        if "picture" not in node["classes"] and file.suffix == ".png" and file.is_file() and is_plot(file):
             node["classes"].append("plot")
 
 

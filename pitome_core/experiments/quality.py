@@ -24,7 +24,7 @@ GROUPS = {
     "PiToMe (paper)": ("pitome",),
     "released": ("pitome-released",),
     "hidden states": ("pitome-hidden",),
-    "energy-sorted (order only)": ("energy-sorted",),
+    "energy-sorted BSM": ("energy-sorted",),
     "controls": ("tome", "random", "dct", LOWER, GRID_POOL),
 }
 

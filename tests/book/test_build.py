@@ -121,16 +121,20 @@ def test_the_repository_is_the_remote_or_the_placeholder(tmp_path, remote, url):
 
 
 def test_plots_are_told_from_pictures_by_their_paper(tmp_path):
-    """Dark mode inverts plots: a photograph, or a map with a narrow frame, has to stay as it is."""
+    """Dark mode inverts plots and heat maps with axes: photographs, and token maps with a narrow frame, stay."""
     paper = np.full((60, 100, 3), 255, np.uint8)
-    plot, bars, picture = paper.copy(), paper.copy(), paper.copy()
+    plot, bars, heat, tiles, picture = (paper.copy() for _ in range(5))
     plot[::12] = 40
     bars[10:50, :55] = (0, 114, 178)
+    heat[4:48, 24:90] = np.arange(44 * 66).reshape(44, 66, 1) // 242 * (10, 9, 4)
+    tiles[3:57, 3:97] = np.arange(54)[:, None, None] // 9 * (40, 30, 20)
     picture[5:55, 5:95] = np.random.default_rng(0).integers(0, 255, (50, 90, 3))
     doctree = new_document("page")
-    for name, pixels in (("plot", plot), ("bars", bars), ("picture", picture)):
+    for name, pixels in (("plot", plot), ("bars", bars), ("heat", heat), ("tiles", tiles), ("picture", picture)):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
         doctree += nodes.image(uri=f"{name}.png")
     doctree += nodes.image(uri="https://elsewhere/plot.png")
+    doctree += nodes.image(uri="bars.png", classes=["picture"])
     companion.mark_plots(SimpleNamespace(srcdir=tmp_path), doctree)
-    assert [node["classes"] for node in doctree.findall(nodes.image)] == [["plot"], ["plot"], [], []]
+    found = [node["classes"] for node in doctree.findall(nodes.image)]
+    assert found == [["plot"], ["plot"], ["plot"], [], [], [], ["picture"]]

@@ -17,7 +17,7 @@
   const { html, svg } = Live;
 
   Live.figure("points", function (box, data, whole) {
-    const picture = whole.querySelector("img").cloneNode(),
+    const picture = whole.querySelector("img").cloneNode(), // a plot, whose paper is dark in dark mode
       rings = svg("svg", { class: "live-rings", "aria-hidden": "true" }),
       reading = Live.reading();
     const map = html(
@@ -32,6 +32,7 @@
       picture,
       rings,
     );
+    picture.classList.add("plot");
     let at = data.start;
 
     function choose(index) {
@@ -53,7 +54,7 @@
       event.preventDefault();
       choose(at + step);
     });
-    box.append(map, reading);
+    box.append(html("div", { class: "live-wide" }, map), reading);
     choose(at);
   });
 })();

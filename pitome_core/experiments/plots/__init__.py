@@ -18,11 +18,12 @@ from .live import (
     token_map_figure,
 )
 from .maps import heat_map, picture, token_map
-from .records import against_cost, beside, forest
+from .records import against_cost, beside, forest, names_above
 from .style import ARMS, COLOURS, HEAT, SIDES, photographs, use_style
 
 __all__ = [
-    "ARMS", "COLOURS", "HEAT", "SHARP", "SIDES", "against_cost", "beside", "cluster_figure", "energy_figure",
-    "forest", "forest_figure", "heat_map", "one_merge", "photographs", "picture", "points_figure", "reading",
-    "six_tokens", "speed", "switches_figure", "token_map", "token_map_figure", "use_style",
+    "ARMS", "COLOURS", "HEAT", "SHARP", "SIDES", "against_cost", "beside", "cluster_figure",
+    "energy_figure", "forest", "forest_figure", "heat_map", "names_above", "one_merge", "photographs",
+    "picture", "points_figure", "reading", "six_tokens", "speed", "switches_figure", "token_map",
+    "token_map_figure", "use_style",
 ]  # fmt: skip

@@ -73,6 +73,26 @@ def forest(ax: Axes, rows: Sequence[tuple[str, object]], colours: Sequence[str] 
     ax.set_yticklabels([label for label, _ in rows])
 
 
+def names_above(ax: Axes, names: Sequence[str], notes: Sequence[str] = ()) -> None:
+    """Write the names of the rows of a `forest` above their lines, not beside them: such a figure fits on a phone.
+
+    Names may reach into the panel to the right, if its rows are the same and have names or notes too. `notes` stand
+    above the lines at the right end of `ax`. Every second row has a ground: a name is seen to belong to its line.
+    """
+    count = max(len(names), len(notes))
+    ax.set_zorder(2 if len(names) else 1)
+    ax.patch.set_visible(False)
+    ax.tick_params(axis="y", left=False, labelleft=False)
+    ax.spines["left"].set_visible(False)
+    for y in range(0, count, 2):
+        ax.axhspan(y - 0.72, y + 0.28, color="0.94", linewidth=0, zorder=-1)
+    for words, place, side in ((names, 0.01, "left"), (notes, 1, "right")):
+        for y, said in enumerate(words):
+            ax.text(place, y - 0.43, said, transform=ax.get_yaxis_transform(), ha=side, va="center", fontsize=9,
+                    in_layout=False)
+    ax.set_ylim(count - 0.65, -0.8)
+
+
 def beside(
     ax: Axes, record, keys: Sequence[str], difference: Callable[[str, str], Difference | None], rival: str = "tome"
 ) -> dict[str, Difference | None]:

@@ -387,7 +387,7 @@ def test_the_switches_replay_what_was_recorded(build_vit, images):
     figure = plots.switches_figure(model, *scenes, keep=0.9)
     check_forms(figure)
     data = figure.data
-    assert data["corners"] == ["PiToMe", "", "", "energy-sorted", "", "", "", "ToMe"]
+    assert data["corners"] == ["PiToMe", "", "", "energy-sorted BSM", "", "", "", "ToMe"]
     assert len({tuple(plans) for plans in zip(*(p["plans"] for p in data["pictures"]), strict=True)}) == 8
     for state, (method, options) in {0: ("pitome", {}), 3: ("pitome", live.ARMS[2][3]), 7: ("tome", {})}.items():
         with pc.patched(model, method, 0.9, **options), pc.record(model) as trace, torch.no_grad():

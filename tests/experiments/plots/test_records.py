@@ -8,6 +8,7 @@ import numpy as np
 from pitome_core.experiments import plots
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import LABELS, Cell
+from pitome_core.experiments.records.statistics import paired_difference
 
 
 def test_curves_hold_the_arm_as_it_is(tmp_path):
@@ -68,3 +69,21 @@ def test_cells_stand_beside_their_counterparts_or_are_not_run(tmp_path):
     assert found["dct@0.9"] is None and said == [["not run", "not run", "no counterpart"], ["not run"]]
     assert ticks == [f"{LABELS[key.partition('@')[0]]}, {key.partition('@')[2]}" for key in keys]
     assert axes[1].get_yticklabels()[0].get_text() == LABELS["pitome"]  # one strength goes without saying
+
+
+def test_names_above_the_lines_leave_the_width_to_the_lines():
+    """Names and notes stand half a row above the line they name, the first line at the top, and take no room beside."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(4, 2), sharey=True, layout="constrained")
+    one = paired_difference(np.arange(9.0), np.zeros(9))
+    rows = [("a name that is far longer than its panel is wide", one), ("b", one)]
+    plots.forest(left, rows)
+    plots.forest(right, rows)
+    plots.names_above(left, [name for name, _ in rows])
+    plots.names_above(right, [], ["44 % saved", "12 % saved"])
+    figure.canvas.draw()
+    places = [[(text.get_text(), text.get_position()[1]) for text in ax.texts] for ax in (left, right)]
+    shown = any(tick.label1.get_visible() for tick in left.yaxis.get_major_ticks())
+    (low, high), wide, over = left.get_ylim(), left.get_position().width, left.get_zorder() > right.get_zorder()
+    plt.close(figure)
+    assert places == [[(rows[0][0], -0.43), ("b", 0.57)], [("44 % saved", -0.43), ("12 % saved", 0.57)]]
+    assert not shown and low > 1 > 0 > -0.43 > high and wide > 0.4 and over

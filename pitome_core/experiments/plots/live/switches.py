@@ -23,7 +23,7 @@ SWITCHES = (
     ("protection", ("on", "off"), ({"protection": True}, {"protection": False})),
     ("edges", ("all", "the best"), ({"edges": "all"}, {"edges": "best"})),
 )
-CORNERS = {(0, 0, 0): "PiToMe", (0, 1, 1): "energy-sorted", (1, 1, 1): "ToMe"}  # by the position of each switch
+CORNERS = {(0, 0, 0): "PiToMe", (0, 1, 1): "energy-sorted BSM", (1, 1, 1): "ToMe"}  # by the position of each switch
 
 
 def switches_figure(
@@ -62,7 +62,7 @@ def switches_figure(
 
     def still() -> Figure:
         figure, axes = plt.subplots(1, 3, figsize=(7.5, 2.8))
-        for ax, corner in zip(axes, ("PiToMe", "energy-sorted", "ToMe"), strict=True):
+        for ax, corner in zip(axes, ("PiToMe", "energy-sorted BSM", "ToMe"), strict=True):
             at = composed(scenes[0]["plans"][data["corners"].index(corner)], tokens, len(tokens) - 1)
             token_map(ax, shown[0], at.reshape(side, side), corner)
         return figure

@@ -22,7 +22,7 @@ from .figure import SHARP, LiveFigure, jpeg, packed, patch_means
 ARMS = (
     ("PiToMe", "pitome", "pitome", {}),
     ("ToMe", "tome", "tome", {}),
-    ("energy-sorted", "accent", "pitome", {"protection": False, "edges": "best"}),
+    ("energy-sorted BSM", "accent", "pitome", {"protection": False, "edges": "best"}),
 )
 KEEP = (0.95, 0.9, 0.85, 0.8)
 
