@@ -31,7 +31,7 @@ if "google.colab" in sys.modules:  # beside Colab's own torch and numpy, which s
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the imports and the records"}
 import json
-from functools import partial
+from functools import cache, partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -46,7 +46,7 @@ from pitome_core.experiments.models import dual_encoder
 from pitome_core.experiments.records import results
 from pitome_core.experiments.records.cells import LABELS, Cell
 from pitome_core.experiments.records.formats import percent, signed_percent
-from pitome_core.experiments.records.statistics import Difference, paired_difference, trainings_difference
+from pitome_core.experiments.records.statistics import paired_difference, trainings_difference
 from pitome_core.experiments.records.tables import markdown, unbroken
 from pitome_core.experiments.retrieval import recall, training
 from pitome_core.experiments.retrieval.grid import RETRAINED, applied
@@ -61,7 +61,7 @@ TITLES = {"collection": "drawings on 20 photographs", "white": "drawings on whit
           "noto": "Noto Emoji on white", "stamps": "cut-out photographs on white"}
 ours, rival, order = "pitome@0.9", "tome@0.9", "energy-sorted@0.9"
 hidden, clip = "pitome-hidden@0.9", "pitome-released-clip@0.9"
-in_words, difference = partial(Difference.in_words, digits=1), partial(recall.difference, record)
+difference = cache(partial(recall.difference, record))
 
 
 def label(key):

@@ -30,6 +30,7 @@ if "google.colab" in sys.modules:  # beside Colab's own torch and numpy, which s
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the imports and the records"}
 import json
+from functools import cache
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -67,11 +68,13 @@ with_energy = [ours, released, "energy-sorted@0.8"]
 at_random = [f"{arm}@0.8" for arm in tasks.RANDOM]
 
 
+@cache
 def to_shuffled(record, key, outcome="correct"):
     """A cell minus the same cell with shuffled energies."""
     return record.difference(key, record.rival_of(key, "shuffled"), outcome)
 
 
+@cache
 def to_tome(record, key, outcome="correct"):
     """A cell minus ToMe with the same attention, layers and training."""
     return record.difference(key, record.rival_of(key), outcome)
