@@ -15,6 +15,11 @@ def _shown(cell: Any) -> str:
     return _INTERVAL.sub(lambda found: found[0].replace(" ", _NO_BREAK), str(cell))
 
 
+def unbroken(cell: Any) -> str:
+    """A cell that stays on one line, such as a value with its interval: its spaces are no-break spaces."""
+    return str(cell).replace(" ", _NO_BREAK)
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table in Markdown, a line per row. A cell is shown as `str` gives it; it must not contain ``|``.
 

@@ -23,6 +23,11 @@ def test_no_line_break_divides_an_interval():
     assert row == "| +0.012 [+0.003,\u00a0+0.021] | [a page, with words](file.md) |"
 
 
+def test_a_value_and_its_interval_can_stay_on_one_line():
+    row = tables.markdown(["found"], [[tables.unbroken("+0.012 [+0.003, +0.021]")]]).splitlines()[2]
+    assert row == "| +0.012\u00a0[+0.003,\u00a0+0.021] |"
+
+
 def test_plain_columns_are_aligned():
     table = tables.plain(["cell", "share"], [("whole", "1.000"), ("tome@0.9", "0.7")], ["left", "right"])
     assert table.splitlines() == [
