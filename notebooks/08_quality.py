@@ -172,7 +172,7 @@ assert round(-100 * reviews.against("tome@0.8", "whole").mean) == 5 and round(-1
 assert f"{to_shuffled(reviews, bert).mean:.3f}" == "0.014"
 
 # %% [markdown]
-# Every method loses five or six answers in a hundred. PiToMe as the paper writes it against ToMe: no difference found, -0.009 [-0.020, +0.001]
+# The methods in the figure lose five or six answers in a hundred. PiToMe as the paper writes it against ToMe: no difference found, -0.009 [-0.020, +0.001]
 # (0.015 would have been). The **released** form for BERT: none found. With **shuffled energies** the released form loses 0.014 more; for the paper's form
 # and for energy-sorted matching nothing was found. Merging at random loses 2.5 in a hundred more than ToMe: what helps is merging tokens that are alike. Hidden states were
 # not run. On longer documents and other sources single intervals put PiToMe below ToMe ([the record](record_text.ipynb)).
