@@ -107,7 +107,7 @@ plots.reading(view, (question.text, question.answer), orders, readings)
 # - *raster-centroid*, our default for every method: raster order, each token at the position of the patch nearest to the middle of
 #   all its patches, the question behind the full grid;
 # - *raster-compact*: the same order, positions without gaps;
-# - *released*: the order in which the released code leaves tokens, positions without gaps. Its matching leaves one side of the split
+# - *released*: the released code's order, positions without gaps. Its matching leaves one side of the split
 #   before the other, layer after layer, so neighbours end up far apart. We found nothing about it in the paper.
 
 # %% tags=["hide-input"]
@@ -153,14 +153,14 @@ plt.show()
 # %% [markdown]
 # This language model was trained with every token at its place on the grid, some left out: positions without gaps are new to it. To a
 # LLaVA-1.5 {cite}`liu2024llava15`, trained on full grids, gaps are new, and so are fewer positions; which it bears
-# better was not tested. So whoever merges chooses an order and positions.
+# better was not tested.
 #
 # ## PiToMe or ToMe
 #
 # Tokens merge in all twelve layers of the tower; nothing is trained again. A method stands beside ToMe with the same attention, metric,
 # place in the layer, tokens and order.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy minus ToMe's at keep 0.9, first 1,000 test questions; 95 % intervals, scenes resampled. Blue lies above zero, vermilion below, grey contains it; ticks beside a grey interval: the sizes that would have been detected in four cases of five. *Recorded.*", "name": "fig-vqa-forest"}, "image": {"alt": "A forest plot. PiToMe on hidden states and the preset for CLIP lie above zero; PiToMe on keys and energy-sorted BSM contain it; all arms with shuffled energies but energy-sorted BSM, random merging and pruning lie below."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy minus ToMe's at keep 0.9, first 1,000 test questions; 95 % intervals, scenes resampled. Blue: above zero; vermilion: below; grey: contains it, with ticks at the sizes that would have been detected in four cases of five. *Recorded.*", "name": "fig-vqa-forest"}, "image": {"alt": "A forest plot. PiToMe on hidden states and the preset for CLIP lie above zero; PiToMe on keys and energy-sorted BSM contain it; all arms with shuffled energies but energy-sorted BSM, random merging and pruning lie below."}}
 keys = compared(equal, 0.9)
 figure, ax = plt.subplots(figsize=(3.7, 0.3 * len(keys) + 0.5))
 plots.beside(ax, equal, keys, partial(tasks.difference, equal))
@@ -181,7 +181,7 @@ display(Markdown(
     f"*Primary*, on {len(main):,} questions ({main.cells[ours]['image_tokens']} image tokens of "
     f"{main.cells['whole']['image_tokens']}, {percent(1 - share)} of the work saved): PiToMe, as the paper writes it, against ToMe {to_tome.in_words()}; against "
     f"the whole model {to_whole.in_words()}. ToMe loses {100 * lost_tome:.1f} in a hundred.\n\n"
-    f"On *hidden states* PiToMe is above ToMe, {on_hidden}; against ToMe on keys, another comparison, {on_keys.in_words()}. The preset for CLIP is above ToMe with "
+    f"On *hidden states* PiToMe is above ToMe, {on_hidden}; against ToMe on keys {on_keys.in_words()}. The preset for CLIP is above ToMe with "
     f"its attention, {preset}, and above the ToMe of the same repository, {published}.\n\n"
     f"*Shuffled energies* lose {-100 * max(-dealt[key].mean for key in gated):.0f} to {100 * max(dealt[key].mean for key in gated):.0f} answers in a "
     "hundred where energy also says who may merge. In energy-sorted matching, where it is an order only, no loss was found; "
@@ -288,7 +288,7 @@ share_lost = {kind: (whole_types[kind] - ours_by[kind]) / (whole_types[kind] - p
 ranked = ", ".join(f"{kind} {percent(share_lost[kind])}" for kind in sorted(share_lost, key=lambda k: -share_lost[k]))
 display(Markdown(
     f"Of what lay above the blind prior PiToMe loses {percent(share_lost['list'])} on lists, {percent(share_lost['count'])} on counts and {percent(share_lost['total'])} on totals, "
-    f"at most {percent(max(share_lost[kind] for kind in questions.TYPES if kind not in ('list', 'count', 'total')))} on others. Corrected for nine types, one difference between PiToMe and ToMe is left: {survive} "
+    f"at most {percent(max(share_lost[kind] for kind in questions.TYPES if kind not in ('list', 'count', 'total')))} on others. Corrected, one difference between PiToMe and ToMe is left: {survive} "
     f"(the number of all objects in a picture). {'In ' + ', '.join(others) + ' a single interval' if others else 'In no other type even a single interval'} "
     "excludes zero."
 ))
@@ -347,9 +347,9 @@ assert small[0.95].side == small[0.9].side == 0 and small[0.85].side == 1
 listed = ["pitome", "pitome-released-llava", "energy-sorted", "tome", "tofu", "random-merge", "random-prune", "lower-resolution"]
 figure, axes = plt.subplots(1, 2, figsize=(7.4, 4), sharey=True)
 plots.against_cost(axes[0], full, "correct", listed, cost="image_tokens")
-axes[0].set(xlabel="image tokens into the language model", xlim=(15, 150), ylabel="accuracy minus the whole model's")
+axes[0].set(xlabel="image tokens that are read", xlim=(15, 150), ylabel="accuracy minus the whole model's")
 plots.against_cost(axes[1], full, "correct", listed)
-axes[1].set_xlabel("multiply-accumulates, share of the whole's")
+axes[1].set_xlabel("share of the work")
 figure.legend(*axes[0].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=3)
 plt.show()
 

@@ -81,7 +81,7 @@ def test_names_above_the_lines_leave_the_width_to_the_lines():
     plots.names_above(left, [name for name, _ in rows])
     plots.names_above(right, [], ["44 % saved", "12 % saved"])
     figure.canvas.draw()
-    places = [[(text.get_text(), text.get_position()[1]) for text in ax.texts] for ax in (left, right)]
+    places = [[(text.get_text(), round(text.get_position()[1], 2)) for text in ax.texts] for ax in (left, right)]
     shown = any(tick.label1.get_visible() for tick in left.yaxis.get_major_ticks())
     (low, high), wide, over = left.get_ylim(), left.get_position().width, left.get_zorder() > right.get_zorder()
     plt.close(figure)
