@@ -190,7 +190,8 @@ def apply(
             there), each `every` in turn are a group, the last one maybe smaller. The first layer of a group removes
             what its layers would one after the other. So no layer has more tokens than with 1, and `pc.flops` says
             what is saved; few steps are faster where a step costs more than the work it saves (one image, a small
-            model). How quality changes is not known. Where the method cannot remove as many in one layer (`pitome` and
+            model). With ToMe `every=3` cost two digits in a hundred of a linear head at keep 0.9, and 41 at keep 0.8
+            (`notebooks/record_vision`). Where the method cannot remove as many in one layer (`pitome` and
             `tome`: half of the tokens; keep 0.9 allows up to 6 layers) it is an error. A `Schedule` says itself which
             layers merge: `pc.schedule` takes `every`, too.
         preset: a name from `pc.presets()`; None = the paper's row for `pitome`, no preset for other methods.
