@@ -29,7 +29,7 @@ STAGE := @tools/stage.sh
 HTML := _build/html
 TEST_HTML := _build/test/_build/html
 
-.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval test-all budgets pdf fuzz results text-weights retrieval-weights vqa-weights bench gpu lock clean
+.PHONY: help setup book open test lint spelling pair pairing browser test-book pytest nbval test-all budgets pdf colab fuzz results text-weights retrieval-weights vqa-weights bench gpu lock clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [VENV=path | PYTHON=interpreter]'
@@ -85,6 +85,9 @@ budgets: setup ## how long the pages of the built book are, beside what they sho
 
 pdf: setup ## print the built book into _build/pitome-companion.pdf (needs Chromium)
 	$(PY) tools/print_book.py
+
+colab: setup ## write the notebooks, with Markdown that Colab shows, into _build/colab
+	$(PY) tools/colab.py
 
 EXAMPLES ?= 2000
 fuzz: setup ## the property tests with EXAMPLES=2000 new examples each

@@ -6,6 +6,7 @@
   knows the notebook's own cells and would serve stale outputs.
 - Plots and heat maps have a class, by which dark mode turns their paper dark; pictures stay as they are.
 - Screen readers get tables, folds and references without the faults that axe finds in them.
+- Colab opens the notebooks of the branch `colab`, which `tools/colab.py` writes without what Sphinx alone shows.
 - Pages ask no other host for anything: MathJax is copied in, live-code scripts are left out.
 """
 
@@ -110,6 +111,14 @@ def drop_live_code(app: Sphinx, pagename, templatename, context, doctree) -> Non
     context["script_files"] = [script for script in context.get("script_files", []) if not is_thebe(script)]
 
 
+def open_in_colab(app: Sphinx, pagename, templatename, context, doctree) -> None:
+    branch = app.config.html_theme_options["repository_branch"]
+    buttons = [button for group in context.get("header_buttons", ()) for button in group.get("buttons", ())]
+    for button in buttons:
+        if button.get("text") == "Colab":
+            button["url"] = button["url"].replace(f"/blob/{branch}/", "/blob/colab/")
+
+
 # What screen readers stumble over in the HTML of the theme and its extensions, and what stands there in place of it.
 AUDIBLE = (
     ('<th class="head"><p></p></th>', "<td></td>"),  # a header without words
@@ -164,6 +173,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("autodoc-process-docstring", link_equations)
     app.connect("doctree-read", mark_plots)
     app.connect("html-page-context", drop_live_code, priority=900)
+    app.connect("html-page-context", open_in_colab, priority=900)
     app.connect("html-page-context", make_audible, priority=900)
     app.connect("build-finished", write_redirect, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -108,6 +108,7 @@ def test_repository_links_name_files_that_exist(book):
             assert (ROOT / unquote(file)).is_file(), (page, url)
         colab = any("colab" in url for url in source)
         assert colab == (page.parts[0] == "notebooks"), f"{page}: a Colab button on notebooks, and only there"
+        assert all(("colab" in url) == ("/blob/colab/" in url) for url in source), page
         assert any("/edit/" in url for url in source), page
 
 
