@@ -89,7 +89,8 @@ class Command:
 
     Attributes:
         experiment: its name.
-        protocol: the version of the grid in book/protocol.md; records are called as `sweep.record_name` says.
+        protocol: the version of the grid in book/protocol.md, one for all tasks or one for each; records are called as
+            `sweep.record_name` says.
         tasks: name -> ``(split)``, or ``(split, count)`` if `counted`, -> a task of the embedded tier (`sweep.Task`).
         cells: ``(args, name of the task)`` -> the cells to score. It is asked before the task is made.
         summary: ``(record, cells)`` -> the table that is printed.
@@ -103,7 +104,7 @@ class Command:
     """
 
     experiment: str
-    protocol: str
+    protocol: str | Mapping[str, str]
     tasks: Mapping[str, Callable[..., sweep.Task]]
     cells: Callable[[argparse.Namespace, str], list[Cell]]
     summary: Callable[[Record, Sequence[Cell]], str]
@@ -183,8 +184,9 @@ class Command:
             except ValueError as error:  # a method or a keep ratio that the grid of this task does not have
                 raise RecordError(f"{name}: {error}") from error
             task = self.tasks[name](args.split, *([args.count] if self.counted else []))
-            path = sweep.record_path(args, self.protocol, name)
-            record = sweep.run(self.experiment, task, cells, path, split=args.split, protocol=self.protocol,
+            protocol = self.protocol if isinstance(self.protocol, str) else self.protocol[name]
+            path = sweep.record_path(args, protocol, name)
+            record = sweep.run(self.experiment, task, cells, path, split=args.split, protocol=protocol,
                                again=args.again, estimate_only=args.estimate,
                                allow_modified=args.allow_modified)
             if not args.estimate:

@@ -1,8 +1,10 @@
 """Visual question answering with a merged LLaVA: what its language model can still tell about a picture.
 
 embedded and smoke tier (a small LLaVA of pinned parts, generated questions; a CPU is enough):
-  headline   10,000 questions, the primary cells
-  grid       the first 1,000 of them, all cells of the protocol
+  headline      5,000 questions, the primary cells
+  grid          the first 1,000 of them, all cells of the protocol
+  replication   2,000 later questions: what the grid found on hidden states, asked once more
+  strengths     the first 1,000 of these, at other keep ratios
 
 paper tier: llava-1.5-7b on VQAv2, GQA or TextVQA, from their official files.
 
@@ -81,7 +83,7 @@ def act(args: argparse.Namespace) -> bool:
 
 
 COMMAND = Command(
-    experiment="vqa", protocol="vqa-2", tasks=tasks.TASKS, cells=cells, summary=table, paper=hub,
+    experiment="vqa", protocol=tasks.PROTOCOLS, tasks=tasks.TASKS, cells=cells, summary=table, paper=hub,
     arms=(*grid.ARMS, LOWER), keep="share of the patch tokens that every layer keeps (default: the protocol's)",
     counted="questions, the first of the stream,", configure_actions=configure_actions, act=act,
 )

@@ -1,9 +1,10 @@
 """The tasks of visual question answering in the embedded tier, and what is made of their records.
 
-Both ask generated questions (`questions`): ``headline`` all of the test stream with few cells, ``grid`` the first tenth
-with all. Answers are greedy and right where they are the very text. An accuracy comes in three forms: *micro*, over the
-questions of the headline's types (those that beat their blind prior on validation, `vqa_training.sheet`), *macro*, the
-mean over these types, and *all*, over all questions.
+All ask generated questions (`questions`): ``headline`` many with few cells, ``grid`` the first of them with all;
+``replication`` and ``strengths`` ask later ones, which no cell on hidden states has answered before. Answers are greedy
+and right where they are the very text. An accuracy comes in three forms: *micro*, over the questions of the headline's
+types (those that beat their blind prior on validation, `vqa_training.sheet`), *macro*, the mean over these types, and
+*all*, over all questions.
 """
 
 from __future__ import annotations
@@ -31,11 +32,15 @@ from pitome_core.experiments.vqa import training as vqa_training
 
 STREAMS = {"dev": "validation", "test": "test"}
 MANY, FEW = 5000, 1000  # questions of the headline and of the grid: the first ones of the test stream
+LATER = 2000  # questions of the replication; the first half of them at other strengths
+START = 5001  # the first of them: that of the first scene about which the headline asks nothing
 TIMED = 8  # scenes on a CPU that the estimate rests on
 
 
 class Vqa:
-    """The first ``count`` questions of a stream, of all scenes that they are about.
+    """``count`` questions of a stream from number ``start`` on, of all scenes that they are about.
+
+    ``start`` is the first question of its scene: a multiple of `questions.PER_SCENE`.
 
     Items are questions by their number in the stream. Outcomes per item: ``correct``, 0 or 1, and ``answer``, the
     model's answer (`said` reads it).
@@ -43,13 +48,15 @@ class Vqa:
 
     clusters = ("scene",)
 
-    def __init__(self, name: str, split: str, count: int):
+    def __init__(self, name: str, split: str, count: int, start: int = 0):
         self.name, self.stream = name, STREAMS[split]
         self.sheet = vqa_training.sheet()
-        self.asked = list(questions.QuestionStream(self.stream, count))
+        self.asked = questions.QuestionStream(self.stream, start + count)[start:]
+        self.first = self.asked[0].scene
         self.model = llava.llava()
         self.items = {
-            "id": list(range(count)), "scene": [q.scene for q in self.asked], "type": [q.type for q in self.asked],
+            "id": list(range(start, start + count)), "scene": [q.scene for q in self.asked],
+            "type": [q.type for q in self.asked],
         }
 
     @property
@@ -69,7 +76,7 @@ class Vqa:
     @cached_property
     def pixels(self) -> torch.Tensor:
         """Pictures of all scenes, uint8 on the CPU; drawn at the first call."""
-        return llava.draw([(self.stream, scene) for scene in range(self.scenes)], self.model.device)
+        return llava.draw([(self.stream, self.first + i) for i in range(self.scenes)], self.model.device)
 
     @cached_property
     def lengths(self) -> dict[int, int]:
@@ -88,7 +95,7 @@ class Vqa:
     @property
     def scenes(self) -> int:
         """How many scenes the questions are about."""
-        return self.asked[-1].scene + 1
+        return self.asked[-1].scene + 1 - self.first
 
     def work(self, cell: Cell) -> int:
         """How many questions are asked."""
@@ -97,9 +104,9 @@ class Vqa:
     def seconds_per_item(self) -> float:
         """Seconds of the whole model per question, on the questions of a few scenes."""
         scenes = min(TIMED * (1 if self.model.device.type == "cpu" else 16), self.scenes)
-        part = [q for q in self.asked if q.scene < scenes]
-        pixels = llava.draw([(self.stream, scene) for scene in range(scenes)], self.model.device)
-        texts, places = [q.text for q in part], [q.scene for q in part]
+        part = [q for q in self.asked if q.scene < self.first + scenes]
+        pixels = llava.draw([(self.stream, self.first + i) for i in range(scenes)], self.model.device)
+        texts, places = [q.text for q in part], [q.scene - self.first for q in part]
         return clock.quickest(lambda: llava.ask(self.model, pixels, texts, places), self.model.device) / len(part)
 
     def prepare(self) -> None:
@@ -107,7 +114,8 @@ class Vqa:
 
     def score(self, running: nn.Module, cell: Cell) -> dict[str, Any]:
         """``correct (questions,)`` and ``answer``, both packed (`results.pack`, `pack_texts`)."""
-        answers = llava.ask(running, self.pixels, [q.text for q in self.asked], [q.scene for q in self.asked],
+        places = [q.scene - self.first for q in self.asked]
+        answers = llava.ask(running, self.pixels, [q.text for q in self.asked], places,
                             order=vqa_grid.order_of(cell), side=cell.pixels)
         right = [float(text == q.answer) for text, q in zip(answers, self.asked, strict=True)]
         return {"correct": results.pack(right), "answer": pack_texts(answers)}
@@ -181,10 +189,16 @@ def only_one_right(
 TASKS: dict[str, Callable[..., Vqa]] = {
     "headline": lambda split, count=None: Vqa("headline", split, count or MANY),
     "grid": lambda split, count=None: Vqa("grid", split, count or FEW),
+    "replication": lambda split, count=None: Vqa("replication", split, count or LATER, START),
+    "strengths": lambda split, count=None: Vqa("strengths", split, count or LATER // 2, START),
 }
+PROTOCOLS = {"headline": "vqa-2", "grid": "vqa-2", "replication": "vqa-3", "strengths": "vqa-3"}
 # What the protocol lists for each task.
 GRIDS: dict[str, dict[str, Any]] = {
     "headline": dict(arms=("pitome", "tome"), keeps=(vqa_grid.PRIMARY,)),
     "grid": dict(arms=(*vqa_grid.LISTED, grid.LOWER), keeps=(vqa_grid.PRIMARY,), sides=vqa_grid.SIDES,
                  seeds={"pitome-shuffled": 5}),
+    "replication": dict(arms=("pitome-hidden", "tome-hidden", "pitome-released-clip", "tome"),
+                        keeps=(vqa_grid.PRIMARY,)),
+    "strengths": dict(arms=("pitome-hidden", "tome-hidden", "tome"), keeps=(0.95, 0.85)),
 }

@@ -144,6 +144,18 @@ def test_accuracies_are_means_over_the_right_questions(tmp_path):
     assert np.isnan(nothing["micro"]) and nothing["all"] == pytest.approx(rows["whole"].mean())
 
 
+def test_later_questions_are_asked_about_their_own_scenes():
+    """A task that begins later gives the answers of one that begins at 0, and has their numbers."""
+    whole, later = vqa_tasks.Vqa("all", "dev", 9), vqa_tasks.Vqa("later", "dev", 6, start=3)
+    assert later.items == {name: values[3:] for name, values in whole.items.items()}
+    assert torch.equal(later.pixels, whole.pixels[1:]) and later.scenes == 2 and later.seconds_per_item() > 0
+    answers = [results.unpack(task.score(task.model, Cell("whole"))["correct"]) for task in (whole, later)]
+    assert answers[1].tolist() == answers[0][3:].tolist()
+    assert vqa_tasks.START % questions.PER_SCENE == 0 and vqa_tasks.START // questions.PER_SCENE > (
+        vqa_tasks.MANY - 1) // questions.PER_SCENE
+    assert vqa_tasks.START + vqa_tasks.LATER <= questions.TEST_QUESTIONS
+
+
 # ------------------------------------------------------------------------------------------------------------ command
 def run(folder, *more):
     return command.main(["vqa", "--tasks", "grid", "--count", "8", "--output", str(folder), *more])
@@ -162,7 +174,8 @@ def test_the_command_records_and_resumes(tmp_path, capsys, monkeypatch):
     assert set(record.cells) == {"whole", "lower-resolution@112px"} | orders
     assert record.header["weights"] == files.digest(llava.weights_path())
     assert record.header["stream"] == "validation"
-    assert record.header["protocol"] == vqa.COMMAND.protocol and record.header["headline"] == ["exist", "single"]
+    assert record.header["protocol"] == vqa.COMMAND.protocol["grid"] == "vqa-2"
+    assert record.header["headline"] == ["exist", "single"]
     assert set(record.header["prior"]) == set(record.items["type"])
     asked = list(questions.QuestionStream("validation", 8))
     said = vqa_tasks.said(record, "tome@0.9")
