@@ -221,7 +221,7 @@ assert 0.04 <= min(gains["digits, accuracy"]) and max(gains["digits, accuracy"])
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Steps in every second and third layer (`every`), minus a step in every layer, keep 0.9, and `every=3` minus every layer at keep 0.88, which costs as much. 95 % intervals over digits, and over objects and photographs. *Recorded* (`steps-1`).", "name": "fig-vision-steps"}, "image": {"alt": "Three panels with an interval for each of three methods in each of three comparisons. Digits: ToMe a little below zero, PiToMe above zero with every second layer. AUC: all intervals contain zero. Likeness: ToMe and energy-sorted matching a little below zero; PiToMe above zero with every second layer, and at equal work."}}
 steps = {name: results.load(f"steps-{name}") for name in ("digits", "scenes", "emoji")}
 QUESTIONS = {"every 2": ("0.9/every2", "0.9"), "every 3": ("0.9/every3", "0.9"), "every 3,\nequal work": ("0.9/every3", "0.88")}
-figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.2))
+figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.5))
 changed = {}
 for ax, (title, name, outcome) in zip(axes, (("digits, accuracy", "digits", "correct"), ("scenes, AUC", "scenes", "auc"),
                                              ("scenes, likeness", "scenes", "likeness")), strict=True):
@@ -234,8 +234,8 @@ for ax, (title, name, outcome) in zip(axes, (("digits, accuracy", "digits", "cor
         ax.plot(x, [one.mean for one in found], linestyle="", marker=marker, color=colour, label=LABELS[arm])
     ax.axhline(0, color="black", linewidth=0.8, zorder=0)
     ax.set(title=title, xticks=range(len(QUESTIONS)), xticklabels=QUESTIONS)
-axes[0].legend(fontsize=8)
 axes[0].set_ylabel("minus a step in every layer")
+figure.legend(*axes[0].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=3)
 plt.show()
 of = {arm: [round(100 * one.mean) for one in changed["digits, accuracy", arm]] for arm in grid.COMPARED}
 assert of["tome"][:2] == [-1, -2] and [one.side for one in changed["digits, accuracy", "tome"]] == [-1, -1, 0]
