@@ -310,7 +310,7 @@ left = {name: settings_compared.largest_gain_left(rows) for name, rows in tried.
 display(Markdown(
     f"Of {sum(map(len, tried.values()))} settings on dev ({', '.join(f'{name} {len(rows)}' for name, rows in tried.items())}) these "
     f"fulfil it: {', '.join(f'`{key}` on {name}' for name, keys in winners.items() for key in keys) or 'none'}. The largest gain has `{chosen_on_dev}`, "
-    f"which was scored on test. (With attention off on hidden states nearly every gate gains on dev digits, and so does no gate at all.) Gains over ToMe of more than {left['scenes']:.3f} in AUC, {left['digits']:.3f} on digits and {left['emoji']:.3f} on emoji groups are excluded for all of them, "
+    f"which was scored on test. (With attention off on hidden states nearly every gate gains on dev digits, and so does matching without a gate.) Gains over ToMe of more than {left['scenes']:.3f} in AUC, {left['digits']:.3f} on digits and {left['emoji']:.3f} on emoji groups are excluded for all of them, "
     f"each setting by its own interval. Settings without a shuffled control could not be picked. Keep 0.95, most of keep 0.8, and emoji with attention "
     f"off were not run."
 ))

@@ -9,9 +9,9 @@
 # %% [markdown]
 # # Speed
 #
-# On the CPU of the record, merging at keep 0.9 pays for a ViT-S or larger model from 197 tokens on. PiToMe, as the paper writes it, is then
+# On the CPU of the record (two threads), merging at keep 0.9 pays for a ViT-S or larger model from 197 tokens on. PiToMe, as the paper writes it, is then
 # 1.17 times as fast as the whole model at batch 1 and 1.73 times at batch 64; the multiply-accumulates imply 1.76. With 50 tokens, or with
-# a ViT-Ti, it is slower at batch 1 (0.77 and 0.78). On the GPU of the record, with an earlier merge step, it was 0.14 to 0.51 times
+# a ViT-Ti, it is slower at batch 1 (0.77 and 0.78). On the GPU of the record, with an earlier merge step, PiToMe was 0.14 to 0.51 times
 # as fast in all five vision cells; the fused step of this package has not been timed there: **not run**.
 
 # %% tags=["remove-cell"]
@@ -121,7 +121,7 @@ rules = [
     ("under 100 tokens on a CPU, larger batches", "The more images, the more gain.", typical([c for c in short_ if c["batch"] > 1])),
     ("about 200 tokens on a CPU, batch 1", "ViT-S gains a little, ViT-Ti loses.", typical(pick(middle_, batch=1))),
     ("the same, with compiled steps", "A little more.", typical([c for c in pick(towers, keep=0.9, batch=1, mode="step") if c["size"] == 224])),
-    ("the same, one merge in three layers", "More; what it does to accuracy was not measured.",
+    ("the same, one merge in three layers", "More. With ToMe it costs two digits in a hundred (below).",
      typical([c for c in pick(towers, keep=0.9, batch=1, every=3) if c["size"] == 224])),
     ("about 200 tokens on a CPU, larger batches", "Helps.", typical([c for c in middle_ if c["batch"] > 1])),
     ("more than 500 tokens on a CPU", "Helps, at small batches too: attention is a larger part, and it shrinks with the square.", typical(long_)),
@@ -156,7 +156,7 @@ nearer = sum(cell["variants"]["tome"]["speedup"][1] > cell["variants"]["pitome"]
 display(Markdown(
     f"Over all {len(shown)} cells at keep 0.9 the free merge reaches {percent(median(free))} of the implied speed-up in the median ({percent(min(free))} at least), and "
     f"PiToMe {percent(median(kept))} of what the free merge reaches ({percent(min(kept))} to {percent(max(kept))}). The largest loss is "
-    + ", ".join(f"*{label}* in {n} cells" for label, n in counted.items() if n)
+    + ", ".join(f"*{label}* in {n} cell{'s' if n > 1 else ''}" for label, n in counted.items() if n)
     + f". The merge steps take {percent(table[:, 2].min(), 1)} to {percent(table[:, 2].max(), 1)} of the whole model's time. ToMe is faster than PiToMe in {nearer} cells. "
     "(A part is the difference of two medians. A part below zero is not drawn, so that bar is too long.)"
 ))

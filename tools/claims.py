@@ -116,7 +116,8 @@ BLOCK = _object({"column": NAME, "outcomes": NAMES, "arms": _list(ARM), "at": NA
 TASK = _object(
     {"record": TEXT, "data": TEXT, "page": TEXT, "cells": _list(BLOCK)},
     split={"enum": ["test", "all", "dev"]}, beside=TEXT, replaces=NAMES, again=NAMES,
-    primary=_object({"outcome": NAME, "first": NAME, "rivals": _list({"enum": list(RIVALS)})}, title=TEXT),
+    primary=_object({"outcome": NAME, "first": {"oneOf": [NAME, NAMES]}, "rivals": _list({"enum": list(RIVALS)})},
+                    title=TEXT),
 )
 OUTCOME = _object({"about": NAME, "better": {"enum": ["higher", "lower"]}}, digits={"type": "integer", "minimum": 0})
 VERSION = {"type": "object", "additionalProperties": TASK}
@@ -179,9 +180,11 @@ def _wrong_list(root: Path) -> list[str]:
                 wrong.append(f"{task} replaces {earlier!r}, and scores nothing of it again")
         scored = Counter((outcome, key) for _, outcome, key in evidence.scored_by(entry))
         wrong += [f"{task}: {name} of {key} is listed twice" for (name, key), times in scored.items() if times > 1]
-        first = entry.get("primary")
-        if first and (first["outcome"], first["first"]) not in scored:
-            wrong.append(f"{task}: {first['outcome']} of {first['first']} is primary, and not among its cells")
+        primary = entry.get("primary", {}).get("outcome")
+        wrong += [f"{task}: {primary} of {first} is primary, and not among its cells"
+                  for first in evidence.first_cells(entry) if (primary, first) not in scored]
+        wrong += [f"{task}: {key} is scored again, and listed as evidence here" for key in entry.get("again", ())
+                  if key in {cell for _, cell in scored}]
         trained = [key for block in entry["cells"] if "over" not in block for name in block["outcomes"]
                    for key in block["at"] if key.endswith("/retrained") or name == "rsum_retrained"]
         wrong += [f"{task}: {key} is over items, and its models were trained anew: say over: trainings"

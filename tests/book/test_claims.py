@@ -172,6 +172,17 @@ def test_released_presets_stand_beside_tome_without_proportional_attention(judge
     assert any(one.pending == "no `tome@0.95/off`" for one in found.comparisons)
 
 
+def test_shuffled_energies_lose_but_in_two_comparisons(judged):
+    """What the front page and the ledger say of scenes, digits and questions about pictures."""
+    outcomes = evidence.listed(claims.ROOT)["outcomes"]
+    there = [one for one in judged["energy-protects"][1].done
+             if "shuffled" in one.second and outcomes[one.outcome]["about"] == "quality"
+             and not one.task.startswith(("text", "retrieval")) and "emoji" not in one.task]
+    assert len(there) > 30 and sum(one.says != "for" for one in there) == 2
+    for page in ("book/index.md", "results/claims.yml"):
+        assert "in every comparison there but two." in " ".join((claims.ROOT / page).read_text().split())
+
+
 def test_random_merging_is_no_evidence_for_energy(judged):
     claim, found = judged["energy-protects"]
     assert not [entry for entry in claim["evidence"] if "random" in entry["what"].lower()]
@@ -431,6 +442,9 @@ BROKEN_LISTS = {
     "a primary outcome that is none": (put("grids/vision-1/scenes/primary/outcome", "acu"), "not among its cells"),
     "a strength beyond one": (put("grids/vision-1/scenes/cells/0/at", ["1.7"]), "keeps no share between 0 and 1"),
     "a cell listed twice": (put("grids/vision-1/scenes/cells/0/at", ["0.9", "0.9"]), "is listed twice"),
+    "a second primary cell that is none": (put("grids/vqa-3/replication/primary/first", ["tome@0.9", "tome@0.7"]),
+                                           "correct of tome@0.7 is primary, and not among its cells"),
+    "a cell scored again and listed": (put("grids/steps-1/emoji/again", ["tome@0.88"]), "and listed as evidence here"),
 }
 
 
@@ -528,6 +542,27 @@ def test_a_list_that_does_not_fit_the_records_is_seen(root, name):
     (root / evidence.LISTED).write_text(yaml.safe_dump(document))
     found = claims.problems(ledger(), root)
     assert any(words in text for text in found), found
+
+
+def test_what_is_scored_again_is_evidence_elsewhere(root):
+    """A cell that a list calls repeated has to be listed by another task, which has it of the same items."""
+    document, record = listed(), small_record()
+    repeated = {"record": "results/toy/later.json", "again": ["pitome@0.9", "tome@0.9"]}
+    later = copy.deepcopy(at(document, TASK)) | repeated
+    later["cells"][0]["at"] = ["0.8"]
+    later.pop("primary", None)
+    document["grids"]["toy-2"] = {"scenes": later}
+    record["header"]["protocol"] = "toy-2"
+
+    def found(items: dict) -> list[str]:
+        (root / evidence.LISTED).write_text(yaml.safe_dump(document))
+        (root / "results/toy/later.json").write_text(json.dumps(record | {"items": items}))
+        return [text for text in evidence.unlisted(root) if "said to be scored again" in text]
+
+    assert found(record["items"]) == []
+    assert len(found(record["items"] | {"id": [f"other {i}" for i in range(ITEMS)]})) == 2
+    at(document, TASK)["cells"][0]["at"] = ["0.8"]
+    assert len(found(record["items"])) == 2
 
 
 def test_of_each_comparison_the_latest_is_evidence(root):

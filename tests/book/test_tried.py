@@ -40,7 +40,7 @@ SAYS = [
     "After {align} steps for the projector, {steps} steps of tuning were run",
     "{timed} cells on a CPU, {timed plain} of them without options, {timed before} cells of the step before "
     "it was reworked, and {timed gpu} on a GPU",
-    "Both were faster in each of their {options} cells",
+    "Both were faster, or as fast within noise, in their {options} cells",
 ]
 # What other pages say, which this one repeats: words here, the page, words there.
 QUOTED = [

@@ -190,6 +190,12 @@ def scored_by(entry: dict) -> Iterator[tuple[str, str, str]]:
             yield block["column"], outcome, f"{arm}@{at}"
 
 
+def first_cells(entry: dict) -> list[str]:
+    """The first cells of a task's primary differences; most tasks have one, or none."""
+    first = entry.get("primary", {}).get("first", [])
+    return [first] if isinstance(first, str) else first
+
+
 def replaced(root: Path) -> set[tuple[str, str, str, str]]:
     """Task, column, outcome and key of what a later task scored again: of each comparison the latest is evidence.
 
@@ -239,7 +245,7 @@ def planned(group: dict, root: Path) -> Iterator[Comparison]:
     """Every comparison that a group of a claim (`arms`, `rival`, `about`, `columns`, `predicts`) asks for."""
     outcomes, again = listed(root)["outcomes"], replaced(root)
     for task, entry in tasks(root):
-        primary = entry.get("primary", {})
+        primary, firsts = entry.get("primary", {}), first_cells(entry)
         blocks = [block for block in entry["cells"] if block["column"] in group["columns"]]
         for block, arm in itertools.product(blocks, group["arms"]):
             asked = [name for name in block["outcomes"] if outcomes[name]["about"] in group["about"]]
@@ -250,7 +256,7 @@ def planned(group: dict, root: Path) -> Iterator[Comparison]:
                 yield Comparison(
                     task, entry | {"over": block.get("over", "items")}, outcome, first, group["rival"], block["column"],
                     sign=1 if (group["predicts"] == "better") == (direction == "higher") else -1,
-                    primary=(outcome, first) == (primary.get("outcome"), primary.get("first"))
+                    primary=outcome == primary.get("outcome") and first in firsts
                     and group["rival"] in primary["rivals"],
                     digits=outcomes[outcome].get("digits", 3),
                 )
@@ -266,12 +272,12 @@ def primaries(uncommitted: list[str], root: Path) -> list[Comparison]:
     """The primary quantities of the protocol, whether a claim asks for them or not, with Holm over them."""
     some = []
     for task, entry in tasks(root):
-        first = entry.get("primary", {"rivals": []})
-        for rival in first["rivals"]:
-            group = {"arms": [first["first"].partition("@")[0]], "rival": rival, "predicts": "better",
-                     "about": [listed(root)["outcomes"][first["outcome"]]["about"]],
+        primary = entry.get("primary", {"rivals": []})
+        for rival, first in itertools.product(primary["rivals"], first_cells(entry)):
+            group = {"arms": [first.partition("@")[0]], "rival": rival, "predicts": "better",
+                     "about": [listed(root)["outcomes"][primary["outcome"]]["about"]],
                      "columns": [block["column"] for block in entry["cells"]]}
-            some += [one for one in planned(group, root) if one.primary and one.task == task]
+            some += [one for one in planned(group, root) if one.primary and one.task == task and one.first == first]
     return computed(some, uncommitted, root)
 
 
@@ -367,9 +373,23 @@ def unlisted(root: Path) -> list[str]:
         there = (head["header"].get("protocol"), head["header"].get("task"))
         if there != (version, task):
             wrong.append(f"{name} is of {' '.join(map(str, there))}, and listed under {version} {task}")
-        wrong += [f"{name}: {text}" for text in _unlisted(entry, _record((str(path),), (path.stat().st_mtime_ns,)),
-                                                           set(everything["ignored"]))]
+        record = _record((str(path),), (path.stat().st_mtime_ns,))
+        wrong += [f"{name}: {text}" for text in _unlisted(entry, record, set(everything["ignored"]))]
+        wrong += [f"{name}: {key} is said to be scored again, and no other task has it of the same items"
+                  for key in entry.get("again", ()) if not _elsewhere(root, entry, record, key)]
     return wrong
+
+
+def _elsewhere(root: Path, entry: dict, record: Record, key: str) -> bool:
+    """Whether another task lists the cell with all that this task asks of cells, and has it of the very items."""
+    asked = {name for block in entry["cells"] for name in block["outcomes"]}
+    for _, other in tasks(root):
+        listed_there = {name for _, name, cell in scored_by(other) if cell == key}
+        there = record_of(other, root) if other is not entry and asked <= listed_there else None
+        if there is not None and there.items["id"] == record.items["id"] and there.items == record.items and all(
+                there.has(key, name) for name in asked):
+            return True
+    return False
 
 
 def _unlisted(entry: dict, record: Record, ignored: set[str]) -> list[str]:
