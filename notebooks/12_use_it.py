@@ -156,8 +156,8 @@ plt.show()
 # Attention can count sizes wherever this package puts it in (`proportional=True`, the default of ToMe here); where a kernel or a server takes no
 # mask, it cannot.
 #
-# What the merge itself costs, against the whole model: nothing was found on objects and digits at keep 0.9, five reviews in a hundred at keep 0.8, and
-# *fourteen questions in a hundred* for a small LLaVA. Behind a language model begin at keep 0.95.
+# What the merge itself costs with ToMe, against the whole model: under one point of AUC on objects and nothing found on digits at keep 0.9, five reviews in a
+# hundred at keep 0.8, and *fourteen questions in a hundred* for a small LLaVA. Behind a language model begin at keep 0.95.
 
 # %% tags=["hide-input"]
 lost = {task.asked: (task.against(f"tome@{task.keep:g}", "whole"), task) for task in measured_tasks.tasks().values()}
@@ -165,7 +165,7 @@ display(Markdown(markdown(["ToMe minus the whole model", "unit", "keep", "differ
                           [[asked, task.unit, f"{task.keep:g}", unbroken(one), f"{task.whole:.{task.digits}f}"] for asked, (one, task) in lost.items()])
                  + "\n\n*Recorded, with 95 % intervals.*"))
 objects, read, reviews, _, asked = (one for one, _ in lost.values())
-assert objects.side == read.side == 0 and [round(-100 * one.mean) for one in (reviews, asked)] == [5, 14]
+assert -0.01 < objects.mean < 0 == read.side and [round(-100 * one.mean) for one in (reviews, asked)] == [5, 14]
 
 # %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the speed-ups by device and size"}
 lines = ["| where | what to do | speed-up, PiToMe and ToMe |", "|---|---|---|"]
