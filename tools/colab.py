@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import functools
 import re
+import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -22,7 +24,11 @@ from companion import pages_url, repository_url  # noqa: E402
 
 CITATION = re.compile(r"\{cite\}`([^`]+)`")
 REFERENCE = re.compile(r"\{(?:ref|numref|prf:ref)\}`([^`<]*?)\s*(?:<([^`>]+)>|)`")
+LABEL = re.compile(r"^\(([\w-]+)\)=$|^:label: ([\w-]+)$", re.MULTILINE)
 LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+?)\.(?:ipynb|md)(#[^)\s]*)?\)")
+# What labels begin with. Sphinx numbers what they name; a link without its number says its name.
+KINDS = {"thm": "theorem", "lem": "lemma", "prop": "proposition", "def": "definition", "ex": "example",
+         "eq": "equation", "fig": "figure"}
 OPTIONS = r"\n(?::[^\n]*\n)*"  # behind the name of a directive
 EXERCISE = re.compile(rf"^```\{{exercise\}} ?([^\n]*){OPTIONS}(.*?)^```$", re.MULTILINE | re.DOTALL)
 SOLUTION = re.compile(rf"^```\{{solution\}} [^\n]*{OPTIONS}(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -51,6 +57,17 @@ def author_year(key: str) -> str:
     return f"{who}, {entry.fields['year']}".replace("{", "").replace("}", "")
 
 
+@functools.cache
+def labels() -> dict[str, str]:
+    """The page, from the root and without its ending, of every label in prose and notebooks."""
+    found = {}
+    for file in [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.py")]:
+        text, page = re.sub(r"^# ?", "", file.read_text(), flags=re.MULTILINE), file.relative_to(ROOT).with_suffix("")
+        named = [one or other for one, other in LABEL.findall(text)] + re.findall(r'"name": "([\w-]+)"', text)
+        found |= dict.fromkeys(named, page.as_posix())
+    return found
+
+
 def plain(text: str, page: str) -> str:
     """The Markdown of a cell of `page` (a path from the root, without its ending) as any Markdown reader shows it."""
     def cited(match: re.Match) -> str:
@@ -61,13 +78,18 @@ def plain(text: str, page: str) -> str:
         target = (ROOT / page).parent.joinpath(match[1]).resolve().relative_to(ROOT)
         return f"]({book_url()}{target.as_posix()}.html{match[2] or ''})"
 
+    def referred(match: re.Match) -> str:
+        kind, _, name = match[1].partition("-")
+        words, label = (match[1], match[2]) if match[2] else (f"{KINDS.get(kind, kind)} *{name}*", match[1])
+        return f"[{words}]({book_url()}{labels()[label]}.html#{label})"
+
     text = LINK.sub(linked, text)
     text = EXERCISE.sub(lambda match: f"#### Exercise: {match[1]}\n\n{match[2].strip()}", text)
     text = SOLUTION.sub(lambda match: f"#### Solution\n\n{match[1].strip()}", text)
     text = SOLUTION_END.sub("", SOLUTION_START.sub("#### Solution", text))
     text = DROPDOWN.sub(
         lambda match: f"<details><summary>{match[1]}</summary>\n\n{match[2].strip()}\n\n</details>", text)
-    return CITATION.sub(cited, REFERENCE.sub(lambda match: match[1] or f"`{match[2]}`", text)).strip()
+    return CITATION.sub(cited, REFERENCE.sub(referred, text)).strip()
 
 
 def converted(file: Path) -> nbformat.NotebookNode:
@@ -93,7 +115,12 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", nargs="?", type=Path, default=ROOT / "_build" / "colab")
     folder = options.parse_args().folder / "notebooks"
-    folder.mkdir(parents=True, exist_ok=True)
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    if stated != repository_url(ROOT):
+        raise SystemExit(f"first cells install from {stated}, and this is {repository_url(ROOT)}: mend Repository in "
+                         "pyproject.toml, and first cells with it")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     for file in sorted((ROOT / "notebooks").glob("*.ipynb")):
         nbformat.write(converted(file), folder / file.name)
     print(f"{len(list(folder.glob('*.ipynb')))} notebooks in {folder}")

@@ -67,7 +67,7 @@ def cells_by_version() -> dict[str, Counter]:
             counted["tasks"] += 1
             counted["settings"] += len(record.groups())
     for line in log():
-        found[line["protocol"]].update(begun=1, announced=line["new"] + line["again"])
+        found.setdefault(line["protocol"], Counter()).update(begun=1, announced=line["new"] + line["again"])
     return dict(sorted(found.items()))
 
 

@@ -15,7 +15,9 @@ import colab  # noqa: E402
 
 FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # A role, the fence of a directive or its options, and a link that is relative.
-RAW = re.compile(r"\{[\w:-]+\}`|^(?:```|:::)\{|^:::|^:[\w-]+:|\]\((?!https?:|#)", re.MULTILINE)
+RAW = re.compile(
+    r"\{[\w:-]+\}`|^(?:`{3,}|:{3,})\{|^:::|^:[\w-]+:|^\([\w-]+\)=|\$\$ *\(|^% |\]\((?!https?:|#)",
+    re.MULTILINE)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -44,7 +46,9 @@ def test_links_lead_to_pages_that_the_book_has():
 @pytest.mark.parametrize(("source", "expected"), [
     ("as {cite}`bolya2023tome` says", "as ([Bolya et al., 2023](URLbook/bibliography.html)) says"),
     ("{cite}`holm1979,mcnemar1947`", "([Holm, 1979; McNemar, 1947](URLbook/bibliography.html))"),
-    ("{ref}`the thirds <fig-x>` and {prf:ref}`lem-lift`", "the thirds and lem-lift"),
+    ("{ref}`the thirds <fig-vision-cancellation>` and {prf:ref}`lem-lift`",
+     "[the thirds](URLnotebooks/record_vision.html#fig-vision-cancellation) and "
+     "[lemma *lift*](URLbook/coarsening.html#lem-lift)"),
     ("[a](../book/claims.md#claim-x), [b](02_energy_score.ipynb), [c](https://x.org/a.md)",
      "[a](URLbook/claims.html#claim-x), [b](URLnotebooks/02_energy_score.html), [c](https://x.org/a.md)"),
     ("```{exercise} Twins\n:label: ex-a\nWhat?\n```\n\n```{solution-start} ex-a\n:class: dropdown\n```",

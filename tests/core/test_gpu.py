@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import numpy as np
 import oracle
@@ -226,6 +227,8 @@ def test_compiled_on_the_device(build_vit, images):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(torch._inductor, "aoti_load_package"), reason="an older PyTorch has no packages")
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="AOTInductor needs a C++ compiler")
 @pytest.mark.parametrize("method", ["pitome", "tome"])
 def test_an_ahead_of_time_package_of_the_fused_step(method, build_vit, images, tmp_path):
     """AOTInductor finds the kernels of `fused=True` in the exported program."""

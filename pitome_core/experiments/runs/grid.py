@@ -59,7 +59,7 @@ def applied(
     """The model as the cell runs it; it is patched inside the block only.
 
     A lower resolution gives a copy. ``keep`` takes the place of the cell's keep ratio where layers have ratios of their
-    own, and ``arguments`` are further ones of `pc.apply`.
+    own (ratios and no schedule, if the cell has `every`), and ``arguments`` are further ones of `pc.apply`.
     """
     if cell.arm == WHOLE:
         yield model
@@ -71,7 +71,7 @@ def applied(
     else:
         method, ratios = records_cells.ARMS[cell.arm].method, cell.keep if keep is None else keep
         switched = {} if cell.proportional is None else {"proportional": cell.proportional}
-        switched |= {"every": cell.every} if cell.every > 1 else {}  # a schedule says itself what each layer removes
+        switched |= {"every": cell.every} if cell.every > 1 else {}
         with pc.patched(model, method, ratios, **cell.options | switched, **arguments):
             yield model
 

@@ -85,6 +85,6 @@ def act(args: argparse.Namespace) -> bool:
 COMMAND = Command(
     experiment="vqa", protocol=tasks.PROTOCOLS, tasks=tasks.TASKS, cells=cells, summary=table, paper=hub,
     arms=(*grid.ARMS, LOWER), keep="share of the patch tokens that every layer keeps (default: the protocol's)",
-    counted="questions, the first of the stream,", configure_actions=configure_actions, act=act,
+    counted="questions, the first of the task,", configure_actions=configure_actions, act=act,
 )
 configure, main = COMMAND.configure, COMMAND.main

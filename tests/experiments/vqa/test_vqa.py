@@ -151,6 +151,9 @@ def test_later_questions_are_asked_about_their_own_scenes():
     assert torch.equal(later.pixels, whole.pixels[1:]) and later.scenes == 2 and later.seconds_per_item() > 0
     answers = [results.unpack(task.score(task.model, Cell("whole"))["correct"]) for task in (whole, later)]
     assert answers[1].tolist() == answers[0][3:].tolist()
+    for name in ("replication", "strengths"):
+        assert vqa_tasks.TASKS[name]("dev", 3).items["id"] == [vqa_tasks.START + i for i in range(3)]
+    assert set(vqa_tasks.TASKS) == set(vqa_tasks.PROTOCOLS) == set(vqa_tasks.GRIDS)
     assert vqa_tasks.START % questions.PER_SCENE == 0 and vqa_tasks.START // questions.PER_SCENE > (
         vqa_tasks.MANY - 1) // questions.PER_SCENE
     assert vqa_tasks.START + vqa_tasks.LATER <= questions.TEST_QUESTIONS
