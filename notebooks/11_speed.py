@@ -208,8 +208,8 @@ assert implied["pitome"] < implied["tome"] < implied["free"]
 # ## Fewer operators, fewer steps
 #
 # Two things help where a step's fixed price is too high. `pc.apply(..., compile_step=True)` makes fewer and larger operators of a step: it
-# takes seconds at the first call, needs a C++ compiler, and changes plans in near-ties only. `every=3` merges in one layer of three and
-# removes as many tokens as three would. With ToMe that costs two digits in a hundred at keep 0.9, and 41 at keep 0.8
+# takes seconds at the first call, needs a C++ compiler, and changes plans in near-ties only. (The whole model through the compiler: **not run** on the
+# CPU.) `every=3` merges in one layer of three and removes as many tokens as three would. With ToMe that costs two digits in a hundred at keep 0.9, and 41 at keep 0.8
 # ({ref}`figure <fig-vision-steps>`). [The record: speed](record_speed.ipynb) has all
 # cells, and what else was tried: number types, rounded token counts, attention that does not count sizes.
 

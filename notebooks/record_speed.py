@@ -284,7 +284,7 @@ display(Markdown(markdown(["cell", "instead", "free merge", "ToMe", "PiToMe: usu
                  + ("" if any(c["mode"] == "compile" for c in towers) else "The whole model through the compiler: **not run**.") if pairs else "**Not run.**"))
 
 # %% [markdown]
-# ## What raises the ceiling
+# ## What was tried to raise the ceiling
 #
 # Other types, token counts and attention change what the free merge can reach. Each cell stands beside the usual one of the same shape.
 
