@@ -195,8 +195,7 @@ assert pairs.difference("lower-resolution@168px", "tome@0.9").side == 0
 
 # %% [markdown]
 # The whole model has 129 of 600 points. ToMe loses 7, PiToMe as the paper writes it 20; no difference was found, -12 [-27, +2], but only one of 20
-# would have been. **Presets, hidden states, energy-sorted matching**: none found. With **shuffled energies** PiToMe on hidden states loses 26 more; on keys and in the presets nothing was found, though only a large difference could have been. A smaller
-# picture of equal cost cannot be told from ToMe. On a white ground, and with fewer tokens, PiToMe is below ToMe after correction
+# would have been. **Presets, hidden states, energy-sorted matching**: none found. With **shuffled energies** PiToMe on hidden states loses 26 more; on keys and in the presets nothing was found, though only a large one could have been. On a white ground, and with fewer tokens, PiToMe is below ToMe after correction
 # ([the record](record_retrieval.ipynb)).
 #
 # ## Answer a question
@@ -228,7 +227,7 @@ assert f"{above_keys['pitome-hidden@0.9'].detectable:.3f}" == "0.031" and round(
 # PiToMe **as the paper writes it** and ToMe are level. **On hidden states** PiToMe gets 4.5 answers in a hundred more than ToMe on hidden states,
 # and the **preset for CLIP** 5.6 more than ToMe with its attention: the clearest gains of this book. Over ToMe on *keys* hidden states are
 # +0.021 [+0.000, +0.043] (none found, 0.031 would have been), and the preset +0.023 [+0.001, +0.045]. About half of the 4.5 is what ToMe itself
-# loses on hidden states, -0.024 [-0.042, -0.005]. *Asked once more* on 2,000 later questions, as the protocol had listed before, hidden states are
+# loses on hidden states, -0.024 [-0.042, -0.005]. *Asked once more* on 2,000 later questions, hidden states are
 # +0.030 [+0.015, +0.044] over ToMe there and +0.030 [+0.015, +0.046] over ToMe on keys, and the preset +0.036 [+0.021, +0.052] over ToMe with its attention.
 # On the first half of them, at keep 0.85, hidden states are +0.039 [+0.012, +0.067] over ToMe there; at 0.95 no difference was found (0.024 would have been). With **shuffled energies** 13 to 18 in a hundred are lost: here energy does the work.
 # Hidden states still cost 12 against the whole model. The order of the tokens matters more:
