@@ -291,7 +291,7 @@ print("a class for every pixel:", tuple(maps.shape))
 # Here, in a LLaVA {cite}`liu2024llava15`, the merged tokens themselves are what one wants: `restore=False`, which is required. A prompt
 # needs as many image placeholders as the tower leaves. `generate` reads the tokens in raster order, at positions without gaps. A language model may
 # answer better with each token at its place on the grid: [In which order does a language model read?](10_llava.ipynb) has both, and
-# `pitome_core.experiments.models.llava_answers` the code.
+# `experiments/models/llava_answers.py` the code.
 
 # %% tags=["nbval-check-output"]
 from pitome_core.families.hf_llava import expand_placeholders, image_token_count

@@ -31,8 +31,8 @@ def sections(page: Path) -> set[str]:
     return set(re.findall(r"^#+ (.*)$", text, re.M))
 
 
-def test_there_are_twelve_and_the_front_page_leads_to_them():
-    assert len(QUESTIONS) == 12
+def test_there_are_a_dozen_and_the_front_page_leads_to_them():
+    assert len(QUESTIONS) >= 12
     assert "](questions.md)" in (BOOK / "index.md").read_text()
 
 
