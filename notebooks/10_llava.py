@@ -152,9 +152,8 @@ ax.legend(fontsize=9)
 plt.show()
 
 # %% [markdown]
-# This language model was trained with every token at its place on the grid, some left out: positions without gaps are new to it. To a
-# LLaVA-1.5 {cite}`liu2024llava15`, trained on full grids, gaps are new, and so are fewer positions; which it bears
-# better was not tested.
+# This language model was trained with tokens left out of the grid: positions without gaps are new to it. To a
+# LLaVA-1.5 {cite}`liu2024llava15` gaps are new, and fewer positions too; which it bears better was not tested.
 #
 # ## PiToMe or ToMe
 #
@@ -323,7 +322,7 @@ display(Markdown(
 # %% [markdown]
 # ## A smaller picture instead
 #
-# A smaller picture needs no merging.
+# It needs no merging.
 
 # %% tags=["hide-input"]
 def at_equal_cost(key):
