@@ -211,7 +211,7 @@ def replaced(root: Path) -> set[tuple[str, str, str, str]]:
     return again
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=128)  # more than there are records: tasks are gone through in turn, again and again
 def _record(paths: tuple[str, ...], changed: tuple[int, ...]) -> Record:
     return functools.reduce(joined, map(Record.load, paths))
 
@@ -273,11 +273,12 @@ def primaries(uncommitted: list[str], root: Path) -> list[Comparison]:
     some = []
     for task, entry in tasks(root):
         primary = entry.get("primary", {"rivals": []})
-        for rival, first in itertools.product(primary["rivals"], first_cells(entry)):
-            group = {"arms": [first.partition("@")[0]], "rival": rival, "predicts": "better",
+        arms = list(dict.fromkeys(first.partition("@")[0] for first in first_cells(entry)))
+        for rival in primary["rivals"]:
+            group = {"arms": arms, "rival": rival, "predicts": "better",
                      "about": [listed(root)["outcomes"][primary["outcome"]]["about"]],
                      "columns": [block["column"] for block in entry["cells"]]}
-            some += [one for one in planned(group, root) if one.primary and one.task == task and one.first == first]
+            some += [one for one in planned(group, root) if one.primary and one.task == task]
     return computed(some, uncommitted, root)
 
 
@@ -381,13 +382,14 @@ def unlisted(root: Path) -> list[str]:
 
 
 def _elsewhere(root: Path, entry: dict, record: Record, key: str) -> bool:
-    """Whether another task lists the cell with all that this task asks of cells, and has it of the very items."""
+    """Whether another task lists this cell with the same outcomes, and has scored it on the same items."""
     asked = {name for block in entry["cells"] for name in block["outcomes"]}
     for _, other in tasks(root):
         listed_there = {name for _, name, cell in scored_by(other) if cell == key}
-        there = record_of(other, root) if other is not entry and asked <= listed_there else None
-        if there is not None and there.items["id"] == record.items["id"] and there.items == record.items and all(
-                there.has(key, name) for name in asked):
+        if other is entry or not asked <= listed_there:
+            continue
+        there = record_of(other, root)
+        if there is not None and there.items == record.items and all(there.has(key, name) for name in asked):
             return True
     return False
 
