@@ -16,6 +16,8 @@ import tomllib
 from pathlib import Path
 
 import nbformat
+from contents import pages
+from ledger.links import page_file, read_page
 from pybtex.database import Entry, parse_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +26,6 @@ from companion import pages_url, repository_url  # noqa: E402
 
 CITATION = re.compile(r"\{cite\}`([^`]+)`")
 REFERENCE = re.compile(r"\{(?:ref|numref|prf:ref)\}`([^`<]*?)\s*(?:<([^`>]+)>|)`")
-LABEL = re.compile(r"^\(([\w-]+)\)=$|^:label: ([\w-]+)$", re.MULTILINE)
 LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+?)\.(?:ipynb|md)(#[^)\s]*)?\)")
 # What labels begin with. Sphinx numbers what they name; a link without its number says its name.
 KINDS = {"thm": "theorem", "lem": "lemma", "prop": "proposition", "def": "definition", "ex": "example",
@@ -59,13 +60,8 @@ def author_year(key: str) -> str:
 
 @functools.cache
 def labels() -> dict[str, str]:
-    """The page, from the root and without its ending, of every label in prose and notebooks."""
-    found = {}
-    for file in [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.py")]:
-        text, page = re.sub(r"^# ?", "", file.read_text(), flags=re.MULTILINE), file.relative_to(ROOT).with_suffix("")
-        named = [one or other for one, other in LABEL.findall(text)] + re.findall(r'"name": "([\w-]+)"', text)
-        found |= dict.fromkeys(named, page.as_posix())
-    return found
+    """Every label of the book, and the page that has it (a path from the root, without its ending)."""
+    return {label: page for _, page in pages() for label in read_page(page_file(ROOT, page)).labels}
 
 
 def plain(text: str, page: str) -> str:

@@ -7,13 +7,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+from contents import pages
 
 
 def page_file(root: Path, page: str) -> Path | None:
     """The source of a page that is in the table of contents."""
-    toc = yaml.safe_load((root / "_toc.yml").read_text())
-    listed = {toc["root"], *(chapter["file"] for part in toc.get("parts", []) for chapter in part["chapters"])}
+    listed = {listed_page for _, listed_page in pages(root)}
     files = [root / f"{page}{suffix}" for suffix in (".ipynb", ".md")]
     return next((path for path in files if page in listed and path.is_file()), None)
 
