@@ -10,6 +10,7 @@ import oracle
 import pytest
 import torch
 from oracle import gaussian_tokens
+from packages import needs_packages, other_batches, packaged
 
 import pitome_core as pc
 import pitome_core.experiments.baselines
@@ -227,15 +228,13 @@ def test_compiled_on_the_device(build_vit, images):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(torch._inductor, "aoti_load_package"), reason="an older PyTorch has no packages")
+@needs_packages
 @pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="AOTInductor needs a C++ compiler")
 @pytest.mark.parametrize("method", ["pitome", "tome"])
 def test_an_ahead_of_time_package_of_the_fused_step(method, build_vit, images, tmp_path):
     """AOTInductor finds the kernels of `fused=True` in the exported program."""
     model, x = pc.apply(build_vit(depth=2).to(DEVICE), method, keep=0.7, fused=True), images(2).to(DEVICE)
     with torch.no_grad():
-        program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", max=64)},))
-        file = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "merged.pt2"))
-        packaged = torch._inductor.aoti_load_package(file)
-        for other in (x[:1], torch.cat([x, x.flip(0)])):
-            torch.testing.assert_close(packaged(other), model(other), rtol=1e-3, atol=1e-4)
+        package = packaged(model, x, tmp_path)
+        for other in other_batches(x):
+            torch.testing.assert_close(package(other), model(other), rtol=1e-3, atol=1e-4)

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from packages import needs_packages, other_batches, packaged
 
 import pitome_core as pc
 
@@ -32,15 +33,13 @@ def test_compiled_steps_give_the_same_numbers(method, build_vit, images):
         assert torch.allclose(pc.apply(model, method, keep=0.8, compile_step=True)(images()), expected, atol=1e-5)
 
 
-@pytest.mark.skipif(not hasattr(torch._inductor, "aoti_load_package"), reason="an older PyTorch has no packages")
+@needs_packages
 @pytest.mark.parametrize("method", ["pitome", "tome"])
 def test_an_ahead_of_time_package_gives_the_same_numbers(method, build_vit, images, tmp_path):
     """AOTInductor: exported, compiled into a library, loaded without the model; right for any batch size."""
     model = pc.apply(build_vit(depth=2), method, keep=0.8)
     x = images(2)
     with torch.no_grad():
-        program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", max=64)},))
-        file = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "merged.pt2"))
-        packaged = torch._inductor.aoti_load_package(file)
-        for other in (x[:1], torch.cat([x, x.flip(0)])):
-            assert torch.allclose(packaged(other), model(other), atol=1e-5)
+        package = packaged(model, x, tmp_path)
+        for other in other_batches(x):
+            assert torch.allclose(package(other), model(other), atol=1e-5)

@@ -77,7 +77,7 @@ def names_above(ax: Axes, names: Sequence[str], notes: Sequence[str] = ()) -> No
     """Write the names of the rows of a `forest` above their lines, not beside them: such a figure fits on a phone.
 
     Names may reach into the panel to the right, if its rows are the same and have names or notes too. `notes` stand
-    above the lines at the right end of `ax`. Every second row has a ground: a name is seen to belong to its line.
+    above the lines at the right end of `ax`. Every second row is grey, so that a name is seen to belong to its line.
     """
     count = max(len(names), len(notes))
     ax.set_zorder(2 if len(names) else 1)

@@ -2,7 +2,7 @@
 
 A step costs time whatever it removes, so that a small model gains from fewer of them (the chapter on speed). With
 `every=3` the first of three layers removes what all three would: as many tokens are left at the end, and they leave
-earlier. Asked on the tasks of `vision`, of merged models as they come (no head is fitted with merging on).
+earlier. The tasks are those of `vision`. No head is fitted with merging on.
 
 embedded and smoke tier (real weights and data from packages; a CPU is enough):
   digits   MNIST-5k with a linear head

@@ -237,9 +237,12 @@ class Collection(Photographs):
 class LinearHeads(ImageTask):
     """Classification with a linear head on frozen features.
 
-    Outcomes per item: ``correct`` with the head fitted on the whole model (off the shelf), and, unless `refit` is
-    False, for the arms `REFIT` at the keep ratios `REFIT_AT`, ``correct_refit`` with a head fitted on features of the
-    merged model (retrained); ``predicted``, the class of the first head, for the whole model and at keep .9.
+    Outcomes per item:
+
+    - ``correct``, with the head fitted on the whole model (off the shelf);
+    - ``correct_refit``, with a head fitted on features of the merged model (retrained): for arms of `REFIT` at keep
+      ratios of `REFIT_AT`, and never if `refit` is False;
+    - ``predicted``, the class of the first head, for the whole model and at keep .9.
     """
 
     train_images: Tensor
